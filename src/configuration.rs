@@ -16,9 +16,9 @@ use weft_model::{DataSource, Discovery, Name, Secret, Snapshot, SpiffeId, Upstre
 use weft_runtime::socket::{Mark, connect_tcp};
 use weft_xds::bootstrap::{AdsSource, Bootstrap};
 use weft_xds::client::{
-    self as xds, ClientSession, Follower, Hosts, Node, Status, Variant, Warming,
+    self as xds, ClientSession, DnsChannels, Follower, Warming, XdsNode, XdsStatus, XdsVariant,
 };
-use weft_xds::dial::{Connection, Dial};
+use weft_xds::dial::{DialedConnection, Dialer};
 use weft_xds::translate::{Notes, WORKLOAD_IDENTITY};
 
 use crate::identity::{Current, Enrolment, control_dial};
@@ -32,10 +32,10 @@ pub fn bootstrap_for(identity: Option<&SpiffeId>) -> Bootstrap {
     let id = identity.map(ToString::to_string).unwrap_or_default();
     let cluster = identity.map(|id| id.workload().to_owned()).unwrap_or_default();
     Bootstrap {
-        node: Node { id, cluster, ..Node::default() },
+        node: XdsNode { id, cluster, ..XdsNode::default() },
         resources: Snapshot::default(),
         ads: Some(AdsSource {
-            variant: Variant::Delta,
+            variant: XdsVariant::Delta,
             cluster: Name::from("control"),
             metadata: HeaderMap::new(),
         }),
@@ -52,7 +52,7 @@ pub struct Channels {
     /// Where each configuration goes.
     pub published: watch::Sender<Arc<Snapshot>>,
     /// Where the state of things goes.
-    pub status: watch::Sender<Status>,
+    pub status: watch::Sender<XdsStatus>,
     /// Where the host names go whose lookups fail.
     pub unresolved: watch::Sender<Failing>,
 }
@@ -66,7 +66,7 @@ pub async fn follow(
 ) {
     let Channels { local, published, status, unresolved } = channels;
     status.send_modify(|status| status.note("bootstrap".to_owned(), bootstrap.notes.clone()));
-    let variant = bootstrap.ads.as_ref().map_or(Variant::Delta, |ads| ads.variant);
+    let variant = bootstrap.ads.as_ref().map_or(XdsVariant::Delta, |ads| ads.variant);
     let mut local_secrets: BTreeSet<Name> = bootstrap.resources.secrets.keys().cloned().collect();
     local_secrets.insert(WORKLOAD_IDENTITY.into());
     let session = ClientSession::new(variant, bootstrap.node.clone(), local_secrets);
@@ -85,7 +85,7 @@ pub async fn follow(
     let dial = dial.map(|dial| dial.with_metadata(metadata));
     let wanted = watch::Sender::new(BTreeSet::new());
     let answers = watch::Sender::new(Arc::default());
-    let hosts = Hosts { wanted, answers: answers.subscribe() };
+    let hosts = DnsChannels { wanted, answers: answers.subscribe() };
     tokio::spawn(resolver::run(hosts.wanted.subscribe(), answers, unresolved));
     let has_server = dial.is_some();
     let follower = Follower {
@@ -105,8 +105,8 @@ fn renewing_dial(
     enrolment: Enrolment,
     current: watch::Receiver<Current>,
     mark: Option<Mark>,
-) -> Dial {
-    Dial::new(move || {
+) -> Dialer {
+    Dialer::new(move || {
         let current = current.borrow().clone();
         match control_dial(&enrolment, Some(current.identity()), current.root(), mark) {
             Ok(dial) => dial.open(),
@@ -116,7 +116,7 @@ fn renewing_dial(
 }
 
 /// The way to a static cluster.
-fn dial_cluster(resources: &Snapshot, name: &str, mark: Option<Mark>) -> Result<Dial, String> {
+fn dial_cluster(resources: &Snapshot, name: &str, mark: Option<Mark>) -> Result<Dialer, String> {
     let cluster =
         resources.clusters.get(name).ok_or_else(|| format!("there is no cluster {name:?}"))?;
     let address = match &cluster.discovery {
@@ -198,15 +198,15 @@ pub(crate) fn dial_tls(
     address: String,
     config: Option<Arc<ClientConfig>>,
     mark: Option<Mark>,
-) -> Dial {
-    Dial::new(move || Box::pin(connect(address.clone(), config.clone(), mark)))
+) -> Dialer {
+    Dialer::new(move || Box::pin(connect(address.clone(), config.clone(), mark)))
 }
 
 async fn connect(
     address: String,
     config: Option<Arc<ClientConfig>>,
     mark: Option<Mark>,
-) -> io::Result<Box<dyn Connection>> {
+) -> io::Result<Box<dyn DialedConnection>> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
     for target in tokio::net::lookup_host(&address).await? {
         match connect_tcp(target, mark.into(), CONNECT).await {

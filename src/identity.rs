@@ -18,7 +18,7 @@ use weft_model::{DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
 use weft_runtime::clock;
 use weft_runtime::socket::Mark;
 use weft_xds::authority::{SignError, request_certificate};
-use weft_xds::dial::Dial;
+use weft_xds::dial::Dialer;
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
 use crate::configuration::dial_tls;
@@ -269,7 +269,7 @@ pub fn control_dial(
     identity: Option<&LoadedIdentity>,
     root_above: &str,
     mark: Option<Mark>,
-) -> Result<Dial, String> {
+) -> Result<Dialer, String> {
     let now =
         UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
     // A new root is known by the certificate that it stands above, which came from who proved the old one.

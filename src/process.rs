@@ -20,7 +20,7 @@ use weft_runtime::socket::Mark;
 use weft_runtime::worker::PreparedWorkers;
 use weft_runtime::{admin, log, memory, open_files, worker};
 use weft_xds::bootstrap::Bootstrap;
-use weft_xds::client::Status;
+use weft_xds::client::XdsStatus;
 use weft_xds::translate::Notes;
 
 use crate::configuration::{self, Channels};
@@ -144,7 +144,7 @@ impl Begun {
         runtime.block_on(async { drain_on_signals(&drain) }).map_err(|error| error.to_string())?;
 
         let local = watch::Sender::new(BTreeMap::<Name, Arc<Secret>>::new());
-        let status = watch::Sender::new(Status::default());
+        let status = watch::Sender::new(XdsStatus::default());
         let published = watch::Sender::new(Arc::new(Snapshot::default()));
         let snapshots = published.subscribe();
         let unresolved = watch::Sender::new(Failing::new());
@@ -273,7 +273,7 @@ struct Role {
     /// Whether a control plane leads it, or its file alone.
     has_control: bool,
     snapshots: watch::Receiver<Arc<Snapshot>>,
-    status: watch::Receiver<Status>,
+    status: watch::Receiver<XdsStatus>,
     unresolved: watch::Receiver<Failing>,
     problems: watch::Receiver<Problems>,
     listening: Mutex<ListenStatus>,

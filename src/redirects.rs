@@ -21,7 +21,7 @@ use weft_agent::redirect::{
 };
 use weft_model::Cidr;
 use weft_runtime::socket::Mark;
-use weft_xds::bootstrap::Problem;
+use weft_xds::bootstrap::ConfigError;
 use weft_xds::located::Located;
 
 /// How often the file is looked at.
@@ -91,14 +91,14 @@ impl From<RawBackend> for BackendChoice {
 ///
 /// # Errors
 /// Every mistake, each with its line and field.
-pub fn parse(text: &str) -> Result<Vec<DesiredRedirects>, Vec<Problem>> {
+pub fn parse(text: &str) -> Result<Vec<DesiredRedirects>, Vec<ConfigError>> {
     let raw: RawFile = serde_saphyr::from_str(text)
-        .map_err(|error| vec![Problem { line: 0, text: error.to_string() }])?;
+        .map_err(|error| vec![ConfigError { line: 0, text: error.to_string() }])?;
     let located = Located::parse(text);
     let mut problems = Vec::new();
     let mut mistake = |path: String, reason: String| {
         let line = located.as_ref().map_or(0, |located| located.line_of(&path));
-        problems.push(Problem { line, text: format!("{path}: {reason}") });
+        problems.push(ConfigError { line, text: format!("{path}: {reason}") });
     };
     let mut wishes: Vec<DesiredRedirects> = Vec::new();
     for (index, raw) in raw.redirects.into_iter().enumerate() {

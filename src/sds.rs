@@ -10,11 +10,12 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, watch};
 use weft_model::{RevocationMode, RevocationPolicy, Secret, Snapshot, SpiffeId};
 use weft_runtime::drain::{Drain, Phase};
-use weft_xds::client::Node;
+use weft_xds::client::XdsNode;
 use weft_xds::server::{
-    Directory, Holders, Incoming, RequestLimits, ResourceSet, Served, serve_resources,
+    IncomingConnection, RequestLimits, ResourceProvider, ResourceSet, ResourceSubscribers,
+    XdsServerConfig, serve_resources,
 };
-use weft_xds::translate::Kind;
+use weft_xds::translate::ResourceKind;
 
 /// What the roots and lists are called, beside what our control plane calls them: so Istio's proxies ask.
 const ROOTS: &str = "ROOTCA";
@@ -27,10 +28,10 @@ const CONNECTION_LIMIT: usize = 64;
 #[derive(Debug, Default)]
 pub struct Secrets(Arc<ResourceSet>);
 
-impl Directory for Secrets {
+impl ResourceProvider for Secrets {
     fn resources(
         &self,
-        _node: &Node,
+        _node: &XdsNode,
         _peer: Option<&SpiffeId>,
     ) -> Result<Arc<ResourceSet>, String> {
         Ok(self.0.clone())
@@ -116,9 +117,9 @@ pub async fn run(
     let (connections, waiting) = mpsc::channel(WAITING);
     let serving = serve_resources(
         waiting,
-        Served {
-            directory: directory.subscribe(),
-            holders: Arc::new(Holders::new(Kind::Secret, ROOTS)),
+        XdsServerConfig {
+            provider: directory.subscribe(),
+            subscribers: Arc::new(ResourceSubscribers::new(ResourceKind::Secret, ROOTS)),
             limits: RequestLimits::default(),
         },
         drain.reached(Phase::Draining),
@@ -149,16 +150,19 @@ pub async fn run(
     }
 }
 
-async fn accept(listener: &UnixListener, connections: &mpsc::Sender<Incoming<UnixStream>>) {
+async fn accept(
+    listener: &UnixListener,
+    connections: &mpsc::Sender<IncomingConnection<UnixStream>>,
+) {
     let room = Arc::new(Semaphore::new(CONNECTION_LIMIT));
     loop {
         // At the limit a newcomer waits in the socket's queue.
-        let Ok(place) = room.clone().acquire_owned().await else {
+        let Ok(permit) = room.clone().acquire_owned().await else {
             return;
         };
         match listener.accept().await {
             Ok((io, _)) => {
-                let incoming = Incoming { io, peer: None, place: Some(place) };
+                let incoming = IncomingConnection { io, peer: None, permit: Some(permit) };
                 if connections.send(incoming).await.is_err() {
                     return;
                 }

@@ -431,7 +431,7 @@ fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> AgentTarget
             Picker::Table(Arc::new(table.expect("the default table size is prime")))
         }
     };
-    let retained = endpoints.iter().filter(|endpoint| endpoint.health.keeps_work());
+    let retained = endpoints.iter().filter(|endpoint| endpoint.health.keeps_existing_traffic());
     AgentTarget {
         name: cluster.name.clone(),
         connect_timeout: cluster.connect_timeout,

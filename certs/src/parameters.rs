@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use rustls::crypto::aws_lc_rs::{self, cipher_suite, kx_group};
 use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::{SupportedCipherSuite, SupportedProtocolVersion};
-use weft_model::{CipherSuite, Group, TlsParameters, TlsVersion};
+use weft_model::{CipherSuite, KeyExchangeGroup, TlsParameters, TlsVersion};
 
 /// The versions that a handshake may agree on.
 pub(crate) fn versions(parameters: &TlsParameters) -> Vec<&'static SupportedProtocolVersion> {
@@ -48,12 +48,12 @@ pub(crate) fn provider(parameters: &TlsParameters) -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-fn key_exchange(group: Group) -> &'static dyn SupportedKxGroup {
+fn key_exchange(group: KeyExchangeGroup) -> &'static dyn SupportedKxGroup {
     match group {
-        Group::X25519MlKem768 => kx_group::X25519MLKEM768,
-        Group::X25519 => kx_group::X25519,
-        Group::P256 => kx_group::SECP256R1,
-        Group::P384 => kx_group::SECP384R1,
+        KeyExchangeGroup::X25519MlKem768 => kx_group::X25519MLKEM768,
+        KeyExchangeGroup::X25519 => kx_group::X25519,
+        KeyExchangeGroup::P256 => kx_group::SECP256R1,
+        KeyExchangeGroup::P384 => kx_group::SECP384R1,
     }
 }
 

@@ -32,8 +32,8 @@ use weft_certs::tls::{
 };
 use weft_certs::{Authority, RevokedCertificate, TrustError, TrustStore, VerifiedPeer};
 use weft_model::{
-    CipherSuite, OnExpired, RevocationMode, RevocationPolicy, SpiffeId, StringMatch, TlsParameters,
-    TlsVersion,
+    CipherSuite, ExpiredCrlAction, RevocationMode, RevocationPolicy, SpiffeId, StringMatch,
+    TlsParameters, TlsVersion,
 };
 
 const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
@@ -383,8 +383,8 @@ fn a_revoked_leaf_and_a_leaf_under_a_revoked_intermediate_are_refused() {
 fn by_policy(world: &World, below: Option<&List>, root: Option<&List>) -> [String; 4] {
     let strict = RevocationPolicy::default();
     let unknown = RevocationPolicy { mode: RevocationMode::Soft, ..strict };
-    let expired = RevocationPolicy { on_expired: OnExpired::Warn, ..strict };
-    let both = RevocationPolicy { on_expired: OnExpired::Ignore, ..unknown };
+    let expired = RevocationPolicy { on_expired: ExpiredCrlAction::Warn, ..strict };
+    let both = RevocationPolicy { on_expired: ExpiredCrlAction::Ignore, ..unknown };
     [strict, unknown, expired, both].map(|policy| {
         let trust = || world.listed_under(policy, below, root);
         let outcome = |end: Result<(), Refused>| match end {

@@ -25,7 +25,7 @@ use weft_integration::process::{Process, counterpart, run, weft};
 use weft_integration::wait::eventually;
 use weft_model::SpiffeId;
 use weft_xds::authority::{SignError, request_certificate};
-use weft_xds::dial::Dial;
+use weft_xds::dial::Dialer;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
@@ -118,7 +118,7 @@ impl Control {
     }
 
     /// The way to it, as somebody or as nobody.
-    fn dial(&self, holder: Option<&PemIdentity>) -> Dial {
+    fn dial(&self, holder: Option<&PemIdentity>) -> Dialer {
         let load = |holder: &PemIdentity| {
             LoadedIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes())
                 .expect("an identity")
@@ -369,10 +369,10 @@ fn who_is_revoked_gets_no_certificate_anew() {
 }
 
 /// A way that leads over a connection that is open already, once.
-fn over_open(control: &Control, holder: &PemIdentity) -> Dial {
+fn over_open(control: &Control, holder: &PemIdentity) -> Dialer {
     let open = control.runtime.block_on(control.dial(Some(holder)).open());
     let open = Arc::new(Mutex::new(Some(open.expect("it takes the connection"))));
-    Dial::new(move || {
+    Dialer::new(move || {
         let open = open.lock().unwrap_or_else(PoisonError::into_inner).take();
         Box::pin(async move { open.ok_or_else(|| std::io::Error::other("it was used")) })
     })

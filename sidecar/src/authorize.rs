@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use weft_certs::VerifiedPeer;
-use weft_model::{Judgement, RbacFilter, RequestFacts, SpiffeId, Verdict, judge, judge_readings};
+use weft_model::{
+    RbacDecision, RbacEvaluation, RbacFilter, RequestFacts, SpiffeId, evaluate_rbac,
+    evaluate_rbac_readings,
+};
 
 use crate::authenticate::{Authenticated, ClientInfo, HttpRequestFacts, VerifiedTokens};
 use crate::denial::Denial;
@@ -46,9 +49,9 @@ impl Authorized<'_> {
 pub(crate) fn authorize<'a, 'p>(
     request: Authenticated<'a>,
     rules: &'p RbacFilters,
-) -> (Judgement<'p>, Result<Authorized<'a>, Denial>) {
-    let judgement = judge_readings(&rules.iter().map(|f| &**f), request.facts().readings());
-    let refused = judgement.verdict.refused;
+) -> (RbacEvaluation<'p>, Result<Authorized<'a>, Denial>) {
+    let judgement = evaluate_rbac_readings(&rules.iter().map(|f| &**f), request.facts().readings());
+    let refused = judgement.enforced.refused;
     (judgement, if refused { Err(Denial::NotAllowed) } else { Ok(Authorized(request)) })
 }
 
@@ -86,8 +89,11 @@ impl AuthorizationInputs {
 }
 
 /// What other rules say.
-pub(crate) fn judge_again<'p>(facts: &HttpRequestFacts<'_>, rules: &'p RbacFilters) -> Verdict<'p> {
-    judge_readings(&rules.iter().map(|filter| &**filter), facts.readings()).verdict
+pub(crate) fn judge_again<'p>(
+    facts: &HttpRequestFacts<'_>,
+    rules: &'p RbacFilters,
+) -> RbacDecision<'p> {
+    evaluate_rbac_readings(&rules.iter().map(|filter| &**filter), facts.readings()).enforced
 }
 
 /// What is known of a connection whose bytes are not read.
@@ -101,7 +107,7 @@ pub(crate) struct ConnectionFacts<'a> {
 impl ConnectionFacts<'_> {
     /// Whether the rules let the connection in.
     pub(crate) fn is_let_in(&self, rules: &RbacFilters) -> bool {
-        !judge(rules.iter().map(|filter| &**filter), self).verdict.refused
+        !evaluate_rbac(rules.iter().map(|filter| &**filter), self).enforced.refused
     }
 }
 

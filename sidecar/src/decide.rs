@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use weft_model::path::unescaped_location;
 use weft_model::{
-    Action, EscapedSlashes, HttpTimeouts, Name, PathMatch, PathRewrite, WeightedCluster,
+    EscapedSlashes, HttpTimeouts, Name, PathMatch, PathRewrite, RouteAction, WeightedCluster,
 };
 
 use crate::authenticate::{ClientInfo, TokenPolicy, authenticate};
@@ -137,7 +137,7 @@ pub(crate) fn decide<'p>(
     };
     story.subject.clone_from(&inputs.tokens.subject);
     match &route.action {
-        Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
+        RouteAction::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let cluster =
                 WeightedCluster::draw(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
             let is_grpc = head.is_grpc();
@@ -163,13 +163,13 @@ pub(crate) fn decide<'p>(
                 changes,
             })
         }
-        Action::Redirect(redirect) => {
+        RouteAction::Redirect(redirect) => {
             let location =
                 redirect_location(redirect, &route.matches.path, head, connection.is_tls);
             let (status, location) = (redirect.status, Some(location));
             Ok(answered(LocalReply { status, location, body: String::new() }))
         }
-        Action::Respond { status, body } => {
+        RouteAction::Respond { status, body } => {
             let body = body.clone();
             Ok(answered(LocalReply { status: *status, location: None, body }))
         }

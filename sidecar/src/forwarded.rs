@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderName, HeaderValue};
-use weft_model::{Forwarded, ForwardedFor};
+use weft_model::{ForwardedFor, ForwardedHeaders};
 
 use crate::denial::Denial;
 use crate::header_mutation::scheme;
@@ -40,7 +40,7 @@ pub(crate) struct PreviousHop {
 /// The client of a request: what trusted hops before this one say, else the other end of the connection.
 /// An edge trusts as many addresses at the end of `x-forwarded-for` as there are trusted hops; any other
 /// hop trusts one more, which the hop before it added.
-pub(crate) fn client(headers: &Headers, rule: Forwarded, origin: PreviousHop) -> IpAddr {
+pub(crate) fn client(headers: &Headers, rule: ForwardedHeaders, origin: PreviousHop) -> IpAddr {
     let peer = origin.client.ip().to_canonical();
     let skipped = match (rule.is_edge, rule.trusted_hops) {
         (true, 0) => return peer,
@@ -72,7 +72,7 @@ fn forwarded_by(headers: &Headers, skipped: u32) -> Option<IpAddr> {
 /// [`Denial::TooManyForwarders`].
 pub(crate) fn apply(
     headers: &mut Headers,
-    rule: Forwarded,
+    rule: ForwardedHeaders,
     origin: PreviousHop,
 ) -> Result<(), Denial> {
     match rule.addresses {
@@ -156,7 +156,7 @@ mod tests {
             let client = client.parse().expect("an address");
             let origin = PreviousHop { client, port: 8080, is_tls: true };
             let is_edge = addresses != ForwardedFor::Preserve;
-            let rule = Forwarded { addresses, client_port, is_edge, trusted_hops: 0 };
+            let rule = ForwardedHeaders { addresses, client_port, is_edge, trusted_hops: 0 };
             apply(&mut headers, rule, origin).expect("few");
             let mut after = Vec::new();
             headers.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
@@ -201,7 +201,7 @@ mod tests {
             }
             let mut headers = Headers::from(map);
             let origin = PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
-            let rule = Forwarded { is_edge, ..Forwarded::default() };
+            let rule = ForwardedHeaders { is_edge, ..ForwardedHeaders::default() };
             apply(&mut headers, rule, origin).expect("few");
             names.map(|name| headers.has(&name.to_ascii_lowercase()))
         };
@@ -217,7 +217,7 @@ mod tests {
         }
         let mut headers = Headers::from(map);
         let addresses = ForwardedFor::Append;
-        let rule = Forwarded { addresses, is_edge: true, ..Forwarded::default() };
+        let rule = ForwardedHeaders { addresses, is_edge: true, ..ForwardedHeaders::default() };
         let client = ([10, 0, 0, 9], 1).into();
         let origin = PreviousHop { client, port: 80, is_tls: false };
         apply(&mut headers, rule, origin).expect("few");
@@ -240,7 +240,8 @@ mod tests {
             for value in header {
                 map.append(FOR, HeaderValue::from_str(value).expect("a value"));
             }
-            let rule = Forwarded { is_edge, trusted_hops: hops, ..Forwarded::default() };
+            let rule =
+                ForwardedHeaders { is_edge, trusted_hops: hops, ..ForwardedHeaders::default() };
             let origin = PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
             let client = client(&Headers::from(map), rule, origin);
             assert_eq!(client.to_string(), expected, "{header:?} {is_edge} {hops}");
@@ -267,7 +268,7 @@ mod tests {
         let with = |count: usize| {
             let mut map = HeaderMap::new();
             map.append(FOR, HeaderValue::try_from(vec!["a"; count].join(",")).expect("a value"));
-            let rule = Forwarded {
+            let rule = ForwardedHeaders {
                 addresses: ForwardedFor::Append,
                 client_port: false,
                 is_edge: true,

@@ -51,7 +51,7 @@ impl ClientCertificateHeaders {
             add(PEER, id.to_string());
         }
         add(SERIAL_NUMBER, peer.serial_hex());
-        let is_whole = http.client_certificate == ClientCertificateDetails::Whole;
+        let is_whole = http.client_certificate == ClientCertificateDetails::SanitizeSetWhole;
         let certificate = chain.first().filter(|_| is_whole);
         let text = certificate.and_then(CertificateText::of);
         if let Some((text, certificate)) = text.zip(certificate) {
@@ -155,14 +155,14 @@ pub(crate) fn apply(
 ) {
     match (details, proved) {
         (
-            ClientCertificateDetails::FromProof | ClientCertificateDetails::Whole,
+            ClientCertificateDetails::SanitizeSet | ClientCertificateDetails::SanitizeSetWhole,
             Some(ClientCertificateHeaders(proved)),
         ) => {
             for (name, value) in proved {
                 headers.add(name.clone(), value.clone());
             }
         }
-        (ClientCertificateDetails::Nothing, _) | (_, None) => {}
+        (ClientCertificateDetails::Sanitize, _) | (_, None) => {}
     }
 }
 

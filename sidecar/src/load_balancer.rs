@@ -74,7 +74,7 @@ impl Balancer {
             held.get(&address).map_or_else(Arc::default, |candidate| candidate.open.clone())
         };
         let (usable, resting): (Vec<&Endpoint>, Vec<&Endpoint>) =
-            endpoints.iter().partition(|endpoint| endpoint.health.takes_new_work());
+            endpoints.iter().partition(|endpoint| endpoint.health.accepts_new_traffic());
         let resting = resting.iter().map(|endpoint| endpoint.address).collect();
         let endpoints: Vec<Candidate> = usable
             .iter()

@@ -2,7 +2,7 @@
 //! authentication, authorization, routing and the service.
 
 use http::Method;
-use weft_model::{DesyncMode, HttpService, MethodRefusal, Underscores, method_refusal};
+use weft_model::{DesyncMode, HeadersWithUnderscores, HttpService, MethodRefusal, method_refusal};
 
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
@@ -87,14 +87,17 @@ pub(crate) fn normalize_request(
     if authority != head.authority {
         head.authority = authority.into_owned();
     }
-    if http.underscores == Underscores::Reject && head.headers.any_name(|name| name.contains(&b'_'))
+    if http.underscores == HeadersWithUnderscores::Reject
+        && head.headers.any_name(|name| name.contains(&b'_'))
     {
         return Err(Denial::Malformed("a header's name has an underscore"));
     }
     let underscored = match http.underscores {
-        Underscores::Allow => UnderscoreAction::Allowed,
-        Underscores::Drop => UnderscoreAction::Dropped(connection.dropped(worker).clone()),
-        Underscores::Reject => UnderscoreAction::Rejected,
+        HeadersWithUnderscores::Allow => UnderscoreAction::Allowed,
+        HeadersWithUnderscores::Drop => {
+            UnderscoreAction::Dropped(connection.dropped(worker).clone())
+        }
+        HeadersWithUnderscores::Reject => UnderscoreAction::Rejected,
     };
     let header_filter = HeaderFilter::of_request(&head.headers, underscored);
     header_filter.strip_before_policies(&mut head.headers);

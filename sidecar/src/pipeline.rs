@@ -359,10 +359,10 @@ async fn falls(
         };
         let facts = inputs.facts(head, connection.client_info(inputs.client_address));
         if before.map(|before| &before.rules) != Some(&http.rules) {
-            let verdict = judge_again(&facts, &http.rules);
-            if verdict.refused {
+            let decision = judge_again(&facts, &http.rules);
+            if decision.refused {
                 worker.metrics.requests_withdrawn.increment();
-                return (Denial::NotAllowed, verdict.by.cloned());
+                return (Denial::NotAllowed, decision.policy.cloned());
             }
         }
         let known = before.and_then(|before| before.tokens.as_ref());

@@ -91,7 +91,7 @@ pub fn check(snapshot: &Snapshot) -> Problems {
     let mut checked = snapshot.clone();
     checked.listeners.retain(|_, listener| {
         let tls = listener.all_chains().filter_map(|chain| chain.tls.as_ref());
-        !tls.filter_map(|tls| tls.clients.validation()).any(fetches)
+        !tls.filter_map(|tls| tls.client_certificates.validation()).any(fetches)
     });
     for cluster in checked.clusters.values_mut() {
         if cluster.tls.as_ref().is_some_and(|tls| tls.validation.as_ref().is_some_and(fetches)) {

@@ -4,7 +4,7 @@
 //! route that the request matches. Here the route is looked up for them alone, after the refusal: nothing else of the
 //! route applies to a request that was not allowed.
 
-use weft_model::{Action, WeightedCluster};
+use weft_model::{RouteAction, WeightedCluster};
 
 use crate::authenticate::{ClientInfo, HttpRequestFacts};
 use crate::connection::ClientConnection;
@@ -48,9 +48,9 @@ impl<'p> RefusedRequest<'p> {
 }
 
 /// One of the clusters that a route forwards to.
-fn drawn(action: &Action) -> Option<&WeightedCluster> {
+fn drawn(action: &RouteAction) -> Option<&WeightedCluster> {
     match action {
-        Action::Forward { clusters, .. } => WeightedCluster::draw(clusters, fastrand::u32(..)),
-        Action::Redirect(_) | Action::Respond { .. } => None,
+        RouteAction::Forward { clusters, .. } => WeightedCluster::draw(clusters, fastrand::u32(..)),
+        RouteAction::Redirect(_) | RouteAction::Respond { .. } => None,
     }
 }

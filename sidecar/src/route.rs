@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use weft_model::{Found, PathMatch, PathRewrite, Redirect, RouteIndex};
+use weft_model::{MatchedRoute, PathMatch, PathRewrite, Redirect, RouteIndex};
 
 use crate::authorize::{AuthorizationInputs, Authorized};
 use crate::denial::Denial;
@@ -12,7 +12,7 @@ use crate::http::head::{RequestHead, path_of, query_part_of};
 /// A request with the route it takes. Made only by [`route`].
 #[derive(Debug)]
 pub(crate) struct Routed<'a, 'p> {
-    pub(crate) found: Found<'p>,
+    pub(crate) found: MatchedRoute<'p>,
     /// When the stream stream_deadline, where its token says so.
     pub(crate) stream_deadline: Option<SystemTime>,
     /// What it was allowed by.

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use weft_certs::VerifiedPeer;
-use weft_model::{Judgement, Name};
+use weft_model::{Name, RbacEvaluation};
 
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
@@ -56,14 +56,14 @@ impl Story {
     }
 
     /// Takes down what policies said.
-    pub(crate) fn judged(&mut self, judgement: &Judgement<'_>, worker: &SidecarWorker) {
+    pub(crate) fn judged(&mut self, judgement: &RbacEvaluation<'_>, worker: &SidecarWorker) {
         let refusing = judgement.shadow.filter(|shadow| shadow.refused);
         if refusing.is_some() {
             worker.metrics.requests_dry_run_refused.increment();
         }
         if self.line.is_some() {
-            self.rule = judgement.verdict.by.cloned();
-            self.dry_run = refusing.map(|shadow| shadow.by.cloned());
+            self.rule = judgement.enforced.policy.cloned();
+            self.dry_run = refusing.map(|shadow| shadow.policy.cloned());
         }
     }
 

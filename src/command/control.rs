@@ -79,7 +79,7 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
         listen: arguments.listen,
         certificate_life: Duration::from_secs(arguments.certificate_minutes * 60),
         connections: usize::try_from(arguments.connection_limit).unwrap_or(usize::MAX),
-        requests: RequestLimits::for_messages_of(arguments.request_limit),
+        requests: RequestLimits::for_message_bytes(arguments.request_limit),
     };
     let runtime =
         tokio::runtime::Runtime::new().map_err(|error| Failure::Failed(error.to_string()))?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use weft_model::{Missing, Snapshot, SpiffeId};
+use weft_model::{MissingReference, Snapshot, SpiffeId};
 use weft_runtime::access::Writer;
 use weft_runtime::admin::AdminConfig;
 use weft_runtime::problems::Problems;
@@ -141,8 +141,9 @@ impl DataPlane {
 /// What of a file is complete without what comes by xDS.
 fn complete(resources: &Snapshot) -> Snapshot {
     let mut complete = resources.clone();
-    let lacks_secrets =
-        |mut missing: Vec<Missing>| missing.drain(..).any(|m| matches!(m, Missing::Secret(_)));
+    let lacks_secrets = |mut missing: Vec<MissingReference>| {
+        missing.drain(..).any(|m| matches!(m, MissingReference::Secret(_)))
+    };
     complete.listeners.retain(|_, listener| {
         let has_keys = |name| resources.clusters.contains_key(name);
         listener.key_cluster_names().all(has_keys)

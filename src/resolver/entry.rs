@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weft_model::{DnsFamily, DnsPolicy, WhenAbsent};
+use weft_model::{DnsFamily, DnsPolicy, OnEmptyAnswer};
 
 /// How many doublings of the backoff are computed; more would not change it.
 const LARGEST_EXPONENT: u32 = 16;
@@ -113,7 +113,7 @@ impl Entry {
             _ => None,
         };
         let ttl = [&v4, &v6].iter().filter_map(|answer| answer.ttl()).min();
-        if !(is_absent && policy.when_absent == WhenAbsent::Keep) {
+        if !(is_absent && policy.on_empty_answer == OnEmptyAnswer::Keep) {
             update(&mut self.v4, v4);
             update(&mut self.v6, v6);
         }
@@ -238,8 +238,8 @@ mod tests {
     #[test]
     fn absent_name_loses_its_addresses_unless_the_policy_keeps_them() {
         let now = start();
-        for (when_absent, left) in [(WhenAbsent::Drop, 0), (WhenAbsent::Keep, 1)] {
-            let policy = DnsPolicy { when_absent, ..DnsPolicy::default() };
+        for (on_empty_answer, left) in [(OnEmptyAnswer::Drop, 0), (OnEmptyAnswer::Keep, 1)] {
+            let policy = DnsPolicy { on_empty_answer, ..DnsPolicy::default() };
             let mut entry = Entry::new(now);
             entry.take(v4(addresses(&["10.0.0.1"], 60)), &policy, now, 0.0);
             let event = entry.take(v4(Answer::Absent), &policy, now, 0.0);

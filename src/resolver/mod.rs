@@ -13,7 +13,7 @@ use std::time::Instant;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 use weft_model::DnsQuery;
-use weft_xds::client::Answers;
+use weft_xds::client::DnsAnswers;
 
 use entry::{Entry, Event};
 use lookup::{Found, Lookups};
@@ -29,7 +29,7 @@ pub type Failing = BTreeMap<String, String>;
 /// names whose last lookup failed.
 pub async fn run(
     mut wanted: watch::Receiver<BTreeSet<DnsQuery>>,
-    answers: watch::Sender<Arc<Answers>>,
+    answers: watch::Sender<Arc<DnsAnswers>>,
     failing: watch::Sender<Failing>,
 ) {
     let mut lookups = Lookups::default();
@@ -114,10 +114,10 @@ fn due(entries: &BTreeMap<DnsQuery, Entry>, room: usize, now: Instant) -> Vec<Dn
 
 fn publish(
     entries: &BTreeMap<DnsQuery, Entry>,
-    answers: &watch::Sender<Arc<Answers>>,
+    answers: &watch::Sender<Arc<DnsAnswers>>,
     failing: &watch::Sender<Failing>,
 ) {
-    let known: Answers = entries
+    let known: DnsAnswers = entries
         .iter()
         .filter(|(_, entry)| entry.has_answered())
         .map(|(query, entry)| (query.clone(), entry.addresses(query.policy.family)))

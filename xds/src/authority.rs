@@ -2,7 +2,7 @@
 //!
 //! The shape is Istio's `istio.v1.auth.IstioCertificateService`, so its agents and ours are
 //! interchangeable. Here is only the transport; who may have which certificate is decided behind
-//! [`Sign`].
+//! [`CertificateSigner`].
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Response, Status};
 use weft_model::SpiffeId;
 
-use crate::dial::Dial;
-use crate::server::{Gate, Peer};
+use crate::dial::Dialer;
+use crate::server::{Peer, RequestGate};
 use generated::istio_certificate_service_client::IstioCertificateServiceClient;
 use generated::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
@@ -59,7 +59,7 @@ impl std::fmt::Display for SignError {
 }
 
 /// Decides and signs.
-pub trait Sign: Send + Sync + 'static {
+pub trait CertificateSigner: Send + Sync + 'static {
     /// Gives the chain for a PEM request: the leaf first, the root last.
     ///
     /// # Errors
@@ -74,12 +74,12 @@ pub trait Sign: Send + Sync + 'static {
 }
 
 /// Lets in those who may ask.
-pub(crate) fn gate<S: Sign>(sign: Arc<S>) -> Gate {
+pub(crate) fn gate<S: CertificateSigner>(signer: Arc<S>) -> RequestGate {
     Arc::new(move |head| {
         let peer = head.extensions.get::<Peer>().and_then(|peer| peer.id.clone());
         let token = head.headers.get(http::header::AUTHORIZATION);
         let token = bearer(token.and_then(|value| value.to_str().ok()));
-        sign.admits(&Applicant { peer, token }).map_err(Status::from)
+        signer.admits(&Applicant { peer, token }).map_err(Status::from)
     })
 }
 
@@ -97,18 +97,18 @@ impl From<SignError> for Status {
     }
 }
 
-/// The service around a [`Sign`].
+/// The service around a [`CertificateSigner`].
 #[derive(Debug)]
-pub(crate) struct Service<S>(pub(crate) Arc<S>);
+pub(crate) struct CertificateService<S>(pub(crate) Arc<S>);
 
-impl<S: Sign> Service<S> {
-    pub(crate) fn new(sign: Arc<S>) -> IstioCertificateServiceServer<Self> {
-        IstioCertificateServiceServer::new(Self(sign))
+impl<S: CertificateSigner> CertificateService<S> {
+    pub(crate) fn new(signer: Arc<S>) -> IstioCertificateServiceServer<Self> {
+        IstioCertificateServiceServer::new(Self(signer))
     }
 }
 
 #[tonic::async_trait]
-impl<S: Sign> IstioCertificateService for Service<S> {
+impl<S: CertificateSigner> IstioCertificateService for CertificateService<S> {
     async fn create_certificate(
         &self,
         request: Request<IstioCertificateRequest>,
@@ -127,7 +127,7 @@ impl<S: Sign> IstioCertificateService for Service<S> {
 /// # Errors
 /// [`SignError::Denied`] and [`SignError::Invalid`] are final; the other is worth another try.
 pub async fn request_certificate(
-    dial: &Dial,
+    dial: &Dialer,
     request_pem: String,
     token: Option<&str>,
 ) -> Result<Vec<String>, SignError> {

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use http::HeaderMap;
 use prost_reflect::{DynamicMessage, Value};
 use tonic::metadata::{AsciiMetadataKey, BinaryMetadataKey, MetadataMap, MetadataValue};
-use weft_model::{Missing, Name, Snapshot};
+use weft_model::{MissingReference, Name, Snapshot};
 
-use crate::client::{Node, Variant};
+use crate::client::{XdsNode, XdsVariant};
 use crate::located::Located;
-use crate::translate::{Findings, Kind, Notes, Reader, Refused, Resource, read};
+use crate::translate::{
+    FieldError, MessageReader, Notes, Resource, ResourceKind, TranslationFindings, read,
+};
 use crate::{json_form, translate};
 
 const MESSAGE: &str = "envoy.config.bootstrap.v3.Bootstrap";
@@ -25,7 +27,7 @@ const MESSAGE: &str = "envoy.config.bootstrap.v3.Bootstrap";
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
     /// Who we say we are to an xDS server.
-    pub node: Node,
+    pub node: XdsNode,
     /// The resources that stand in the file.
     pub resources: Snapshot,
     /// The server to ask for more; none: the file is all there is.
@@ -40,7 +42,7 @@ pub struct Bootstrap {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdsSource {
     /// Whether only changes are sent, or the whole state.
-    pub variant: Variant,
+    pub variant: XdsVariant,
     /// The static cluster that serves it.
     pub cluster: Name,
     /// What each stream says beside its messages (`initial_metadata`), such as a token.
@@ -49,14 +51,14 @@ pub struct AdsSource {
 
 /// A mistake in a file, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct ConfigError {
     /// The line, from 1; 0 when the text says it.
     pub line: u64,
     /// The field and the reason.
     pub text: String,
 }
 
-impl Problem {
+impl ConfigError {
     /// The problem with its file, as `FILE:LINE: FIELD: REASON`.
     #[must_use]
     pub fn in_file(&self, file: impl fmt::Display) -> String {
@@ -67,7 +69,7 @@ impl Problem {
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.line > 0 {
             write!(f, "line {}: {}", self.line, self.text)
@@ -82,14 +84,15 @@ impl Bootstrap {
     ///
     /// # Errors
     /// Every mistake that could be found, each with its line and field.
-    pub fn parse(text: &str) -> Result<Self, Vec<Problem>> {
-        let located = Located::parse(text).map_err(|text| vec![Problem { line: 0, text }])?;
+    pub fn parse(text: &str) -> Result<Self, Vec<ConfigError>> {
+        let located = Located::parse(text).map_err(|text| vec![ConfigError { line: 0, text }])?;
         let (message, mistakes) = json_form::read(MESSAGE, &located);
         let mut refusals = Refusals { malformed: mistakes.len(), ..Refusals::default() };
         refusals.all = mistakes;
-        let findings = RefCell::new(Findings::default());
-        let read =
-            |message| Self::read(Reader::new(message, String::new(), &findings), &mut refusals);
+        let findings = RefCell::new(TranslationFindings::default());
+        let read = |message| {
+            Self::read(MessageReader::new(message, String::new(), &findings), &mut refusals)
+        };
         let bootstrap = message.map(read);
         let findings = findings.into_inner();
         refusals.all.extend(findings.refused);
@@ -99,16 +102,19 @@ impl Bootstrap {
                 Ok(bootstrap)
             }
             _ => {
-                let problem =
-                    |r: Refused| Problem { line: located.line_of(&r.path), text: r.to_string() };
-                let mut problems: Vec<Problem> = refusals.all.into_iter().map(problem).collect();
+                let problem = |r: FieldError| ConfigError {
+                    line: located.line_of(&r.path),
+                    text: r.to_string(),
+                };
+                let mut problems: Vec<ConfigError> =
+                    refusals.all.into_iter().map(problem).collect();
                 problems.sort_by_key(|problem| problem.line);
                 Err(problems)
             }
         }
     }
 
-    fn read(mut bootstrap: Reader<'_>, refusals: &mut Refusals) -> Self {
+    fn read(mut bootstrap: MessageReader<'_>, refusals: &mut Refusals) -> Self {
         let node = bootstrap.child("node").map(node).unwrap_or_default();
         let mut notes = Notes::default();
         let resources = bootstrap
@@ -130,7 +136,7 @@ impl Bootstrap {
 /// The mistakes of a file, and what must not be blamed on other parts of it.
 #[derive(Default)]
 struct Refusals {
-    all: Vec<Refused>,
+    all: Vec<FieldError>,
     /// How many of them are mistakes of the form: the first ones.
     malformed: usize,
     /// The names of resources that are in the file and were refused.
@@ -149,9 +155,9 @@ impl Refusals {
     /// Reads a section of the file, unless its form is wrong.
     fn section<'f, T>(
         &mut self,
-        bootstrap: &mut Reader<'f>,
+        bootstrap: &mut MessageReader<'f>,
         field: &str,
-        read: impl Fn(Reader<'f>) -> Result<T, Refused>,
+        read: impl Fn(MessageReader<'f>) -> Result<T, FieldError>,
     ) -> Option<T> {
         let section = bootstrap.child(field).filter(|_| !self.is_malformed(field))?;
         read(section).map_err(|refused| self.all.push(refused)).ok()
@@ -160,7 +166,7 @@ impl Refusals {
     fn insert(&mut self, snapshot: &mut Snapshot, resource: Resource, path: &str) {
         if let Some(name) = translate::insert(snapshot, resource) {
             let reason = format!("invalid name {name:?}: another resource has it");
-            self.all.push(Refused { path: format!("{path}.name"), reason });
+            self.all.push(FieldError { path: format!("{path}.name"), reason });
         }
     }
 
@@ -169,7 +175,7 @@ impl Refusals {
     fn check_server(&mut self, resources: &Snapshot, ads: &AdsSource) {
         const PATH: &str = "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name";
         let Some(cluster) = resources.clusters.get(&ads.cluster) else {
-            return self.refuse_missing(PATH, &Missing::Cluster(ads.cluster.clone()));
+            return self.refuse_missing(PATH, &MissingReference::Cluster(ads.cluster.clone()));
         };
         if cluster.tls.as_ref().is_some_and(|tls| tls.validation.is_none()) {
             let reason = format!(
@@ -177,36 +183,43 @@ impl Refusals {
                  server could set the configuration",
                 ads.cluster
             );
-            self.all.push(Refused { path: PATH.to_owned(), reason });
+            self.all.push(FieldError { path: PATH.to_owned(), reason });
         }
     }
 
     /// With no server to ask, every name must be found in the file.
     fn check_references(&mut self, resources: &Snapshot) {
-        let identity = Missing::Secret(translate::WORKLOAD_IDENTITY.into());
+        let identity = MissingReference::Secret(translate::WORKLOAD_IDENTITY.into());
         for missing in resources.missing().iter().filter(|missing| **missing != identity) {
             self.refuse_missing("static_resources", missing);
         }
     }
 
-    fn refuse_missing(&mut self, path: &str, missing: &Missing) {
-        let (Missing::Routes(name)
-        | Missing::Cluster(name)
-        | Missing::Endpoints(name)
-        | Missing::Addresses(name)
-        | Missing::Secret(name)) = missing;
+    fn refuse_missing(&mut self, path: &str, missing: &MissingReference) {
+        let (MissingReference::Routes(name)
+        | MissingReference::Cluster(name)
+        | MissingReference::Endpoints(name)
+        | MissingReference::Addresses(name)
+        | MissingReference::Secret(name)) = missing;
         if !self.names.contains(&**name) {
             let reason = format!("{missing} is referred to and not defined");
-            self.all.push(Refused { path: path.to_owned(), reason });
+            self.all.push(FieldError { path: path.to_owned(), reason });
         }
     }
 }
 
 /// Reads the resources that are in the file.
-fn static_resources(mut fixed: Reader<'_>, refusals: &mut Refusals, notes: &mut Notes) -> Snapshot {
+fn static_resources(
+    mut fixed: MessageReader<'_>,
+    refusals: &mut Refusals,
+    notes: &mut Notes,
+) -> Snapshot {
     let mut resources = Snapshot::default();
-    let fields =
-        [("clusters", Kind::Cluster), ("secrets", Kind::Secret), ("listeners", Kind::Listener)];
+    let fields = [
+        ("clusters", ResourceKind::Cluster),
+        ("secrets", ResourceKind::Secret),
+        ("listeners", ResourceKind::Listener),
+    ];
     for (field, kind) in fields {
         for (index, message) in fixed.messages(field).enumerate() {
             let path = format!("static_resources.{field}[{index}]");
@@ -228,7 +241,7 @@ fn static_resources(mut fixed: Reader<'_>, refusals: &mut Refusals, notes: &mut 
                 }
                 Err(rejection) => {
                     refusals.names.insert(rejection.name);
-                    refusals.all.push(rejection.refused);
+                    refusals.all.push(rejection.error);
                 }
             }
         }
@@ -238,24 +251,24 @@ fn static_resources(mut fixed: Reader<'_>, refusals: &mut Refusals, notes: &mut 
 
 /// Names a listener that has no name by its place in the file. Envoy makes up a UUID, which says
 /// less in logs and changes with every start.
-fn named(kind: Kind, mut message: DynamicMessage, index: usize) -> DynamicMessage {
-    if kind == Kind::Listener && translate::name_of(kind, &message).is_empty() {
+fn named(kind: ResourceKind, mut message: DynamicMessage, index: usize) -> DynamicMessage {
+    if kind == ResourceKind::Listener && translate::name_of(kind, &message).is_empty() {
         message.set_field_by_name("name", Value::String(format!("listeners[{index}]")));
     }
     message
 }
 
-fn node(mut node: Reader<'_>) -> Node {
+fn node(mut node: MessageReader<'_>) -> XdsNode {
     // Which program this is, it says by itself.
     node.harmless(&["user_agent_name", "user_agent_version", "user_agent_build_version"]);
-    Node { id: node.text("id"), cluster: node.text("cluster"), described: node.into_bytes() }
+    XdsNode { id: node.text("id"), cluster: node.text("cluster"), described: node.into_bytes() }
 }
 
-fn admin(mut admin: Reader<'_>) -> Result<SocketAddr, Refused> {
+fn admin(mut admin: MessageReader<'_>) -> Result<SocketAddr, FieldError> {
     translate::socket(admin.required_child("address")?).map(|(address, _)| address)
 }
 
-fn ads(mut dynamic: Reader<'_>) -> Result<AdsSource, Refused> {
+fn ads(mut dynamic: MessageReader<'_>) -> Result<AdsSource, FieldError> {
     for field in ["lds_config", "cds_config"] {
         if let Some(mut config) = dynamic.child(field) {
             config.harmless(&["resource_api_version"]);
@@ -268,8 +281,8 @@ fn ads(mut dynamic: Reader<'_>) -> Result<AdsSource, Refused> {
     let mut config = dynamic.required_child("ads_config")?;
     config.harmless(&["transport_api_version", "set_node_on_first_message_only"]);
     let variant = match config.choice("api_type").as_str() {
-        "DELTA_GRPC" | "AGGREGATED_DELTA_GRPC" => Variant::Delta,
-        "GRPC" | "AGGREGATED_GRPC" => Variant::StateOfTheWorld,
+        "DELTA_GRPC" | "AGGREGATED_DELTA_GRPC" => XdsVariant::Delta,
+        "GRPC" | "AGGREGATED_GRPC" => XdsVariant::StateOfTheWorld,
         other => {
             return Err(config
                 .refuse("api_type", format!("{other} is not supported; GRPC and DELTA_GRPC are")));
@@ -285,7 +298,7 @@ fn ads(mut dynamic: Reader<'_>) -> Result<AdsSource, Refused> {
 }
 
 /// Reads `HeaderValue`s that go with each stream.
-fn initial_metadata(values: Vec<Reader<'_>>) -> Result<HeaderMap, Refused> {
+fn initial_metadata(values: Vec<MessageReader<'_>>) -> Result<HeaderMap, FieldError> {
     let mut metadata = MetadataMap::new();
     for mut header in values {
         let name = header.required_text("key")?.to_ascii_lowercase();
@@ -344,7 +357,7 @@ static_resources:
         assert_eq!(
             bootstrap.ads,
             Some(AdsSource {
-                variant: Variant::Delta,
+                variant: XdsVariant::Delta,
                 cluster: "control".into(),
                 metadata: HeaderMap::new(),
             })

@@ -14,23 +14,23 @@ use tonic::metadata::MetadataMap;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// A connection, plain or TLS.
-pub trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait DialedConnection: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> DialedConnection for T {}
 
 /// The outcome of a dial.
-pub type Dialed = Pin<Box<dyn Future<Output = io::Result<Box<dyn Connection>>> + Send>>;
+pub type DialFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn DialedConnection>>> + Send>>;
 
 /// Opens a connection to a server. TLS, when there is any, is finished when it resolves.
 #[derive(Clone)]
-pub struct Dial {
-    open: Arc<dyn Fn() -> Dialed + Send + Sync>,
+pub struct Dialer {
+    open: Arc<dyn Fn() -> DialFuture + Send + Sync>,
     metadata: HeaderMap,
 }
 
-impl std::fmt::Debug for Dial {
+impl std::fmt::Debug for Dialer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Dial")
+        f.write_str("Dialer")
     }
 }
 
@@ -38,9 +38,9 @@ impl std::fmt::Debug for Dial {
 /// each stream. The `h2` crate counts tiny frames against half of it.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
-impl Dial {
+impl Dialer {
     /// Dials by calling `open`.
-    pub fn new(open: impl Fn() -> Dialed + Send + Sync + 'static) -> Self {
+    pub fn new(open: impl Fn() -> DialFuture + Send + Sync + 'static) -> Self {
         Self { open: Arc::new(open), metadata: HeaderMap::new() }
     }
 
@@ -58,7 +58,7 @@ impl Dial {
 
     /// Opens one connection.
     #[must_use]
-    pub fn open(&self) -> Dialed {
+    pub fn open(&self) -> DialFuture {
         (self.open)()
     }
 
@@ -76,8 +76,8 @@ impl Dial {
     }
 }
 
-impl tower_service::Service<Uri> for Dial {
-    type Response = TokioIo<Box<dyn Connection>>;
+impl tower_service::Service<Uri> for Dialer {
+    type Response = TokioIo<Box<dyn DialedConnection>>;
     type Error = io::Error;
     type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 

@@ -16,35 +16,35 @@ use prost_reflect::{
 };
 
 use crate::descriptor;
-use crate::located::{Located, Node, Scalar};
-use crate::translate::Refused;
+use crate::located::{Located, Scalar, YamlNode};
+use crate::translate::FieldError;
 
 /// How much of a wrong value an error shows.
-const SHOWN_LIMIT: usize = 64;
+const SHOWN_LIMIT_BYTES: usize = 64;
 /// The most seconds of a duration: 10,000 years, protobuf's own limit.
 const SECONDS_LIMIT: i64 = 315_576_000_000;
 
 /// Reads a message of a known type, and gives the mistakes beside what could be read.
-pub(crate) fn read(full_name: &str, file: &Located) -> (Option<DynamicMessage>, Vec<Refused>) {
-    let mut form = Form { mistakes: Vec::new() };
+pub(crate) fn read(full_name: &str, file: &Located) -> (Option<DynamicMessage>, Vec<FieldError>) {
+    let mut reader = JsonReader { mistakes: Vec::new() };
     let Some(kind) = descriptor::message(full_name) else {
-        form.mistake("", format!("unknown message type {full_name:?}"));
-        return (None, form.mistakes);
+        reader.mistake("", format!("unknown message type {full_name:?}"));
+        return (None, reader.mistakes);
     };
     let message = match file.node() {
-        Node::Scalar(Scalar::Null) => Some(DynamicMessage::new(kind)),
-        _ => form.message(&kind, file, ""),
+        YamlNode::Scalar(Scalar::Null) => Some(DynamicMessage::new(kind)),
+        _ => reader.message(&kind, file, ""),
     };
-    (message, form.mistakes)
+    (message, reader.mistakes)
 }
 
-struct Form {
-    mistakes: Vec<Refused>,
+struct JsonReader {
+    mistakes: Vec<FieldError>,
 }
 
-impl Form {
+impl JsonReader {
     fn mistake(&mut self, path: &str, reason: impl Into<String>) {
-        self.mistakes.push(Refused { path: path.to_owned(), reason: reason.into() });
+        self.mistakes.push(FieldError { path: path.to_owned(), reason: reason.into() });
     }
 
     fn message(
@@ -53,7 +53,7 @@ impl Form {
         node: &Located,
         path: &str,
     ) -> Option<DynamicMessage> {
-        let is_map = matches!(node.node(), Node::Map(_));
+        let is_map = matches!(node.node(), YamlNode::Map(_));
         match kind.full_name() {
             "google.protobuf.Any" => self.any(kind, node, path),
             "google.protobuf.Duration" if !is_map => {
@@ -74,7 +74,7 @@ impl Form {
                 Some(message)
             }
             name => {
-                let Node::Map(map) = node.node() else {
+                let YamlNode::Map(map) = node.node() else {
                     let reason = format!("invalid {}: expected the fields of {name}", shown(node));
                     self.mistake(path, reason);
                     return None;
@@ -122,7 +122,7 @@ impl Form {
             return self.singular(&field.kind(), node, path);
         }
         let alone = std::slice::from_ref(node);
-        let items = if let Node::List(items) = node.node() { items.as_slice() } else { alone };
+        let items = if let YamlNode::List(items) = node.node() { items.as_slice() } else { alone };
         let mut list = Vec::with_capacity(items.len());
         for (index, item) in items.iter().enumerate() {
             let here = format!("{path}[{index}]");
@@ -138,7 +138,7 @@ impl Form {
     fn map(&mut self, field: &FieldDescriptor, node: &Located, path: &str) -> Option<Value> {
         let kind = field.kind();
         let entry = kind.as_message()?;
-        let Node::Map(entries) = node.node() else {
+        let YamlNode::Map(entries) = node.node() else {
             self.mistake(path, format!("invalid {}: expected names with values", shown(node)));
             return None;
         };
@@ -169,7 +169,7 @@ impl Form {
         if let Kind::Message(message) = kind {
             return self.message(message, node, path).map(Value::Message);
         }
-        let Node::Scalar(value) = node.node() else {
+        let YamlNode::Scalar(value) = node.node() else {
             self.mistake(path, format!("invalid {}: expected one value", shown(node)));
             return None;
         };
@@ -183,11 +183,11 @@ impl Form {
         path: &str,
     ) -> Option<DynamicMessage> {
         let mut any = DynamicMessage::new(kind.clone());
-        let Node::Map(map) = node.node() else {
+        let YamlNode::Map(map) = node.node() else {
             self.mistake(path, format!("invalid {}: expected @type and fields", shown(node)));
             return None;
         };
-        let Some(Node::Scalar(Scalar::Text(url))) = map.get("@type").map(Located::node) else {
+        let Some(YamlNode::Scalar(Scalar::Text(url))) = map.get("@type").map(Located::node) else {
             if map.is_empty() {
                 return Some(any);
             }
@@ -232,7 +232,7 @@ fn join(path: &str, field: &str) -> String {
 }
 
 fn is_null(node: &Located) -> bool {
-    matches!(node.node(), Node::Scalar(Scalar::Null))
+    matches!(node.node(), YamlNode::Scalar(Scalar::Null))
 }
 
 /// Whether null is a value of the field, rather than its absence.
@@ -252,9 +252,9 @@ fn already_set(message: &DynamicMessage, field: &FieldDescriptor) -> Option<Stri
 /// A node as an error names it. Never its content when it is long: a private key may be in it.
 fn shown(node: &Located) -> String {
     match node.node() {
-        Node::Map(_) => "object".to_owned(),
-        Node::List(_) => "list".to_owned(),
-        Node::Scalar(scalar) => scalar_shown(scalar),
+        YamlNode::Map(_) => "object".to_owned(),
+        YamlNode::List(_) => "list".to_owned(),
+        YamlNode::Scalar(scalar) => scalar_shown(scalar),
     }
 }
 
@@ -264,7 +264,7 @@ fn scalar_shown(scalar: &Scalar) -> String {
         Scalar::Bool(flag) => format!("boolean {flag}"),
         Scalar::Whole(number) => format!("number {number}"),
         Scalar::Real(number) => format!("number {number}"),
-        Scalar::Text(text) if text.len() <= SHOWN_LIMIT => format!("value {text:?}"),
+        Scalar::Text(text) if text.len() <= SHOWN_LIMIT_BYTES => format!("value {text:?}"),
         Scalar::Text(text) => format!("text of {} bytes", text.len()),
     }
 }
@@ -380,7 +380,7 @@ fn duration(kind: &MessageDescriptor, node: &Located) -> Result<DynamicMessage, 
     let invalid = || {
         format!("invalid {}: expected seconds such as 0.25s, or {{seconds, nanos}}", shown(node))
     };
-    let Node::Scalar(Scalar::Text(text)) = node.node() else { return Err(invalid()) };
+    let YamlNode::Scalar(Scalar::Text(text)) = node.node() else { return Err(invalid()) };
     let number = text.strip_suffix('s').ok_or_else(invalid)?;
     let unsigned = number.strip_prefix('-').unwrap_or(number);
     let (whole, places) = unsigned.split_once('.').unwrap_or((unsigned, ""));
@@ -399,16 +399,16 @@ fn duration(kind: &MessageDescriptor, node: &Located) -> Result<DynamicMessage, 
 
 fn json(node: &Located) -> serde_json::Value {
     match node.node() {
-        Node::Map(map) => map.iter().map(|(key, value)| (key.clone(), json(value))).collect(),
-        Node::List(list) => list.iter().map(json).collect(),
-        Node::Scalar(Scalar::Null) => serde_json::Value::Null,
-        Node::Scalar(Scalar::Bool(flag)) => (*flag).into(),
-        Node::Scalar(Scalar::Whole(number)) => match i64::try_from(*number) {
+        YamlNode::Map(map) => map.iter().map(|(key, value)| (key.clone(), json(value))).collect(),
+        YamlNode::List(list) => list.iter().map(json).collect(),
+        YamlNode::Scalar(Scalar::Null) => serde_json::Value::Null,
+        YamlNode::Scalar(Scalar::Bool(flag)) => (*flag).into(),
+        YamlNode::Scalar(Scalar::Whole(number)) => match i64::try_from(*number) {
             Ok(number) => number.into(),
             Err(_) => u64::try_from(*number).map_or(serde_json::Value::Null, Into::into),
         },
-        Node::Scalar(Scalar::Real(number)) => (*number).into(),
-        Node::Scalar(Scalar::Text(text)) => text.as_str().into(),
+        YamlNode::Scalar(Scalar::Real(number)) => (*number).into(),
+        YamlNode::Scalar(Scalar::Text(text)) => text.as_str().into(),
     }
 }
 

@@ -9,29 +9,29 @@ use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
-use crate::bootstrap::Problem;
+use crate::bootstrap::ConfigError;
 
 /// A file's fields with their lines.
 #[derive(Debug, Deserialize)]
-pub struct Located(Spanned<Node>);
+pub struct Located(Spanned<YamlNode>);
 
 /// A value of a file.
 #[derive(Debug)]
-pub(crate) enum Node {
-    Map(Fields),
+pub(crate) enum YamlNode {
+    Map(YamlMap),
     List(Vec<Located>),
     Scalar(Scalar),
 }
 
 /// The fields of a map.
 #[derive(Debug, Default)]
-pub(crate) struct Fields {
+pub(crate) struct YamlMap {
     pub(crate) values: BTreeMap<String, Located>,
     /// The names of fields that occur more than once; of their values the last counts.
     pub(crate) repeated: Vec<String>,
 }
 
-impl Deref for Fields {
+impl Deref for YamlMap {
     type Target = BTreeMap<String, Located>;
 
     fn deref(&self) -> &Self::Target {
@@ -58,10 +58,10 @@ const SCALAR_LIMIT_BYTES: usize = 256 * 1024 * 1024;
 ///
 /// # Errors
 /// The text is not YAML, exceeds the limits of size, or does not fit the type.
-pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
         let line = error.location().map_or(0, |location| location.line());
-        Problem { line, text: error.without_snippet().to_string() }
+        ConfigError { line, text: error.without_snippet().to_string() }
     })
 }
 
@@ -97,7 +97,7 @@ impl Located {
     }
 
     /// The value at the root.
-    pub(crate) fn node(&self) -> &Node {
+    pub(crate) fn node(&self) -> &YamlNode {
         &self.0.value
     }
 
@@ -105,15 +105,15 @@ impl Located {
     /// an item has no such text. A number counts as the text that it is written by.
     #[must_use]
     pub fn texts_of(&self, list: &str, field: &str) -> Vec<Option<String>> {
-        let Node::Map(root) = self.node() else { return Vec::new() };
-        let Some(Node::List(items)) = root.get(list).map(Self::node) else { return Vec::new() };
+        let YamlNode::Map(root) = self.node() else { return Vec::new() };
+        let Some(YamlNode::List(items)) = root.get(list).map(Self::node) else { return Vec::new() };
         let text = |item: &Self| match item.node() {
-            Node::Map(fields) => match fields.get(field)?.node() {
-                Node::Scalar(Scalar::Text(text)) => Some(text.clone()),
-                Node::Scalar(Scalar::Whole(number)) => Some(number.to_string()),
+            YamlNode::Map(fields) => match fields.get(field)?.node() {
+                YamlNode::Scalar(Scalar::Text(text)) => Some(text.clone()),
+                YamlNode::Scalar(Scalar::Whole(number)) => Some(number.to_string()),
                 _ => None,
             },
-            Node::List(_) | Node::Scalar(_) => None,
+            YamlNode::List(_) | YamlNode::Scalar(_) => None,
         };
         items.iter().map(text).collect()
     }
@@ -125,9 +125,11 @@ impl Located {
         let mut here = self;
         for segment in segments(path) {
             let next = match &here.0.value {
-                Node::Map(map) => map.get(segment).or_else(|| map.get(&camel_case(segment))),
-                Node::List(list) => segment.parse::<usize>().ok().and_then(|index| list.get(index)),
-                Node::Scalar(_) => None,
+                YamlNode::Map(map) => map.get(segment).or_else(|| map.get(&camel_case(segment))),
+                YamlNode::List(list) => {
+                    segment.parse::<usize>().ok().and_then(|index| list.get(index))
+                }
+                YamlNode::Scalar(_) => None,
             };
             match next {
                 Some(next) => here = next,
@@ -174,56 +176,56 @@ fn segments(path: &str) -> Vec<&str> {
     segments
 }
 
-impl<'de> Deserialize<'de> for Node {
+impl<'de> Deserialize<'de> for YamlNode {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct NodeVisitor;
-        impl<'de> Visitor<'de> for NodeVisitor {
-            type Value = Node;
+        struct YamlNodeVisitor;
+        impl<'de> Visitor<'de> for YamlNodeVisitor {
+            type Value = YamlNode;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("any value")
             }
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
-                let mut fields = Fields::default();
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<YamlNode, A::Error> {
+                let mut fields = YamlMap::default();
                 while let Some((key, value)) = access.next_entry::<String, Located>()? {
                     let former = fields.values.insert(key.clone(), value);
                     fields.repeated.extend(former.map(|_| key));
                 }
-                Ok(Node::Map(fields))
+                Ok(YamlNode::Map(fields))
             }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Node, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<YamlNode, A::Error> {
                 let mut list = Vec::new();
                 while let Some(value) = access.next_element()? {
                     list.push(value);
                 }
-                Ok(Node::List(list))
+                Ok(YamlNode::List(list))
             }
-            fn visit_bool<E>(self, flag: bool) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Bool(flag)))
+            fn visit_bool<E>(self, flag: bool) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Bool(flag)))
             }
-            fn visit_i64<E>(self, number: i64) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Whole(number.into())))
+            fn visit_i64<E>(self, number: i64) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Whole(number.into())))
             }
-            fn visit_u64<E>(self, number: u64) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Whole(number.into())))
+            fn visit_u64<E>(self, number: u64) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Whole(number.into())))
             }
-            fn visit_i128<E>(self, number: i128) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Whole(number)))
+            fn visit_i128<E>(self, number: i128) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Whole(number)))
             }
-            fn visit_f64<E>(self, number: f64) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Real(number)))
+            fn visit_f64<E>(self, number: f64) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Real(number)))
             }
-            fn visit_str<E>(self, text: &str) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Text(text.to_owned())))
+            fn visit_str<E>(self, text: &str) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Text(text.to_owned())))
             }
-            fn visit_unit<E>(self) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Null))
+            fn visit_unit<E>(self) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Null))
             }
-            fn visit_none<E>(self) -> Result<Node, E> {
-                Ok(Node::Scalar(Scalar::Null))
+            fn visit_none<E>(self) -> Result<YamlNode, E> {
+                Ok(YamlNode::Scalar(Scalar::Null))
             }
         }
-        deserializer.deserialize_any(NodeVisitor)
+        deserializer.deserialize_any(YamlNodeVisitor)
     }
 }
 

@@ -12,10 +12,10 @@ use serde::de::value::{MapDeserializer, SeqDeserializer};
 use serde::de::{self, DeserializeOwned, IntoDeserializer, Visitor};
 use serde::forward_to_deserialize_any;
 
-use crate::located::{Fields, Located, Node, Scalar};
+use crate::located::{Located, Scalar, YamlMap, YamlNode};
 
 /// How many mistakes are looked for: each begins the reading again.
-const LIMIT: usize = 50;
+const MISTAKES_LIMIT: usize = 50;
 
 /// The reason of a mistake where a field that must be there is missing.
 pub const MISSING: &str = "this field is missing";
@@ -27,7 +27,7 @@ pub struct Recovered<T> {
     pub value: Option<T>,
     /// The mistakes: paths, and what is wrong there. Not sorted.
     pub mistakes: Vec<(String, String)>,
-    without: BTreeSet<String>,
+    omitted: BTreeSet<String>,
 }
 
 impl<T> Recovered<T> {
@@ -46,7 +46,7 @@ impl<T> Recovered<T> {
                 found.push_str(part.get(before.len()..).unwrap_or_default());
                 continue;
             };
-            let is_kept = |number: &usize| !self.without.contains(&format!("{found}[{number}]"));
+            let is_kept = |number: &usize| !self.omitted.contains(&format!("{found}[{number}]"));
             let original = (0..).filter(is_kept).nth(index).unwrap_or(index);
             found = format!("{found}[{original}]");
         }
@@ -55,8 +55,8 @@ impl<T> Recovered<T> {
 
     /// Whether a value at this path of the file was left out, or is a placeholder, or lies in one.
     #[must_use]
-    pub fn is_without(&self, path: &str) -> bool {
-        self.without.iter().any(|left_out| {
+    pub fn is_omitted(&self, path: &str) -> bool {
+        self.omitted.iter().any(|left_out| {
             path.strip_prefix(left_out.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         })
@@ -70,17 +70,17 @@ impl<T> Recovered<T> {
                 .strip_prefix(path)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        self.is_without(path) || self.without.iter().any(|left_out| is_below(left_out))
+        self.is_omitted(path) || self.omitted.iter().any(|left_out| is_below(left_out))
     }
 }
 
 /// Reads a file as far as it can be read.
 #[must_use]
 pub fn recover<T: DeserializeOwned>(file: &Located) -> Recovered<T> {
-    let mut state = State::default();
+    let mut state = RecoveryState::default();
     let mut value = None;
-    for _ in 0..LIMIT {
-        let reading = At { node: Some(file), path: String::new(), state: &state };
+    for _ in 0..MISTAKES_LIMIT {
+        let reading = NodeDeserializer { node: Some(file), path: String::new(), state: &state };
         let error = match T::deserialize(reading) {
             Ok(read) => {
                 value = Some(read);
@@ -92,29 +92,29 @@ pub fn recover<T: DeserializeOwned>(file: &Located) -> Recovered<T> {
             break;
         }
     }
-    let State { left_out, placeholders, mut mistakes, by_the_way } = state;
-    mistakes.extend(by_the_way.into_inner());
-    let without = left_out.into_iter().chain(placeholders).collect();
-    Recovered { value, mistakes: mistakes.into_iter().collect(), without }
+    let RecoveryState { left_out, placeholders, mut mistakes, non_fatal } = state;
+    mistakes.extend(non_fatal.into_inner());
+    let omitted = left_out.into_iter().chain(placeholders).collect();
+    Recovered { value, mistakes: mistakes.into_iter().collect(), omitted }
 }
 
 /// What is known of a file's mistakes.
 #[derive(Default)]
-struct State {
+struct RecoveryState {
     /// The paths of values that are left out.
     left_out: BTreeSet<String>,
     /// The paths of fields that must be there and are not.
     placeholders: BTreeSet<String>,
     mistakes: BTreeMap<String, String>,
     /// Mistakes that do not end a reading: unknown fields, and repeated ones.
-    by_the_way: RefCell<BTreeMap<String, String>>,
+    non_fatal: RefCell<BTreeMap<String, String>>,
 }
 
-impl State {
+impl RecoveryState {
     /// Notes why a reading ended; whether another can go further.
-    fn note(&mut self, error: Error) -> bool {
+    fn note(&mut self, error: ReadError) -> bool {
         let path = error.path.unwrap_or_default();
-        if let Reason::Missing(field) = error.reason {
+        if let ReadErrorReason::Missing(field) = error.reason {
             let missing = join(&path, field);
             if !self.left_out.contains(&missing) {
                 self.mistakes.insert(missing.clone(), MISSING.to_owned());
@@ -137,19 +137,19 @@ fn join(path: &str, field: &str) -> String {
 
 /// Why a reading ended.
 #[derive(Debug)]
-struct Error {
+struct ReadError {
     /// Where; none until it is known.
     path: Option<String>,
-    reason: Reason,
+    reason: ReadErrorReason,
 }
 
 #[derive(Debug)]
-enum Reason {
+enum ReadErrorReason {
     Missing(&'static str),
     Other(String),
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for ReadErrorReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing(field) => write!(f, "the field {field} is missing"),
@@ -158,30 +158,30 @@ impl fmt::Display for Reason {
     }
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.reason.fmt(f)
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for ReadError {}
 
-impl Error {
+impl ReadError {
     fn at(mut self, path: &str) -> Self {
         self.path.get_or_insert_with(|| path.to_owned());
         self
     }
 }
 
-impl de::Error for Error {
+impl de::Error for ReadError {
     fn custom<T: fmt::Display>(reason: T) -> Self {
-        Self { path: None, reason: Reason::Other(reason.to_string()) }
+        Self { path: None, reason: ReadErrorReason::Other(reason.to_string()) }
     }
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         Self::custom(format!(
             "invalid value {}: must be {}",
             shown(found),
-            in_words(found, expected)
+            describe_expected(found, expected)
         ))
     }
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -191,7 +191,7 @@ impl de::Error for Error {
         Self::custom(format!("invalid value {variant:?}: must be one of {}", expected.join(", ")))
     }
     fn missing_field(field: &'static str) -> Self {
-        Self { path: None, reason: Reason::Missing(field) }
+        Self { path: None, reason: ReadErrorReason::Missing(field) }
     }
 }
 
@@ -211,7 +211,7 @@ fn shown(found: de::Unexpected<'_>) -> String {
 }
 
 /// What serde expects, without the names of types.
-fn in_words(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> String {
+fn describe_expected(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> String {
     let is_whole = matches!(found, de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_));
     let number = |range: &str| match is_whole {
         true => range.to_owned(),
@@ -233,21 +233,21 @@ fn in_words(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> String {
 }
 
 /// A value, and where it is; no node: a placeholder.
-struct At<'a> {
+struct NodeDeserializer<'a> {
     node: Option<&'a Located>,
     path: String,
-    state: &'a State,
+    state: &'a RecoveryState,
 }
 
-impl<'a> At<'a> {
+impl<'a> NodeDeserializer<'a> {
     fn entries(
         self,
-        fields: &'a Fields,
+        fields: &'a YamlMap,
         known: Option<&'static [&'static str]>,
     ) -> impl Iterator<Item = (String, Self)> {
         let Self { path, state, .. } = self;
         let add = |path: String, reason: String| {
-            state.by_the_way.borrow_mut().insert(path, reason);
+            state.non_fatal.borrow_mut().insert(path, reason);
         };
         for name in &fields.repeated {
             add(join(&path, name), "this field is repeated".to_owned());
@@ -288,7 +288,7 @@ impl<'a> At<'a> {
             .filter(|item| !item.state.left_out.contains(&item.path))
     }
 
-    fn scalar<'de, V: Visitor<'de>>(scalar: &Scalar, visitor: V) -> Result<V::Value, Error> {
+    fn scalar<'de, V: Visitor<'de>>(scalar: &Scalar, visitor: V) -> Result<V::Value, ReadError> {
         match scalar {
             Scalar::Null => visitor.visit_unit(),
             Scalar::Bool(flag) => visitor.visit_bool(*flag),
@@ -304,22 +304,25 @@ impl<'a> At<'a> {
 }
 
 /// Reads by `read`, and says of a mistake where it is.
-fn placed<'a, T>(at: At<'a>, read: impl FnOnce(At<'a>) -> Result<T, Error>) -> Result<T, Error> {
+fn with_path<'a, T>(
+    at: NodeDeserializer<'a>,
+    read: impl FnOnce(NodeDeserializer<'a>) -> Result<T, ReadError>,
+) -> Result<T, ReadError> {
     let path = at.path.clone();
     read(at).map_err(|error| error.at(&path))
 }
 
-impl<'de> de::Deserializer<'de> for At<'_> {
-    type Error = Error;
+impl<'de> de::Deserializer<'de> for NodeDeserializer<'_> {
+    type Error = ReadError;
 
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        placed(self, |at| match at.node.map(Located::node) {
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+        with_path(self, |at| match at.node.map(Located::node) {
             None => visitor.visit_u64(1),
-            Some(Node::Map(fields)) => {
+            Some(YamlNode::Map(fields)) => {
                 visitor.visit_map(MapDeserializer::new(at.entries(fields, None)))
             }
-            Some(Node::List(list)) => visitor.visit_seq(SeqDeserializer::new(at.items(list))),
-            Some(Node::Scalar(scalar)) => At::scalar(scalar, visitor),
+            Some(YamlNode::List(list)) => visitor.visit_seq(SeqDeserializer::new(at.items(list))),
+            Some(YamlNode::Scalar(scalar)) => NodeDeserializer::scalar(scalar, visitor),
         })
     }
 
@@ -328,33 +331,33 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         _name: &'static str,
         fields: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Error> {
+    ) -> Result<V::Value, ReadError> {
         match self.node.map(Located::node) {
-            Some(Node::Map(map)) => placed(self, |at| {
+            Some(YamlNode::Map(map)) => with_path(self, |at| {
                 visitor.visit_map(MapDeserializer::new(at.entries(map, Some(fields))))
             }),
             // serde would take the items for the fields in order.
-            Some(Node::List(_)) => placed(self, |_| {
+            Some(YamlNode::List(_)) => with_path(self, |_| {
                 Err(de::Error::invalid_type(de::Unexpected::Seq, &"a map of fields"))
             }),
             _ => self.deserialize_any(visitor),
         }
     }
 
-    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        placed(self, |at| {
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
+        with_path(self, |at| {
             let text = match at.node.map(Located::node) {
                 None => String::new(),
-                Some(Node::Scalar(Scalar::Text(text))) => text.clone(),
-                Some(Node::Scalar(Scalar::Bool(flag))) => flag.to_string(),
-                Some(Node::Scalar(Scalar::Whole(number))) => number.to_string(),
-                Some(Node::Scalar(Scalar::Real(number))) => format!("{number:?}"),
-                Some(Node::Scalar(Scalar::Null) | Node::Map(_) | Node::List(_)) => {
+                Some(YamlNode::Scalar(Scalar::Text(text))) => text.clone(),
+                Some(YamlNode::Scalar(Scalar::Bool(flag))) => flag.to_string(),
+                Some(YamlNode::Scalar(Scalar::Whole(number))) => number.to_string(),
+                Some(YamlNode::Scalar(Scalar::Real(number))) => format!("{number:?}"),
+                Some(YamlNode::Scalar(Scalar::Null) | YamlNode::Map(_) | YamlNode::List(_)) => {
                     return at.deserialize_any(visitor);
                 }
             };
-            visitor.visit_str(&text).map_err(|mut error: Error| {
-                if let Reason::Other(reason) = &mut error.reason
+            visitor.visit_str(&text).map_err(|mut error: ReadError| {
+                if let ReadErrorReason::Other(reason) = &mut error.reason
                     && !reason.contains(&format!("{text:?}"))
                 {
                     *reason = format!("invalid value {text:?}: {reason}");
@@ -364,20 +367,22 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         })
     }
 
-    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         self.deserialize_str(visitor)
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.map(Located::node) {
-            Some(Node::Scalar(Scalar::Null)) | None => visitor.visit_none(),
+            Some(YamlNode::Scalar(Scalar::Null)) | None => visitor.visit_none(),
             Some(_) => visitor.visit_some(self),
         }
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ReadError> {
         match self.node.map(Located::node) {
-            None => visitor.visit_seq(SeqDeserializer::new(std::iter::empty::<At<'_>>())),
+            None => {
+                visitor.visit_seq(SeqDeserializer::new(std::iter::empty::<NodeDeserializer<'_>>()))
+            }
             Some(_) => self.deserialize_any(visitor),
         }
     }
@@ -387,9 +392,9 @@ impl<'de> de::Deserializer<'de> for At<'_> {
         _name: &'static str,
         _variants: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Error> {
-        placed(self, |at| match at.node.map(Located::node) {
-            Some(Node::Scalar(Scalar::Text(text))) => {
+    ) -> Result<V::Value, ReadError> {
+        with_path(self, |at| match at.node.map(Located::node) {
+            Some(YamlNode::Scalar(Scalar::Text(text))) => {
                 visitor.visit_enum(text.as_str().into_deserializer())
             }
             _ => at.deserialize_any(visitor),
@@ -402,7 +407,7 @@ impl<'de> de::Deserializer<'de> for At<'_> {
     }
 }
 
-impl<'de> IntoDeserializer<'de, Error> for At<'_> {
+impl<'de> IntoDeserializer<'de, ReadError> for NodeDeserializer<'_> {
     type Deserializer = Self;
 
     fn into_deserializer(self) -> Self {
@@ -485,8 +490,8 @@ mod tests {
         assert!(matches!(fleet.ships[2].kind, Kind::Large));
         assert_eq!(found.path_in_file("ships[1].name"), "ships[2].name");
         assert_eq!(found.path_in_file("ships[0].name"), "ships[0].name");
-        assert!(found.is_without("ships[0].port") && !found.is_without("ships[0].name"));
-        assert!(found.is_without("ships[1].port") && found.is_without("name"));
+        assert!(found.is_omitted("ships[0].port") && !found.is_omitted("ships[0].name"));
+        assert!(found.is_omitted("ships[1].port") && found.is_omitted("name"));
         assert!(found.is_incomplete("ships") && found.is_incomplete("ships[1]"));
         assert!(!found.is_incomplete("ship") && !found.is_incomplete("ships[0].name"));
     }

@@ -5,7 +5,7 @@ mod client_script;
 mod world;
 
 use client_script::check;
-use weft_xds::client::Variant::{Delta, StateOfTheWorld};
+use weft_xds::client::XdsVariant::{Delta, StateOfTheWorld};
 
 #[test]
 fn delta_removed_clusters_and_listeners_go() {

@@ -7,10 +7,10 @@ mod world;
 use client_script::{check, respond, session};
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use prost::Message as _;
-use weft_model::Missing;
-use weft_xds::client::Variant::{Delta, StateOfTheWorld};
-use weft_xds::client::{ClientSession, Request};
-use weft_xds::translate::{Kind, Notes};
+use weft_model::MissingReference;
+use weft_xds::client::XdsVariant::{Delta, StateOfTheWorld};
+use weft_xds::client::{ClientSession, XdsRequest};
+use weft_xds::translate::{Notes, ResourceKind};
 
 // --- Asking -------------------------------------------------------------------------------------
 
@@ -142,10 +142,10 @@ fn delta_a_long_list_of_names_is_split_and_only_its_first_request_has_versions()
     const NAMES: usize = 200;
     let long = "x".repeat(20_000);
     let names: Vec<String> = (0..NAMES).map(|number| format!("{number:03}{long}")).collect();
-    let endpoints_of = |requests: Vec<Request>| -> Vec<DeltaDiscoveryRequest> {
+    let endpoints_of = |requests: Vec<XdsRequest>| -> Vec<DeltaDiscoveryRequest> {
         let delta = requests.into_iter().map(|request| match request {
-            Request::Delta(request) => *request,
-            Request::StateOfTheWorld(_) => panic!("delta is spoken"),
+            XdsRequest::Delta(request) => *request,
+            XdsRequest::StateOfTheWorld(_) => panic!("delta is spoken"),
         });
         let is_asked = |request: &DeltaDiscoveryRequest| {
             request.type_url.ends_with("ClusterLoadAssignment") && request.response_nonce.is_empty()
@@ -198,7 +198,7 @@ fn state_a_new_stream_reports_the_version_and_no_nonce() {
 // --- What is refused, and what is gone ------------------------------------------------------------
 
 fn refused(session: &ClientSession) -> Vec<String> {
-    session.refused().into_keys().collect()
+    session.rejected().into_keys().collect()
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn notes_of_resources_that_are_gone_are_replaced_by_none() {
     respond(&mut session, "e#2 x:1");
     let gone = respond(&mut session, "c#3 -a").notes;
     let none = |kind, name: &str| (kind, name.into(), Notes::default());
-    assert_eq!(gone, [none(Kind::Cluster, "a"), none(Kind::Endpoints, "x")]);
+    assert_eq!(gone, [none(ResourceKind::Cluster, "a"), none(ResourceKind::Endpoints, "x")]);
 }
 
 #[test]
@@ -253,7 +253,8 @@ fn names_of_removed_clusters_are_kept_up_to_a_limit() {
     session.open();
     let names: Vec<String> = (0..12_000).map(|number| format!("-{number}")).collect();
     respond(&mut session, &format!("c#1 {}", names.join(" ")));
-    let is_absent = |name: &&String| session.is_absent(&Missing::Cluster(name[1..].into()));
+    let is_absent =
+        |name: &&String| session.is_absent(&MissingReference::Cluster(name[1..].into()));
     assert_eq!(names.iter().filter(is_absent).count(), 10_000);
 }
 
@@ -340,7 +341,7 @@ fn a_refusal_names_the_resource_and_the_place() {
     let mut session = session(Delta);
     session.open();
     let outcome = respond(&mut session, "l#1 good:1 evil:bad");
-    let Some(Request::Delta(request)) = outcome.requests.first() else {
+    let Some(XdsRequest::Delta(request)) = outcome.requests.first() else {
         panic!("a delta request: {outcome:?}")
     };
     let status = request.error_detail.as_ref().expect("a refusal");

@@ -5,7 +5,7 @@ mod transcript;
 mod world;
 
 use transcript::check;
-use weft_xds::client::Variant::{Delta, StateOfTheWorld};
+use weft_xds::client::XdsVariant::{Delta, StateOfTheWorld};
 
 #[test]
 fn what_is_referred_to_goes_first() {

@@ -7,7 +7,7 @@ mod world;
 use std::sync::Arc;
 
 use transcript::check;
-use weft_xds::client::Variant::{Delta, StateOfTheWorld};
+use weft_xds::client::XdsVariant::{Delta, StateOfTheWorld};
 
 // --- Who gets what ------------------------------------------------------------------------------
 
@@ -474,12 +474,12 @@ fn one_response_of_a_type_is_unanswered_and_later_changes_merge() {
 fn a_stream_that_asks_for_too_many_names_ends() {
     use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
     use weft_xds::server::ServerSession;
-    use weft_xds::translate::Kind;
+    use weft_xds::translate::ResourceKind;
 
     let names = |count: u32| (0..count).map(|n| n.to_string()).collect::<Vec<_>>();
     let delta = |count| {
         let request = DeltaDiscoveryRequest {
-            type_url: Kind::Endpoints.type_url(),
+            type_url: ResourceKind::Endpoints.type_url(),
             resource_names_subscribe: names(count),
             ..DeltaDiscoveryRequest::default()
         };
@@ -487,7 +487,7 @@ fn a_stream_that_asks_for_too_many_names_ends() {
     };
     let state = |count| {
         let request = DiscoveryRequest {
-            type_url: Kind::Endpoints.type_url(),
+            type_url: ResourceKind::Endpoints.type_url(),
             resource_names: names(count),
             ..DiscoveryRequest::default()
         };
@@ -501,12 +501,12 @@ fn a_stream_that_asks_for_too_many_names_ends() {
 fn a_stream_that_leaves_too_many_names_to_answer_ends() {
     use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
     use weft_xds::server::ServerSession;
-    use weft_xds::translate::Kind;
+    use weft_xds::translate::ResourceKind;
 
     let mut session = ServerSession::new(Delta);
     let mut ask = |subscribe: &[String], unsubscribe: &[String]| {
         let request = DeltaDiscoveryRequest {
-            type_url: Kind::Cluster.type_url(),
+            type_url: ResourceKind::Cluster.type_url(),
             resource_names_subscribe: subscribe.to_vec(),
             resource_names_unsubscribe: unsubscribe.to_vec(),
             ..DeltaDiscoveryRequest::default()

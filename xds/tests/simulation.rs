@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use weft_model::{EndpointSet, Missing, Name, RouteTable, Secret, Snapshot};
-use weft_xds::client::{ClientSession, Node, Request, Variant, Warming};
-use weft_xds::server::{Fragment, ResourceSet, Response, ServerSession};
-use weft_xds::translate::Kind;
+use weft_model::{EndpointSet, MissingReference, Name, RouteTable, Secret, Snapshot};
+use weft_xds::client::{ClientSession, Warming, XdsNode, XdsRequest, XdsVariant};
+use weft_xds::server::{Fragment, ResourceSet, ServerSession, XdsResponse};
+use weft_xds::translate::ResourceKind;
 
 const SEEDS: u64 = 50;
 const STEPS: usize = 1_000;
@@ -30,15 +30,15 @@ const LOCAL: &str = "default";
 /// One kind of message in each direction, whatever the variant.
 #[derive(Default)]
 struct Stream {
-    up: VecDeque<Request>,
-    down: VecDeque<Response>,
+    up: VecDeque<XdsRequest>,
+    down: VecDeque<XdsResponse>,
     /// Per type, the responses that the server has not seen answered.
     unanswered: BTreeMap<String, BTreeSet<String>>,
 }
 
 struct World {
     rng: Rng,
-    variant: Variant,
+    variant: XdsVariant,
     /// The configuration in the words of `world`, by letter and name.
     words: BTreeMap<(&'static str, &'static str), String>,
     view: Snapshot,
@@ -53,19 +53,19 @@ struct World {
 
 #[test]
 fn delta_any_seed_lets_the_client_converge_to_the_view() {
-    play(Variant::Delta);
+    play(XdsVariant::Delta);
 }
 
 #[test]
 fn state_any_seed_lets_the_client_converge_to_the_view() {
-    play(Variant::StateOfTheWorld);
+    play(XdsVariant::StateOfTheWorld);
 }
 
 #[test]
 fn state_routes_let_go_and_taken_up_again_arrive() {
     // Too rare for the seeds: between the client's acknowledgement of the listener and its request
     // of the routes, which is thereby stale, the server has something new to say of routes.
-    let mut world = World::new(0, Variant::StateOfTheWorld);
+    let mut world = World::new(0, XdsVariant::StateOfTheWorld);
     world.publish("l/m:1>r/p,r/q r/p:1 r/q:1");
     world.rest();
     world.publish("l/m:2>r/q r/p:1 r/q:1");
@@ -76,7 +76,7 @@ fn state_routes_let_go_and_taken_up_again_arrive() {
     world.rest();
 }
 
-fn play(variant: Variant) {
+fn play(variant: XdsVariant) {
     let replay = std::env::var("WEFT_SEED").ok().and_then(|seed| seed.parse().ok());
     let seeds = replay.map_or(0..SEEDS, |seed| seed..seed + 1);
     for seed in seeds {
@@ -86,8 +86,8 @@ fn play(variant: Variant) {
 }
 
 impl World {
-    fn new(seed: u64, variant: Variant) -> Self {
-        let node = Node { id: "client".into(), cluster: "cluster".into(), ..Node::default() };
+    fn new(seed: u64, variant: XdsVariant) -> Self {
+        let node = XdsNode { id: "client".into(), cluster: "cluster".into(), ..XdsNode::default() };
         let local = BTreeSet::from([LOCAL.into()]);
         let mut world = Self {
             rng: Rng::with_seed(seed),
@@ -210,8 +210,8 @@ impl World {
         let Some(request) = stream.up.pop_front() else { return };
         stream.answered(&request);
         let responses = match request {
-            Request::Delta(request) => server.on_delta(*request, &self.set),
-            Request::StateOfTheWorld(request) => server.on_state(*request, &self.set),
+            XdsRequest::Delta(request) => server.on_delta(*request, &self.set),
+            XdsRequest::StateOfTheWorld(request) => server.on_state(*request, &self.set),
         };
         stream.send(responses.expect("within the limit"));
     }
@@ -220,8 +220,8 @@ impl World {
         let Some((_, stream)) = &mut self.link else { return };
         let Some(response) = stream.down.pop_front() else { return };
         let outcome = match response {
-            Response::Delta(response) => self.client.on_delta(*response),
-            Response::StateOfTheWorld(response) => self.client.on_state(*response),
+            XdsResponse::Delta(response) => self.client.on_delta(*response),
+            XdsResponse::StateOfTheWorld(response) => self.client.on_state(*response),
         };
         assert_eq!(outcome.rejections, [], "the server sends what the client takes");
         stream.up.extend(outcome.requests);
@@ -238,7 +238,7 @@ impl World {
         self.client.fill(&mut held);
         held.secrets.insert(LOCAL.into(), self.local.clone());
         let before = self.in_force.missing();
-        let is_absent = |missing: &Missing| self.client.is_absent(missing);
+        let is_absent = |missing: &MissingReference| self.client.is_absent(missing);
         let Some(snapshot) = self.warming.offer(held, is_absent, self.now) else { return };
         self.in_force = snapshot;
         let missing = self.warming.missing();
@@ -283,20 +283,20 @@ impl World {
         };
         for missing in expected.missing() {
             match missing {
-                Missing::Endpoints(name) => {
+                MissingReference::Endpoints(name) => {
                     let empty = || Arc::new(EndpointSet::default());
                     let set = self.view.endpoints.get(&name).cloned().unwrap_or_else(empty);
                     expected.endpoints.insert(name, set);
                 }
-                Missing::Routes(name) => {
+                MissingReference::Routes(name) => {
                     let empty = || Arc::new(RouteTable::new(Name::clone(&name), Vec::new()));
                     let table = self.view.routes.get(&name).cloned().unwrap_or_else(empty);
                     expected.routes.insert(name, table);
                 }
-                Missing::Secret(name) => {
+                MissingReference::Secret(name) => {
                     expected.secrets.extend(self.view.secrets.get_key_value(&name).map(own));
                 }
-                Missing::Addresses(name) | Missing::Cluster(name) => {
+                MissingReference::Addresses(name) | MissingReference::Cluster(name) => {
                     assert_eq!(&*name, "", "no route names a cluster here")
                 }
             }
@@ -313,7 +313,7 @@ impl World {
         self.connect();
         while let Some((_, stream)) = self.link.as_ref().filter(|(_, stream)| !stream.is_empty()) {
             for response in &stream.down {
-                if let Response::Delta(response) = response {
+                if let XdsResponse::Delta(response) = response {
                     assert_eq!(response.resources, [], "the client had this");
                 }
             }
@@ -329,7 +329,7 @@ impl Stream {
         self.up.is_empty() && self.down.is_empty()
     }
 
-    fn send(&mut self, responses: Vec<Response>) {
+    fn send(&mut self, responses: Vec<XdsResponse>) {
         for response in responses {
             let (type_url, nonce, names) = summary(&response);
             let unique: BTreeSet<&String> = names.iter().collect();
@@ -341,10 +341,10 @@ impl Stream {
         }
     }
 
-    fn answered(&mut self, request: &Request) {
+    fn answered(&mut self, request: &XdsRequest) {
         let (type_url, nonce) = match request {
-            Request::Delta(request) => (&request.type_url, &request.response_nonce),
-            Request::StateOfTheWorld(request) => (&request.type_url, &request.response_nonce),
+            XdsRequest::Delta(request) => (&request.type_url, &request.response_nonce),
+            XdsRequest::StateOfTheWorld(request) => (&request.type_url, &request.response_nonce),
         };
         if let Some(unanswered) = self.unanswered.get_mut(type_url) {
             unanswered.remove(nonce);
@@ -353,15 +353,15 @@ impl Stream {
 }
 
 /// The type, the nonce, and every name in a response, sent or removed.
-fn summary(response: &Response) -> (&str, &str, Vec<String>) {
+fn summary(response: &XdsResponse) -> (&str, &str, Vec<String>) {
     match response {
-        Response::Delta(response) => {
+        XdsResponse::Delta(response) => {
             let sent = response.resources.iter().map(|resource| resource.name.clone());
             let names = sent.chain(response.removed_resources.iter().cloned()).collect();
             (&response.type_url, &response.nonce, names)
         }
-        Response::StateOfTheWorld(response) => {
-            let kind = Kind::from_type_url(&response.type_url).expect("a known type");
+        XdsResponse::StateOfTheWorld(response) => {
+            let kind = ResourceKind::from_type_url(&response.type_url).expect("a known type");
             let name = |bytes: &[u8]| {
                 let shown = world::shown(kind, bytes);
                 format!("{}/{}", world::letter(kind), shown.split(':').next().unwrap_or_default())

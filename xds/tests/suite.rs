@@ -8,10 +8,10 @@
 mod transcript;
 mod world;
 
-use weft_xds::client::Variant::{self, Delta, StateOfTheWorld};
+use weft_xds::client::XdsVariant::{self, Delta, StateOfTheWorld};
 
 /// Plays a conversation once for each type.
-fn check(variant: Variant, letters: &str, script: &str) {
+fn check(variant: XdsVariant, letters: &str, script: &str) {
     for letter in letters.chars() {
         transcript::check(variant, &script.replace('$', &letter.to_string()));
     }

@@ -225,7 +225,7 @@ mod tests {
             connection_limit: 1,
             request_limit: 1,
             response_head_bytes: weft_model::DEFAULT_RESPONSE_HEAD_BYTES,
-            response_field_count: weft_model::DEFAULT_RESPONSE_FIELD_COUNT,
+            response_header_count: weft_model::DEFAULT_RESPONSE_HEADER_COUNT,
             idle_timeout: weft_model::DEFAULT_UPSTREAM_IDLE,
         };
         let mut snapshot = Snapshot::default();

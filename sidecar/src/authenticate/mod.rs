@@ -20,7 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::SystemTime;
 
 use weft_certs::VerifiedPeer;
-use weft_model::path::Reading;
+use weft_model::path::PathReading;
 use weft_model::{RequestFacts, SpiffeId, query_parameter};
 
 use crate::denial::Denial;
@@ -74,7 +74,7 @@ impl<'a> HttpRequestFacts<'a> {
         (0..count).map(move |reading| Self { reading, ..self })
     }
 
-    fn reading(&self) -> Option<&'a Reading> {
+    fn reading(&self) -> Option<&'a PathReading> {
         self.head.readings.as_ref()?.get(self.reading)
     }
 
@@ -160,7 +160,7 @@ impl RequestFacts for HttpRequestFacts<'_> {
     }
 
     fn path(&self) -> &str {
-        self.reading().map_or_else(|| path_of(self.target), Reading::path)
+        self.reading().map_or_else(|| path_of(self.target), PathReading::path)
     }
 
     fn path_fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {

@@ -1,6 +1,6 @@
 //! Where a request's token stands.
 
-use weft_model::TokenPlace;
+use weft_model::TokenLocation;
 
 use crate::http::head::RequestHead;
 use crate::http::headers::Headers;
@@ -29,14 +29,14 @@ impl TokenLookup {
 }
 
 /// The token of a request. Without places it is the bearer token of `authorization` (RFC 6750, section 2.1).
-pub(crate) fn find_token(head: &RequestHead, places: &[TokenPlace]) -> TokenLookup {
+pub(crate) fn find_token(head: &RequestHead, places: &[TokenLocation]) -> TokenLookup {
     if places.is_empty() {
         return bearer(&head.headers);
     }
     let found = places.iter().map(|place| match place {
-        TokenPlace::Field { name, prefix } => prefixed(&head.headers, name, prefix),
-        TokenPlace::Parameter(name) => parameter(head, name),
-        TokenPlace::Cookie(name) => cookie(&head.headers, name),
+        TokenLocation::Header { name, prefix } => prefixed(&head.headers, name, prefix),
+        TokenLocation::QueryParameter(name) => parameter(head, name),
+        TokenLocation::Cookie(name) => cookie(&head.headers, name),
     });
     found.fold(TokenLookup::Missing, TokenLookup::and)
 }
@@ -123,7 +123,7 @@ pub(crate) struct OriginalHead {
 /// Takes the tokens out of a request.
 pub(crate) fn remove_tokens(
     head: &mut RequestHead,
-    places: &[TokenPlace],
+    places: &[TokenLocation],
     before: &mut OriginalHead,
 ) {
     let RequestHead { headers, target, .. } = head;
@@ -132,9 +132,11 @@ pub(crate) fn remove_tokens(
     }
     for place in places {
         match place {
-            TokenPlace::Field { name, .. } => remove_header(headers, name, &mut before.headers),
-            TokenPlace::Parameter(name) => remove_parameter(target, name, &mut before.target),
-            TokenPlace::Cookie(name) => remove_cookie(headers, name, &mut before.headers),
+            TokenLocation::Header { name, .. } => remove_header(headers, name, &mut before.headers),
+            TokenLocation::QueryParameter(name) => {
+                remove_parameter(target, name, &mut before.target)
+            }
+            TokenLocation::Cookie(name) => remove_cookie(headers, name, &mut before.headers),
         }
     }
 }
@@ -229,9 +231,9 @@ mod tests {
         let both = [("authorization", "Bearer a"), ("authorization", "Basic b")];
         assert_eq!(default(&both), TokenLookup::Several);
         let places = [
-            TokenPlace::Field { name: "x-token".into(), prefix: "JWT ".into() },
-            TokenPlace::Parameter("access_token".into()),
-            TokenPlace::Cookie("session".into()),
+            TokenLocation::Header { name: "x-token".into(), prefix: "JWT ".into() },
+            TokenLocation::QueryParameter("access_token".into()),
+            TokenLocation::Cookie("session".into()),
         ];
         let check = |target: &str, headers: &[(&str, &str)], expected| {
             assert_eq!(
@@ -256,22 +258,22 @@ mod tests {
     #[test]
     fn concealed_header_is_known_as_it_was() {
         let headers = [("authorization", "Bearer a"), ("x-token", "b"), ("x-other", "c")];
-        let check = |places: &[TokenPlace], is_changed: bool| {
+        let check = |places: &[TokenLocation], is_changed: bool| {
             let (mut head, mut before) = (head("/", &headers), OriginalHead::default());
             remove_tokens(&mut head, places, &mut before);
             let was_there = before.headers.map(Headers::into_map);
             assert_eq!(was_there, is_changed.then(|| map(&headers)), "{places:?}");
             assert_eq!(head.headers.to_map() != map(&headers), is_changed, "{places:?}");
         };
-        let field = |name: &str| TokenPlace::Field { name: name.into(), prefix: String::new() };
+        let field = |name: &str| TokenLocation::Header { name: name.into(), prefix: String::new() };
         check(&[], true);
         check(&[field("x-token"), field("x-other")], true);
-        check(&[field("x-none"), TokenPlace::Cookie("a".into())], false);
+        check(&[field("x-none"), TokenLocation::Cookie("a".into())], false);
     }
 
     #[test]
     fn what_is_concealed_leaves_the_rest_as_it_was() {
-        let places = [TokenPlace::Parameter("t".into()), TokenPlace::Cookie("t".into())];
+        let places = [TokenLocation::QueryParameter("t".into()), TokenLocation::Cookie("t".into())];
         let check = |target: &str, cookies: &[&str], expected: (&str, Option<&str>)| {
             let headers: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();
             let mut head = head(target, &headers);

@@ -138,8 +138,8 @@ impl TokenPolicy {
     pub(crate) fn new(policy: Arc<JwtPolicy>, providers: BTreeMap<Name, PlannedProvider>) -> Self {
         let all = providers.values().map(|planned| &planned.provider);
         let headers = all.flat_map(|provider| {
-            let claims = provider.claim_fields.iter().map(|(_, field)| field.clone());
-            claims.chain(provider.payload_field.clone())
+            let claims = provider.claim_headers.iter().map(|(_, field)| field.clone());
+            claims.chain(provider.payload_header.clone())
         });
         let headers = headers.collect();
         Self { policy, providers, headers }
@@ -203,7 +203,7 @@ impl TokenPolicy {
         let concealed =
             |planned: &&PlannedProvider| !planned.provider.forward && is_verified(planned.number);
         for planned in self.providers.values().filter(concealed) {
-            token_location::remove_tokens(head, &planned.provider.places, &mut before);
+            token_location::remove_tokens(head, &planned.provider.token_locations, &mut before);
         }
         before
     }
@@ -323,7 +323,7 @@ impl TokenPolicy {
             JwtRequirement::Missing => {
                 let none = |planned: &PlannedProvider| {
                     matches!(
-                        token_location::find_token(head, &planned.provider.places),
+                        token_location::find_token(head, &planned.provider.token_locations),
                         TokenLookup::Missing | TokenLookup::OtherCredentials
                     )
                 };
@@ -363,12 +363,12 @@ fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &VerifiedToken)
             head.headers.add(name, value);
         }
     };
-    for (claim, field) in &provider.claim_fields {
+    for (claim, field) in &provider.claim_headers {
         if let Some(text) = claims::told(&checked.claims, claim) {
             add(field, text.as_bytes());
         }
     }
-    if let Some(field) = &provider.payload_field {
+    if let Some(field) = &provider.payload_header {
         add(field, checked.payload.as_bytes());
     }
 }
@@ -380,7 +380,7 @@ impl PlannedProvider {
         head: &RequestHead,
         context: &TokenContext<'_>,
     ) -> Result<Rc<VerifiedToken>, TokenRejection> {
-        let text = match token_location::find_token(head, &self.provider.places) {
+        let text = match token_location::find_token(head, &self.provider.token_locations) {
             TokenLookup::Token(text) => text,
             TokenLookup::Missing => return Err(TokenRejection::MISSING),
             TokenLookup::OtherCredentials => return Err(TokenRejection::NO_BEARER),

@@ -58,8 +58,8 @@ fn check_limits(headers: &HeaderMap, target: usize, limits: &HttpLimits) -> Resu
     let total: usize = headers.iter().map(|field| size(field) + 32).sum();
     let largest = headers.iter().map(size).max().unwrap_or(0);
     if total > limits.head_bytes
-        || largest > limits.field_bytes
-        || headers.len() > limits.field_count
+        || largest > limits.header_bytes
+        || headers.len() > limits.header_count
     {
         return Err(Denial::HeadTooLarge);
     }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use http::Method;
-use weft_model::path::Readings;
+use weft_model::path::PathReadings;
 use weft_model::{AmbiguousPath, PathRules};
 
 use super::desync::DesyncReason;
@@ -22,7 +22,7 @@ pub(crate) struct RequestHead {
     /// Path and query, as they are forwarded.
     pub(crate) target: String,
     /// The ways in which services may interpret the path, where the path is ambiguous and forwarded unchanged.
-    pub(crate) readings: Option<Box<Readings>>,
+    pub(crate) readings: Option<Box<PathReadings>>,
     /// Host and port, as they are forwarded.
     pub(crate) authority: String,
     pub(crate) headers: Headers,
@@ -110,15 +110,15 @@ impl RequestHead {
             return Ok(());
         }
         if self.method == Method::OPTIONS && self.target == "*" {
-            self.readings = Some(Box::new(Readings::of_asterisk()));
+            self.readings = Some(Box::new(PathReadings::of_asterisk()));
             return Ok(());
         }
         if let Cow::Owned(target) = path::normalized(&self.target, rules)? {
             self.target = target;
         }
         let readings = match rules.ambiguous {
-            AmbiguousPath::RouteAsSent => Readings::behind_path_as_sent(self.path()),
-            AmbiguousPath::RouteNormalized => Readings::of(self.path()),
+            AmbiguousPath::RouteAsSent => PathReadings::behind_path_as_sent(self.path()),
+            AmbiguousPath::RouteNormalized => PathReadings::of(self.path()),
             AmbiguousPath::Refuse => None,
         };
         self.readings = readings.map(Box::new);

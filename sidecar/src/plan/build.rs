@@ -8,9 +8,9 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{ClientAuthentication, ClientTls, LoadedIdentity, ServerTls, SessionTickets};
 use weft_model::{
-    Action, Balance, ClientCertificates, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter,
-    HttpService, Listener, Name, RbacFilter, Route, RouteIndex, RouteMatch, RouteSource,
-    RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
+    Balance, ClientCertificateMode, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter,
+    HttpService, Listener, Name, RbacFilter, Route, RouteAction, RouteIndex, RouteMatch,
+    RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
 };
 use weft_runtime::problems::Problems;
 use zeroize::Zeroizing;
@@ -230,9 +230,9 @@ impl PlanBuild<'_> {
         let (listener, chain) = &place;
         let here = format!("listener {listener} chain {chain}");
         // First, so that it is kept up to date whatever is wrong with the rest.
-        let clients = match &tls.clients {
-            ClientCertificates::Unasked => ClientAuthentication::None,
-            ClientCertificates::Checked { validation, names, required } => {
+        let clients = match &tls.client_certificates {
+            ClientCertificateMode::NotRequested => ClientAuthentication::None,
+            ClientCertificateMode::Verify { validation, names, required } => {
                 let trust = self.trust(validation, &here)?;
                 if *required {
                     ClientAuthentication::Required(trust, names.clone())
@@ -240,7 +240,7 @@ impl PlanBuild<'_> {
                     ClientAuthentication::Optional(trust, names.clone())
                 }
             }
-            ClientCertificates::Passed { required } => {
+            ClientCertificateMode::PassThrough { required } => {
                 ClientAuthentication::Unchecked { required: *required }
             }
         };
@@ -366,11 +366,11 @@ impl PlanBuild<'_> {
 fn only_cluster(table: &RouteTable) -> Option<&Name> {
     fn cluster(route: &Route) -> Option<&Name> {
         match &route.action {
-            Action::Forward { clusters, .. } => match clusters.as_slice() {
+            RouteAction::Forward { clusters, .. } => match clusters.as_slice() {
                 [only] => Some(&only.name),
                 _ => None,
             },
-            Action::Redirect(_) | Action::Respond { .. } => None,
+            RouteAction::Redirect(_) | RouteAction::Respond { .. } => None,
         }
     }
     let any = RouteMatch::any();
@@ -426,7 +426,7 @@ mod tests {
     use weft_certs::KeySet;
     use weft_model::{
         Discovery, DnsDiscovery, DnsFamily, DnsPolicy, Endpoint, EndpointSet, Health, JwtProvider,
-        KeySource, UpstreamProtocol, WhenAbsent,
+        KeySource, OnEmptyAnswer, UpstreamProtocol,
     };
 
     use super::*;
@@ -459,10 +459,10 @@ mod tests {
             claims: Vec::new(),
             longest_life: None,
             keys: KeySource::Http { uri, cluster, timeout: HOUR, cache: HOUR, redirects },
-            places: Vec::new(),
+            token_locations: Vec::new(),
             forward: false,
-            claim_fields: Vec::new(),
-            payload_field: None,
+            claim_headers: Vec::new(),
+            payload_header: None,
             payload_name: None,
             leeway: Duration::ZERO,
             bound: false,
@@ -483,7 +483,7 @@ mod tests {
             connection_limit: 1,
             request_limit: 1,
             response_head_bytes: 1,
-            response_field_count: 1,
+            response_header_count: 1,
             idle_timeout: HOUR,
         };
         let endpoint = |(last, health): &(u8, Health)| Endpoint::new(address(*last), 1, *health);
@@ -553,7 +553,7 @@ mod tests {
             failure_base: HOUR,
             failure_max: HOUR,
             family: DnsFamily::Auto,
-            when_absent: WhenAbsent::Keep,
+            on_empty_answer: OnEmptyAnswer::Keep,
         };
         let dns = Discovery::Dns(DnsDiscovery { hosts: Vec::new(), policy });
         let told = Discovery::Endpoints("keys".into());

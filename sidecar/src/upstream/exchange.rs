@@ -415,7 +415,7 @@ async fn over_http2(
         }
         None => match http2::to_request(call.head, scheme) {
             Ok(request) => {
-                let count = target.cluster.response_field_count;
+                let count = target.cluster.response_header_count;
                 exchange_http2(call, sender, request, count).await
             }
             Err(denial) => Err(ExchangeFailure::Denied(denial)),

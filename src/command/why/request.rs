@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use weft_control::mesh::Port;
-use weft_model::path::{Reading, Readings};
+use weft_model::path::{PathReading, PathReadings};
 use weft_model::{RequestFacts, SpiffeId, query_parameter};
 
 /// A request as its caller sends it.
@@ -29,14 +29,14 @@ pub(super) struct Arrival<'a> {
     target: &'a str,
     port: &'a Port,
     /// How services read the path, where there are several ways.
-    readings: Option<Readings>,
+    readings: Option<PathReadings>,
 }
 
 impl<'a> Arrival<'a> {
     pub(super) fn new(request: &'a Request<'a>, target: &'a str, port: &'a Port) -> Self {
         let readings = match target {
-            "*" => Some(Readings::of_asterisk()),
-            _ => Readings::of(target.split('?').next().unwrap_or_default()),
+            "*" => Some(PathReadings::of_asterisk()),
+            _ => PathReadings::of(target.split('?').next().unwrap_or_default()),
         };
         Self { request, target, port, readings }
     }
@@ -49,7 +49,7 @@ impl<'a> Arrival<'a> {
         self.request.address.is_some()
     }
 
-    pub(super) fn readings(&self) -> Option<&Readings> {
+    pub(super) fn readings(&self) -> Option<&PathReadings> {
         self.readings.as_ref()
     }
 
@@ -74,7 +74,7 @@ impl<'a> Arrival<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Facts<'a> {
     arrival: &'a Arrival<'a>,
-    reading: Option<&'a Reading>,
+    reading: Option<&'a PathReading>,
 }
 
 impl<'a> Facts<'a> {
@@ -90,7 +90,7 @@ impl RequestFacts for Facts<'_> {
 
     fn path(&self) -> &str {
         let as_sent = || self.arrival.target.split('?').next().unwrap_or_default();
-        self.reading.map_or_else(as_sent, Reading::path)
+        self.reading.map_or_else(as_sent, PathReading::path)
     }
 
     fn path_fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {

@@ -17,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use weft_certs::{CertificateText, identity_of, validity};
 use weft_runtime::socket::is_ipv6_unavailable;
-use weft_xds::server::Incoming;
+use weft_xds::server::IncomingConnection;
 
 use crate::client_connection::{CertificateValidity, ClientConnection, RevokedSerials};
 use crate::fair_pool::{FairPool, SlotDecision, SlotId};
@@ -30,7 +30,7 @@ const UNAUTHENTICATED_LIMIT: usize = 512;
 const UNAUTHENTICATED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection that the port lets in.
-pub(crate) type AcceptedConnection = Incoming<ClientConnection<TlsStream<TcpStream>>>;
+pub(crate) type AcceptedConnection = IncomingConnection<ClientConnection<TlsStream<TcpStream>>>;
 
 /// What handshakes are done with, and what ends connections.
 #[derive(Debug, Clone)]
@@ -108,7 +108,11 @@ async fn handshake(
                 () = slot.evicted() => {}
             }
         };
-        return Ok(Incoming { io: ClientConnection::new(io, ends), peer: None, place: None });
+        return Ok(IncomingConnection {
+            io: ClientConnection::new(io, ends),
+            peer: None,
+            permit: None,
+        });
     };
     let validity = validity_of(leaf).ok_or("the certificate cannot be read")?;
     let peer = identity_of(leaf);
@@ -123,7 +127,7 @@ async fn handshake(
             () = slot.evicted() => {}
         }
     };
-    Ok(Incoming { io: ClientConnection::new(io, ends), peer, place: None })
+    Ok(IncomingConnection { io: ClientConnection::new(io, ends), peer, permit: None })
 }
 
 /// What a client's connection rests on.

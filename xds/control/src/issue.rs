@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::{Authority, IssuedCertificate, KeyText};
 use weft_model::SpiffeId;
-use weft_xds::authority::{Applicant, Sign, SignError};
+use weft_xds::authority::{Applicant, CertificateSigner, SignError};
 
 use crate::audit;
 use crate::audit_limit::{AuditDecision, AuditLimit};
@@ -25,7 +25,7 @@ pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 /// Decides and signs.
 #[derive(Debug)]
 pub struct CertificateIssuer {
-    /// Sign.
+    /// CertificateSigner.
     pub authorities: Arc<CurrentAuthorities>,
     /// Remembers.
     pub store: Arc<Store>,
@@ -37,7 +37,7 @@ pub struct CertificateIssuer {
     pub(crate) refusals: Mutex<AuditLimit>,
 }
 
-impl Sign for CertificateIssuer {
+impl CertificateSigner for CertificateIssuer {
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
         let signed = self.decide(applicant, request_pem);
         signed.inspect_err(|refused| self.note_refusal(applicant, refused))

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use weft_runtime::drain::{Drain, Phase};
 use weft_runtime::memory;
-use weft_xds::server::{Holders, RequestLimits, Served as Offered, serve};
+use weft_xds::server::{RequestLimits, ResourceSubscribers, XdsServerConfig, serve};
 
 use crate::accept::{AcceptConfig, accept, listen};
 use crate::admin_socket;
@@ -106,11 +106,14 @@ pub async fn run(
     let accepting = tokio::spawn(accept(listener, config, connections, options.connections));
     let receiver = directory.subscribe();
     let stop = drain.clone();
-    let holders = Arc::new(trust_subscribers());
-    let served =
-        ControlClients { directory: directory.subscribe(), holders: holders.clone(), authorities };
+    let subscribers = Arc::new(trust_subscribers());
+    let served = ControlClients {
+        directory: directory.subscribe(),
+        subscribers: subscribers.clone(),
+        authorities,
+    };
     let served: Arc<dyn TrustDistribution> = Arc::new(served);
-    let offered = Offered { directory: receiver, holders, limits: options.requests };
+    let offered = XdsServerConfig { provider: receiver, subscribers, limits: options.requests };
     let serving = tokio::spawn(serve(waiting, offered, issuer, async move {
         stop.reached(Phase::Draining).await;
     }));
@@ -134,7 +137,7 @@ pub async fn run(
 /// Those that a control plane serves.
 struct ControlClients {
     directory: watch::Receiver<Arc<Views>>,
-    holders: Arc<Holders>,
+    subscribers: Arc<ResourceSubscribers>,
     authorities: Arc<CurrentAuthorities>,
 }
 
@@ -151,11 +154,11 @@ impl TrustDistribution for ControlClients {
         let Some(version) = views.trust_version() else {
             return Vec::new();
         };
-        let connected = self.holders.names();
+        let connected = self.subscribers.names();
         let away = holders
             .iter()
             .filter(|who| views.receives_trust_bundle(who) && !connected.contains(*who));
         let away = away.map(|who| format!("{who}, which is not connected"));
-        self.holders.without(version).into_iter().chain(away).collect()
+        self.subscribers.not_acknowledged(version).into_iter().chain(away).collect()
     }
 }

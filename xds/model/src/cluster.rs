@@ -33,7 +33,7 @@ pub struct Cluster {
     pub response_head_bytes: usize,
     /// The most headers of a response
     /// (`HttpProtocolOptions.common_http_protocol_options.max_headers_count`).
-    pub response_field_count: usize,
+    pub response_header_count: usize,
     /// How long a connection to an endpoint may wait for a request
     /// (`HttpProtocolOptions.common_http_protocol_options.idle_timeout`).
     pub idle_timeout: Duration,
@@ -43,7 +43,7 @@ pub struct Cluster {
 pub const DEFAULT_RESPONSE_HEAD_BYTES: usize = 60 * 1024;
 /// The most headers of a response when the cluster does not say. Envoy's 100 are too few for some services,
 /// and their size is limited in any case.
-pub const DEFAULT_RESPONSE_FIELD_COUNT: usize = 1024;
+pub const DEFAULT_RESPONSE_HEADER_COUNT: usize = 1024;
 /// How long a connection may wait when the cluster does not say: shorter than servers commonly do (60
 /// seconds and more), so that we close first.
 pub const DEFAULT_UPSTREAM_IDLE: Duration = Duration::from_secs(50);
@@ -126,7 +126,7 @@ pub enum Health {
 impl Health {
     /// Whether a new flow or request may go there.
     #[must_use]
-    pub fn takes_new_work(self) -> bool {
+    pub fn accepts_new_traffic(self) -> bool {
         match self {
             Self::Healthy => true,
             Self::Draining | Self::Unhealthy => false,
@@ -135,7 +135,7 @@ impl Health {
 
     /// Whether what is there may go on.
     #[must_use]
-    pub fn keeps_work(self) -> bool {
+    pub fn keeps_existing_traffic(self) -> bool {
         match self {
             Self::Healthy | Self::Draining => true,
             Self::Unhealthy => false,

@@ -44,7 +44,7 @@ pub struct DnsPolicy {
     /// Which addresses are used (`dns_lookup_family`).
     pub family: DnsFamily,
     /// What becomes of the addresses of a name that no longer exists.
-    pub when_absent: WhenAbsent,
+    pub on_empty_answer: OnEmptyAnswer,
 }
 
 /// The interval between lookups when the cluster has none: Envoy's.
@@ -59,7 +59,7 @@ impl Default for DnsPolicy {
             failure_base: Duration::from_secs(1),
             failure_max: DEFAULT_DNS_REFRESH,
             family: DnsFamily::Auto,
-            when_absent: WhenAbsent::Drop,
+            on_empty_answer: OnEmptyAnswer::Drop,
         }
     }
 }
@@ -81,7 +81,7 @@ pub enum DnsFamily {
 
 /// What an authoritative answer without addresses (NXDOMAIN, or no records) does to the last ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WhenAbsent {
+pub enum OnEmptyAnswer {
     /// They are dropped, as Envoy does for `STRICT_DNS`.
     Drop,
     /// They are kept, as Envoy does for `LOGICAL_DNS`.

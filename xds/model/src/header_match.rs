@@ -160,12 +160,12 @@ fn fits_joined(name: &str, facts: &dyn RequestFacts, fits: &mut dyn FnMut(&[u8])
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_request::Request;
+    use crate::test_request::TestRequest;
 
     /// A request with these values of a header.
-    fn with(name: &str, values: &[&str]) -> Request {
+    fn with(name: &str, values: &[&str]) -> TestRequest {
         let headers = values.iter().map(|value| (name.to_owned(), (*value).to_owned()));
-        Request { headers: headers.collect(), ..Request::default() }
+        TestRequest { headers: headers.collect(), ..TestRequest::default() }
     }
 
     /// Which of a missing header, an empty one, `a`, `b` before `a`, and `b` are met.
@@ -242,7 +242,7 @@ mod tests {
 
     #[test]
     fn pseudo_headers_are_those_of_the_request() {
-        let request = Request { target: "/p?q=1".into(), ..Request::default() };
+        let request = TestRequest { target: "/p?q=1".into(), ..TestRequest::default() };
         let check = |name: &str, value: &str, expected: bool| {
             assert_eq!(plain(name, value).matches(&request), expected, "{name}: {value}");
         };
@@ -253,7 +253,7 @@ mod tests {
         check(":authority", "a", true);
         check("host", "a", true);
         check(":protocol", "", false);
-        let tunnel = Request { target: String::new(), ..Request::default() };
+        let tunnel = TestRequest { target: String::new(), ..TestRequest::default() };
         assert!(!plain(":path", "").matches(&tunnel));
     }
 }

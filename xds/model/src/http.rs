@@ -25,11 +25,11 @@ pub struct HttpService {
     /// What is done with requests that others might read in another way.
     pub desync: DesyncMode,
     /// What the service is told of the client's address.
-    pub forwarded: Forwarded,
+    pub forwarded: ForwardedHeaders,
     /// What becomes of the port in `host`.
     pub host_port: HostPort,
     /// What becomes of fields with `_` in their names.
-    pub underscores: Underscores,
+    pub underscores: HeadersWithUnderscores,
     /// What a connection or a stream may become.
     pub upgrades: Upgrades,
     /// What of the client's certificate is told to the service (`forward_client_cert_details`).
@@ -58,11 +58,11 @@ impl HttpService {
             timeouts: HttpTimeouts::default(),
             path: PathRules::default(),
             desync: DesyncMode::default(),
-            forwarded: Forwarded::default(),
+            forwarded: ForwardedHeaders::default(),
             host_port: HostPort::default(),
-            underscores: Underscores::default(),
+            underscores: HeadersWithUnderscores::default(),
             upgrades: Upgrades::default(),
-            client_certificate: ClientCertificateDetails::Nothing,
+            client_certificate: ClientCertificateDetails::Sanitize,
             certificate_keys: Vec::new(),
             http1: Http1Options::default(),
             keepalive: None,
@@ -80,9 +80,9 @@ pub struct HttpLimits {
     pub target_bytes: usize,
     /// The most bytes of one header, its name and value (ours: `field_limit_bytes`; as many as `head_bytes`
     /// unless set).
-    pub field_bytes: usize,
+    pub header_bytes: usize,
     /// The most fields of a head (`common_http_protocol_options.max_headers_count`).
-    pub field_count: usize,
+    pub header_count: usize,
     /// How many requests a connection may bring; none: any number
     /// (`common_http_protocol_options.max_requests_per_connection`).
     pub requests_per_connection: Option<u32>,
@@ -97,8 +97,8 @@ impl Default for HttpLimits {
         Self {
             head_bytes: 60 * 1024,
             target_bytes: 60 * 1024,
-            field_bytes: 60 * 1024,
-            field_count: 100,
+            header_bytes: 60 * 1024,
+            header_count: 100,
             requests_per_connection: None,
             streams: 256,
         }
@@ -248,7 +248,7 @@ impl DesyncMode {
 
 /// What the service is told of the client's address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Forwarded {
+pub struct ForwardedHeaders {
     /// What becomes of `x-forwarded-for`.
     pub addresses: ForwardedFor,
     /// Whether the client's port is told with its address (ours: `forwarded_client_port`).
@@ -291,7 +291,7 @@ pub enum HostPort {
 /// What becomes of a field with `_` in its name, which some services take for the one with `-`
 /// (`common_http_protocol_options.headers_with_underscores_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Underscores {
+pub enum HeadersWithUnderscores {
     /// It stays, unless it is a spelling of an identity header.
     #[default]
     Allow,
@@ -344,14 +344,14 @@ pub enum HttpFilter {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientCertificateDetails {
     /// Nothing (`SANITIZE`).
-    Nothing,
+    Sanitize,
     /// `x-forwarded-client-cert`, `x-weft-peer` and `x-amzn-mtls-clientcert-serial-number`, set from the
     /// proof (`SANITIZE_SET`). Where nothing is proved but the key, `x-amzn-mtls-clientcert`: all that the
     /// client showed, and none of those.
-    FromProof,
+    SanitizeSet,
     /// The same, and all other `x-amzn-mtls-clientcert-*` fields: issuer, subject, validity and the
     /// certificate itself (ours: `client_certificate: whole`).
-    Whole,
+    SanitizeSetWhole,
 }
 
 /// A key of `x-forwarded-client-cert` (`HttpConnectionManager.SetCurrentClientCertDetails`), in the order in

@@ -35,20 +35,20 @@ mod tls_parameters;
 mod token;
 
 pub use cluster::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_FIELD_COUNT,
-    DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES,
+    DEFAULT_RESPONSE_HEADER_COUNT, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
     UpstreamProtocol,
 };
 pub use dns::{
-    DEFAULT_DNS_REFRESH, DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, DnsQuery, WhenAbsent,
+    DEFAULT_DNS_REFRESH, DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, DnsQuery, OnEmptyAnswer,
 };
 pub use flow::{FlowKey, FlowTuple, Transport};
 pub use header_match::{HeaderCheck, HeaderMatch, is_joined};
 pub use http::{
     AmbiguousPath, CertificateKey, ClientCertificateDetails, Codec, DesyncMode, EscapedSlashes,
-    Forwarded, ForwardedFor, HeaderCase, HostPort, Http1Options, HttpFilter, HttpLimits,
-    HttpService, HttpTimeouts, Keepalive, PathRules, RouteSource, StreamIdle, Underscores,
-    Upgrades,
+    ForwardedFor, ForwardedHeaders, HeaderCase, HeadersWithUnderscores, HostPort, Http1Options,
+    HttpFilter, HttpLimits, HttpService, HttpTimeouts, Keepalive, PathRules, RouteSource,
+    StreamIdle, Upgrades,
 };
 pub use identity::{InvalidSpiffeId, SpiffeId};
 pub use listener::{
@@ -65,12 +65,12 @@ pub use mutation::{
 pub use path_pattern::{InvalidPathPattern, PathPattern, PathTemplate};
 pub use pattern::{Pattern, Substitution};
 pub use policy::{
-    Judgement, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, RequestFacts,
-    Verdict, judge, judge_readings,
+    Permission, Principal, Rbac, RbacAction, RbacDecision, RbacEvaluation, RbacFilter, RbacPolicy,
+    RequestFacts, evaluate_rbac, evaluate_rbac_readings,
 };
 pub use route::{
-    Action, DEFAULT_ROUTE_TIMEOUT, Found, PathRewrite, Redirect, Route, RouteTable, VirtualHost,
-    WeightedCluster,
+    DEFAULT_ROUTE_TIMEOUT, MatchedRoute, PathRewrite, Redirect, Route, RouteAction, RouteTable,
+    VirtualHost, WeightedCluster,
 };
 pub use route_index::RouteIndex;
 pub use route_match::{
@@ -78,16 +78,16 @@ pub use route_match::{
     query_parameter,
 };
 pub use secret::{
-    ClientCertificates, DataSource, DistributionPoint, DownstreamTls, Group, OnExpired,
-    RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource, TlsIdentity,
-    UpstreamTls, Validation,
+    ClientCertificateMode, DataSource, DistributionPoint, DownstreamTls, ExpiredCrlAction,
+    KeyExchangeGroup, RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource,
+    TlsIdentity, UpstreamTls, Validation,
 };
-pub use snapshot::{AddressConflict, Missing, Snapshot};
+pub use snapshot::{AddressConflict, MissingReference, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};
 pub use tls_parameters::{CipherSuite, TlsParameters, TlsVersion};
 pub use token::{
     ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
-    REDIRECTS_LIMIT, TokenPlace, claim_header, token_header,
+    REDIRECTS_LIMIT, TokenLocation, claim_header, token_header,
 };
 
 /// The name of a resource, a service or a policy: shared, never copied on the request path.

@@ -46,7 +46,7 @@ impl Maglev {
         }
         let mut members: Vec<(SocketAddr, u32, bool)> = endpoints
             .iter()
-            .map(|e| (e.address, e.weight.get(), !e.health.takes_new_work()))
+            .map(|e| (e.address, e.weight.get(), !e.health.accepts_new_traffic()))
             .collect();
         members.sort_unstable();
         members.dedup_by_key(|(address, ..)| *address);

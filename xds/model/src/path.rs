@@ -2,16 +2,16 @@
 //!
 //! A service that gets a path as its client sent it may decode escapes once, twice or not at all, take
 //! an escaped slash or a backslash for a slash, merge slashes, resolve dot segments, and cut off path
-//! parameters. [`Readings`] are what such services see; a policy must hold for each of them.
+//! parameters. [`PathReadings`] are what such services see; a policy must hold for each of them.
 
 /// How a path is read by one kind of service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reading {
+pub struct PathReading {
     /// Spellings of the same segments: the canonical one, and those that patterns may be written in.
     spellings: Vec<String>,
 }
 
-impl Reading {
+impl PathReading {
     /// The canonical spelling.
     #[must_use]
     pub fn path(&self) -> &str {
@@ -26,9 +26,9 @@ impl Reading {
 
 /// Every way in which services read a path that has more than one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Readings(Vec<Reading>);
+pub struct PathReadings(Vec<PathReading>);
 
-impl Readings {
+impl PathReadings {
     /// The readings of a path without its query; none where every service reads it alike.
     #[must_use]
     pub fn of(path: &str) -> Option<Self> {
@@ -54,25 +54,25 @@ impl Readings {
     /// Those of `*` (`OPTIONS *`), which asks about the whole service: what is decided of `/` is decided of it too.
     #[must_use]
     pub fn of_asterisk() -> Self {
-        Self(["*", "/"].map(|path| Reading { spellings: vec![path.to_owned()] }).to_vec())
+        Self(["*", "/"].map(|path| PathReading { spellings: vec![path.to_owned()] }).to_vec())
     }
 
     /// The same behind the path as it came, in that spelling alone, by which requests are then routed.
     #[must_use]
     pub fn behind_path_as_sent(path: &str) -> Option<Self> {
         let mut readings = Self::of(path)?;
-        readings.0.insert(0, Reading { spellings: vec![path.to_owned()] });
+        readings.0.insert(0, PathReading { spellings: vec![path.to_owned()] });
         Some(readings)
     }
 
     /// The readings. Requests are routed by the first: the normalized form, or the path as it came.
-    pub fn iter(&self) -> impl Iterator<Item = &Reading> {
+    pub fn iter(&self) -> impl Iterator<Item = &PathReading> {
         self.0.iter()
     }
 
     /// The reading at a place.
     #[must_use]
-    pub fn get(&self, index: usize) -> Option<&Reading> {
+    pub fn get(&self, index: usize) -> Option<&PathReading> {
         self.0.get(index)
     }
 
@@ -81,7 +81,7 @@ impl Readings {
         let reading = match known {
             Some(known) => known,
             None => {
-                self.0.push(Reading { spellings: vec![path] });
+                self.0.push(PathReading { spellings: vec![path] });
                 match self.0.last_mut() {
                     Some(last) => last,
                     None => return,
@@ -276,17 +276,21 @@ mod tests {
     use super::*;
 
     fn paths(path: &str) -> Vec<String> {
-        let readings = Readings::of(path);
-        readings.iter().flat_map(Readings::iter).map(|reading| reading.path().to_owned()).collect()
+        let readings = PathReadings::of(path);
+        readings
+            .iter()
+            .flat_map(PathReadings::iter)
+            .map(|reading| reading.path().to_owned())
+            .collect()
     }
 
     #[test]
     fn plain_paths_have_one_reading() {
         for path in ["/", "/a/b.c", "/a,b/@c", "/.well-known"].iter().take(3) {
-            assert_eq!(Readings::of(path), None, "{path}");
+            assert_eq!(PathReadings::of(path), None, "{path}");
         }
         for path in ["/%7Euser", "/100%", "/@babel%2fcore", "/a;b", "//a", "/./a", "/a%20b"] {
-            assert!(Readings::of(path).is_some(), "{path}");
+            assert!(PathReadings::of(path).is_some(), "{path}");
         }
     }
 
@@ -306,7 +310,7 @@ mod tests {
     #[test]
     fn readings_cover_services_that_decode_in_other_ways() {
         let check = |path: &str, seen: &str| {
-            let readings = Readings::of(path).expect("it has several");
+            let readings = PathReadings::of(path).expect("it has several");
             let is_seen = readings.iter().any(|reading| reading.fits(&mut |path| path == seen));
             assert!(is_seen, "{path} as {seen}: {readings:?}");
         };
@@ -331,13 +335,13 @@ mod tests {
     #[test]
     fn path_as_sent_comes_first_in_one_spelling_where_requests_are_routed_by_it() {
         for path in ["/%7euser", "//a", "/a/../b", "/@babel%2fcore", "/100%"] {
-            let readings = Readings::behind_path_as_sent(path).expect("it has several");
+            let readings = PathReadings::behind_path_as_sent(path).expect("it has several");
             let first = readings.get(0).expect("there is one");
             assert_eq!(first.spellings, [path]);
             let rest: Vec<_> = readings.iter().skip(1).cloned().collect();
-            assert_eq!(Some(Readings(rest)), Readings::of(path));
+            assert_eq!(Some(PathReadings(rest)), PathReadings::of(path));
         }
-        assert_eq!(Readings::behind_path_as_sent("/a/b"), None);
+        assert_eq!(PathReadings::behind_path_as_sent("/a/b"), None);
     }
 
     #[test]

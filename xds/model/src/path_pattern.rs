@@ -437,7 +437,7 @@ mod tests {
         check("/**/admin", "/v1", "/v1/admin");
         check("/**.bak", "/v1", "/v1/x.bak");
     }
-    use crate::test_request::Request;
+    use crate::test_request::TestRequest;
 
     #[test]
     fn patterns_cover_what_their_table_says() {
@@ -553,11 +553,11 @@ mod tests {
             let rules = Some(Rbac { action: RbacAction::Allow, policies });
             let filter = RbacFilter { rules, shadow: None };
             for path in &paths {
-                let allowed = !crate::judge(
+                let allowed = !crate::evaluate_rbac(
                     [&filter],
-                    &Request { target: path.clone(), ..Request::default() },
+                    &TestRequest { target: path.clone(), ..TestRequest::default() },
                 )
-                .verdict
+                .enforced
                 .refused;
                 assert_eq!(allowed, pattern.matches(path), "{text} {path}");
             }

@@ -135,37 +135,38 @@ pub trait RequestFacts {
 
 /// What rules say of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Verdict<'a> {
+pub struct RbacDecision<'a> {
     /// Whether it is refused.
     pub refused: bool,
     /// The policy that decided: the one that allows, or the one that denies. None: no policy speaks of
     /// it, which is a refusal where something must allow it.
-    pub by: Option<&'a Name>,
+    pub policy: Option<&'a Name>,
 }
 
 /// What all checks together say of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Judgement<'a> {
+pub struct RbacEvaluation<'a> {
     /// What holds.
-    pub verdict: Verdict<'a>,
+    pub enforced: RbacDecision<'a>,
     /// What the rules that only watch would say; none where there are none.
-    pub shadow: Option<Verdict<'a>>,
+    pub shadow: Option<RbacDecision<'a>>,
 }
 
 /// Decides a request: the first check that refuses it decides, and else the last that allows it.
 /// The one function by which requests and connections are let in, and `weft why` answers.
-pub fn judge<'a>(
+pub fn evaluate_rbac<'a>(
     filters: impl IntoIterator<Item = &'a RbacFilter>,
     facts: &dyn RequestFacts,
-) -> Judgement<'a> {
-    let mut judgement = Judgement::default();
+) -> RbacEvaluation<'a> {
+    let mut judgement = RbacEvaluation::default();
     for filter in filters {
-        if let Some(rules) = filter.rules.as_ref().filter(|_| !judgement.verdict.refused) {
-            judgement.verdict = judgement.verdict.then(rules.judge(facts));
+        if let Some(rules) = filter.rules.as_ref().filter(|_| !judgement.enforced.refused) {
+            judgement.enforced = judgement.enforced.then(rules.evaluate_rbac(facts));
         }
         if let Some(rules) = &filter.shadow {
             let before = judgement.shadow.unwrap_or_default();
-            let after = if before.refused { before } else { before.then(rules.judge(facts)) };
+            let after =
+                if before.refused { before } else { before.then(rules.evaluate_rbac(facts)) };
             judgement.shadow = Some(after);
         }
     }
@@ -173,34 +174,37 @@ pub fn judge<'a>(
 }
 
 /// Decides a request whose path services read in several ways: every reading must be allowed.
-pub fn judge_readings<'a, F: RequestFacts>(
+pub fn evaluate_rbac_readings<'a, F: RequestFacts>(
     filters: &(impl Iterator<Item = &'a RbacFilter> + Clone),
     readings: impl IntoIterator<Item = F>,
-) -> Judgement<'a> {
-    let mut judgement: Option<Judgement<'a>> = None;
+) -> RbacEvaluation<'a> {
+    let mut judgement: Option<RbacEvaluation<'a>> = None;
     for facts in readings {
-        let next = judge(filters.clone(), &facts);
+        let next = evaluate_rbac(filters.clone(), &facts);
         let before = judgement.unwrap_or(next);
         let watched = before.shadow.filter(|shadow| shadow.refused).or(next.shadow);
-        let verdict = if next.verdict.refused { next.verdict } else { before.verdict };
-        judgement = Some(Judgement { verdict, shadow: watched });
-        if verdict.refused {
+        let enforced = if next.enforced.refused { next.enforced } else { before.enforced };
+        judgement = Some(RbacEvaluation { enforced, shadow: watched });
+        if enforced.refused {
             break;
         }
     }
     judgement.unwrap_or_default()
 }
 
-impl<'a> Verdict<'a> {
+impl<'a> RbacDecision<'a> {
     /// What two checks say, of which the first lets it pass.
     fn then(self, next: Self) -> Self {
-        Self { refused: next.refused, by: if next.refused { next.by } else { next.by.or(self.by) } }
+        Self {
+            refused: next.refused,
+            policy: if next.refused { next.policy } else { next.policy.or(self.policy) },
+        }
     }
 }
 
 impl Rbac {
     /// What these rules say of a request.
-    fn judge(&self, facts: &dyn RequestFacts) -> Verdict<'_> {
+    fn evaluate_rbac(&self, facts: &dyn RequestFacts) -> RbacDecision<'_> {
         let matched = self.policies.iter().find(|(_, policy)| {
             policy.permissions.iter().any(|p| p.matches(facts))
                 && policy.principals.iter().any(|p| p.matches(facts))
@@ -211,7 +215,7 @@ impl Rbac {
             RbacAction::Deny => by.is_some(),
             RbacAction::Log => false,
         };
-        Verdict { refused, by }
+        RbacDecision { refused, policy: by }
     }
 }
 
@@ -259,11 +263,11 @@ impl Principal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_request::Request;
+    use crate::test_request::TestRequest;
 
     /// A connection to a port.
-    fn to(port: u16) -> Request {
-        Request { destination: ([10, 0, 0, 2], port).into(), ..Request::default() }
+    fn to(port: u16) -> TestRequest {
+        TestRequest { destination: ([10, 0, 0, 2], port).into(), ..TestRequest::default() }
     }
 
     fn rules(action: RbacAction, ports: &[u16]) -> Rbac {
@@ -281,9 +285,13 @@ mod tests {
         let in_force = |rules| RbacFilter { rules, shadow: None };
         let watching = |shadow| RbacFilter { rules: None, shadow };
         let check = |filters: &[RbacFilter], port, refused, by: Option<&str>, shadow| {
-            let judgement = judge(filters, &to(port));
-            let verdict = judgement.verdict;
-            assert_eq!((verdict.refused, verdict.by.map(|name| &**name)), (refused, by), "{port}");
+            let judgement = evaluate_rbac(filters, &to(port));
+            let verdict = judgement.enforced;
+            assert_eq!(
+                (verdict.refused, verdict.policy.map(|name| &**name)),
+                (refused, by),
+                "{port}"
+            );
             assert_eq!(judgement.shadow.map(|shadow| shadow.refused), shadow, "{port}");
         };
         check(&[], 1, false, None, None);
@@ -303,7 +311,7 @@ mod tests {
     fn log_rules_refuse_nothing() {
         let filter = RbacFilter { rules: Some(rules(RbacAction::Log, &[1])), shadow: None };
         for port in [1, 2] {
-            assert!(!judge([&filter], &to(port)).verdict.refused, "{port}");
+            assert!(!evaluate_rbac([&filter], &to(port)).enforced.refused, "{port}");
         }
     }
 
@@ -325,7 +333,7 @@ mod tests {
 
     #[test]
     fn principals_look_at_the_connection_and_the_client_apart() {
-        let request = Request { client: [1, 1, 1, 1].into(), ..to(80) };
+        let request = TestRequest { client: [1, 1, 1, 1].into(), ..to(80) };
         let range = |text: &str| Cidr::parse(text).expect(text);
         assert!(Principal::ClientAddress(range("1.1.1.1")).matches(&request));
         assert!(!Principal::RemoteAddress(range("1.1.1.1")).matches(&request));

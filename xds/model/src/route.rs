@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::path::{Readings, canonical};
+use crate::path::{PathReadings, canonical};
 use crate::{HeaderMutations, Name, PathMatch, RouteMatch, Substitution};
 
 /// How long a response may take when the route does not say (`RouteAction.timeout`).
@@ -42,7 +42,7 @@ impl RouteTable {
 
 /// The route of a request, and where it is.
 #[derive(Debug, Clone, Copy)]
-pub struct Found<'t> {
+pub struct MatchedRoute<'t> {
     /// The table.
     pub table: &'t RouteTable,
     /// The virtual host.
@@ -51,7 +51,7 @@ pub struct Found<'t> {
     pub route: &'t Route,
 }
 
-impl<'t> Found<'t> {
+impl<'t> MatchedRoute<'t> {
     /// The changes of headers, in the order in which they are made: the cluster's first.
     pub fn mutations(
         &self,
@@ -87,14 +87,14 @@ pub struct Route {
     /// Which requests.
     pub matches: RouteMatch,
     /// What to do with them.
-    pub action: Action,
+    pub action: RouteAction,
     /// What changes in headers.
     pub mutations: Option<Arc<HeaderMutations>>,
 }
 
 /// What to do with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {
+pub enum RouteAction {
     /// Send it on.
     Forward {
         /// Where to; one is drawn by weight.
@@ -137,7 +137,7 @@ impl PathRewrite {
         &self,
         matched: &PathMatch,
         target: &str,
-        readings: Option<&Readings>,
+        readings: Option<&PathReadings>,
     ) -> Option<String> {
         let Some(reading) = readings.and_then(|readings| readings.get(0)) else {
             return self.apply(matched, target);
@@ -229,8 +229,8 @@ impl RouteTable {
             .iter()
             .flat_map(|host| &host.routes)
             .flat_map(|route| match &route.action {
-                Action::Forward { clusters, .. } => clusters.as_slice(),
-                Action::Redirect(_) | Action::Respond { .. } => &[],
+                RouteAction::Forward { clusters, .. } => clusters.as_slice(),
+                RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
             })
             .map(|cluster| &cluster.name)
     }
@@ -245,7 +245,7 @@ mod tests {
     fn prefix_rewrite_replaces_the_matched_part_and_keeps_the_rest() {
         let check = |path: PathMatch, prefix: &str, target: &str, expected: &str| {
             let rewrite = PathRewrite::Prefix(prefix.into());
-            let readings = Readings::of(split_query(target).0);
+            let readings = PathReadings::of(split_query(target).0);
             let rewritten = rewrite.target(&path, target, readings.as_ref());
             assert_eq!(rewritten.as_deref(), Some(expected), "{target}");
         };

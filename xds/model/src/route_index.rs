@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use crate::{Found, RequestFacts, RouteTable, VirtualHost};
+use crate::{MatchedRoute, RequestFacts, RouteTable, VirtualHost};
 
 /// A table of routes whose hosts are found by their names, however many there are.
 #[derive(Debug)]
@@ -70,10 +70,10 @@ impl RouteIndex {
 
     /// The route of a request: the most specific host, then the first match.
     #[must_use]
-    pub fn route(&self, facts: &dyn RequestFacts) -> Option<Found<'_>> {
+    pub fn route(&self, facts: &dyn RequestFacts) -> Option<MatchedRoute<'_>> {
         let host = self.host(facts.authority())?;
         let route = host.routes.iter().find(|route| route.matches.covers(facts))?;
-        Some(Found { table: &self.table, host, route })
+        Some(MatchedRoute { table: &self.table, host, route })
     }
 
     /// The host that serves an authority: exact name, then longest suffix wildcard, then longest

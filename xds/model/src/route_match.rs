@@ -98,10 +98,10 @@ impl PathMatch {
     /// Whether the path is covered.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
-        self.covers(path, Case::Kept)
+        self.covers(path, CaseSensitivity::Kept)
     }
 
-    fn covers(&self, path: &str, case: Case) -> bool {
+    fn covers(&self, path: &str, case: CaseSensitivity) -> bool {
         match self {
             // Where services serve what is asked of a whole server, the route of everything covers it.
             Self::Prefix(want) | Self::Segments(want) if want == "/" && path == "*" => true,
@@ -110,7 +110,7 @@ impl PathMatch {
             Self::Segments(want) => case
                 .without_prefix(path, want.trim_end_matches('/'))
                 .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
-            Self::IgnoreCase(inner) => inner.covers(path, Case::Ignored),
+            Self::IgnoreCase(inner) => inner.covers(path, CaseSensitivity::Ignored),
             Self::Regex(pattern) => pattern.matches(path.as_bytes()),
             Self::Template(want) => want.matches(path),
             // Such a request has no path, and no other is without one.
@@ -171,12 +171,12 @@ pub fn is_uri_part(text: &str) -> bool {
 
 /// Whether the case of ASCII letters counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Case {
+enum CaseSensitivity {
     Kept,
     Ignored,
 }
 
-impl Case {
+impl CaseSensitivity {
     /// What is behind the prefix; none where the text does not begin with it.
     fn without_prefix<'t>(self, text: &'t str, prefix: &str) -> Option<&'t [u8]> {
         let (start, rest) = text.as_bytes().split_at_checked(prefix.len())?;
@@ -191,7 +191,7 @@ impl Case {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_request::Request;
+    use crate::test_request::TestRequest;
 
     #[test]
     fn segments_are_whole() {
@@ -243,7 +243,7 @@ mod tests {
         let check = |check: QueryCheck, met: &[&str], others: &[&str]| {
             let parameter = QueryMatch { name: "q".into(), check };
             let meets = |target: &str| {
-                parameter.matches(&Request { target: target.into(), ..Request::default() })
+                parameter.matches(&TestRequest { target: target.into(), ..TestRequest::default() })
             };
             for target in met {
                 assert!(meets(target), "{parameter:?} is met by {target}");

@@ -90,7 +90,7 @@ pub struct RevocationPolicy {
     /// Whether they decide.
     pub mode: RevocationMode,
     /// What becomes of whom only a list that has expired speaks of.
-    pub on_expired: OnExpired,
+    pub on_expired: ExpiredCrlAction,
     /// Whose certificates are looked up.
     pub depth: RevocationDepth,
     /// How long what a revoked peer has begun may last; zero: it is ended at once.
@@ -107,7 +107,7 @@ impl Default for RevocationPolicy {
     fn default() -> Self {
         Self {
             mode: RevocationMode::Strict,
-            on_expired: OnExpired::Deny,
+            on_expired: ExpiredCrlAction::Deny,
             depth: RevocationDepth::Chain,
             drain: Duration::ZERO,
             depth_limit: 4,
@@ -130,7 +130,7 @@ pub enum RevocationMode {
 
 /// What becomes of a certificate of which only a list speaks that is past its `nextUpdate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnExpired {
+pub enum ExpiredCrlAction {
     /// It is let in.
     Ignore,
     /// It is let in, and that the list has expired is told.
@@ -154,7 +154,7 @@ impl RevocationMode {
         [("off", Self::Off), ("soft", Self::Soft), ("strict", Self::Strict)];
 }
 
-impl OnExpired {
+impl ExpiredCrlAction {
     /// Every choice, with its word.
     pub const WORDS: [(&'static str, Self); 3] =
         [("ignore", Self::Ignore), ("warn", Self::Warn), ("deny", Self::Deny)];
@@ -191,7 +191,7 @@ pub struct DownstreamTls {
     /// Our certificate.
     pub identity: SecretSource,
     /// What clients show of themselves.
-    pub clients: ClientCertificates,
+    pub client_certificates: ClientCertificateMode,
     /// The protocols offered, most wanted first.
     pub alpn: Vec<String>,
     /// What handshakes may agree on.
@@ -200,11 +200,11 @@ pub struct DownstreamTls {
 
 /// What a server makes of its clients' certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientCertificates {
+pub enum ClientCertificateMode {
     /// It asks for none.
-    Unasked,
+    NotRequested,
     /// It lets in whose certificate is good: Verify Mode where everybody needs one.
-    Checked {
+    Verify {
         /// What a certificate is checked against.
         validation: SecretSource,
         /// Names asked for here, beside those of the validation (`combined_validation_context`).
@@ -215,19 +215,19 @@ pub enum ClientCertificates {
     /// It tells the service whatever is shown, and lets it judge (`trust_chain_verification:
     /// ACCEPT_UNTRUSTED` without `trusted_ca`). The client has the certificate's key; nothing else is proved,
     /// and it is nobody's identity.
-    Passed {
+    PassThrough {
         /// Whether a client without a certificate is refused.
         required: bool,
     },
 }
 
-impl ClientCertificates {
+impl ClientCertificateMode {
     /// What certificates are checked against; none where they are not.
     #[must_use]
     pub fn validation(&self) -> Option<&SecretSource> {
         match self {
-            Self::Checked { validation, .. } => Some(validation),
-            Self::Unasked | Self::Passed { .. } => None,
+            Self::Verify { validation, .. } => Some(validation),
+            Self::NotRequested | Self::PassThrough { .. } => None,
         }
     }
 }
@@ -252,7 +252,7 @@ pub struct UpstreamTls {
 
 /// How two sides agree on keys (RFC 8446, section 4.2.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Group {
+pub enum KeyExchangeGroup {
     /// By X25519 and ML-KEM-768 together, which a quantum computer of the future will not undo.
     X25519MlKem768,
     /// By X25519.
@@ -263,7 +263,7 @@ pub enum Group {
     P384,
 }
 
-impl Group {
+impl KeyExchangeGroup {
     /// All of them, by their names in configurations, in the order of our preference.
     pub const WORDS: [(&'static str, Self); 4] = [
         ("X25519MLKEM768", Self::X25519MlKem768),

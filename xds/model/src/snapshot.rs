@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::{
-    Action, Cluster, Discovery, EndpointSet, Filter, HttpFilter, KeySource, Listener, Name,
+    Cluster, Discovery, EndpointSet, Filter, HttpFilter, KeySource, Listener, Name, RouteAction,
     RouteSource, RouteTable, Secret, SecretSource, Transport,
 };
 
@@ -32,7 +32,7 @@ pub struct Snapshot {
 
 /// A name that something refers to and that is not there.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Missing {
+pub enum MissingReference {
     /// A route table.
     Routes(Name),
     /// A cluster.
@@ -45,7 +45,7 @@ pub enum Missing {
     Secret(Name),
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for MissingReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Routes(name) => write!(f, "route configuration {name:?}"),
@@ -97,13 +97,13 @@ impl Snapshot {
     /// Every name that is referred to and not there, each once, in order. Addresses of host names are
     /// not among them: no configuration contains those.
     #[must_use]
-    pub fn missing(&self) -> Vec<Missing> {
+    pub fn missing(&self) -> Vec<MissingReference> {
         let mut missing = BTreeSet::new();
         let mut clusters: Vec<&Name> = Vec::new();
         for listener in self.listeners.values() {
             missing.extend(self.missing_secrets(listener.secret_names()));
             for name in listener.table_names().filter(|name| !self.routes.contains_key(*name)) {
-                missing.insert(Missing::Routes(name.clone()));
+                missing.insert(MissingReference::Routes(name.clone()));
             }
             let tables = listener.table_names().filter_map(|name| self.routes.get(name));
             clusters.extend(tables.flat_map(|table| table.cluster_names()));
@@ -113,20 +113,24 @@ impl Snapshot {
             missing.extend(self.missing_of_cluster(cluster));
         }
         let lacking = clusters.into_iter().filter(|name| !self.clusters.contains_key(*name));
-        missing.extend(lacking.map(|name| Missing::Cluster(name.clone())));
-        missing.into_iter().filter(|missing| !matches!(missing, Missing::Addresses(_))).collect()
+        missing.extend(lacking.map(|name| MissingReference::Cluster(name.clone())));
+        missing
+            .into_iter()
+            .filter(|missing| !matches!(missing, MissingReference::Addresses(_)))
+            .collect()
     }
 
     /// What a cluster refers to and is not there: its endpoints or addresses, and its secrets.
     #[must_use]
-    pub fn missing_of_cluster(&self, cluster: &Cluster) -> Vec<Missing> {
-        let mut missing: Vec<Missing> = self.missing_secrets(cluster.secret_names()).collect();
+    pub fn missing_of_cluster(&self, cluster: &Cluster) -> Vec<MissingReference> {
+        let mut missing: Vec<MissingReference> =
+            self.missing_secrets(cluster.secret_names()).collect();
         match &cluster.discovery {
             Discovery::Endpoints(name) if !self.endpoints.contains_key(name) => {
-                missing.push(Missing::Endpoints(name.clone()));
+                missing.push(MissingReference::Endpoints(name.clone()));
             }
             Discovery::Dns(_) if !self.resolved.contains_key(&cluster.name) => {
-                missing.push(Missing::Addresses(cluster.name.clone()));
+                missing.push(MissingReference::Addresses(cluster.name.clone()));
             }
             Discovery::Static(_)
             | Discovery::Endpoints(_)
@@ -140,8 +144,10 @@ impl Snapshot {
     pub fn missing_secrets<'n>(
         &self,
         names: impl Iterator<Item = &'n Name>,
-    ) -> impl Iterator<Item = Missing> {
-        names.filter(|n| !self.secrets.contains_key(*n)).map(|name| Missing::Secret(name.clone()))
+    ) -> impl Iterator<Item = MissingReference> {
+        names
+            .filter(|n| !self.secrets.contains_key(*n))
+            .map(|name| MissingReference::Secret(name.clone()))
     }
 }
 
@@ -200,8 +206,8 @@ impl RouteTable {
     pub fn cluster_names(&self) -> impl Iterator<Item = &Name> {
         let routes = self.hosts.iter().flat_map(|host| &host.routes);
         let clusters = routes.flat_map(|route| match &route.action {
-            Action::Forward { clusters, .. } => clusters.as_slice(),
-            Action::Redirect(_) | Action::Respond { .. } => &[],
+            RouteAction::Forward { clusters, .. } => clusters.as_slice(),
+            RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
         });
         clusters.map(|cluster| &cluster.name)
     }
@@ -211,8 +217,9 @@ impl Listener {
     /// The secrets that it names.
     pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
         let tls = self.all_chains().filter_map(|chain| chain.tls.as_ref());
-        let sources =
-            tls.flat_map(|tls| [&tls.identity].into_iter().chain(tls.clients.validation()));
+        let sources = tls.flat_map(|tls| {
+            [&tls.identity].into_iter().chain(tls.client_certificates.validation())
+        });
         sources.filter_map(SecretSource::name)
     }
 

@@ -6,7 +6,7 @@ use crate::{RequestFacts, SpiffeId, query_parameter};
 
 /// What is known of a request.
 #[derive(Debug, Clone)]
-pub(crate) struct Request {
+pub(crate) struct TestRequest {
     pub(crate) method: String,
     /// Path and query; empty: it has no path.
     pub(crate) target: String,
@@ -16,7 +16,7 @@ pub(crate) struct Request {
     pub(crate) destination: SocketAddr,
 }
 
-impl Default for Request {
+impl Default for TestRequest {
     /// A plain GET of `http://a/` by 10.0.0.1.
     fn default() -> Self {
         Self {
@@ -29,7 +29,7 @@ impl Default for Request {
     }
 }
 
-impl RequestFacts for Request {
+impl RequestFacts for TestRequest {
     fn method(&self) -> &str {
         &self.method
     }

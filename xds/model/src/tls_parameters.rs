@@ -1,6 +1,6 @@
 //! What a TLS handshake may agree on (`tls_params` of the TLS contexts).
 
-use crate::Group;
+use crate::KeyExchangeGroup;
 
 /// A version of TLS that is spoken here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,7 +68,7 @@ pub struct TlsParameters {
     /// The suites of TLS 1.2 (`cipher_suites`), most wanted first; empty: all that we know.
     pub cipher_suites: Vec<CipherSuite>,
     /// How keys are agreed on (`ecdh_curves`), most wanted first; empty: as we prefer.
-    pub groups: Vec<Group>,
+    pub groups: Vec<KeyExchangeGroup>,
 }
 
 impl Default for TlsParameters {
@@ -86,7 +86,7 @@ impl Default for TlsParameters {
 impl TlsParameters {
     /// TLS 1.3 alone, for peers inside the mesh.
     #[must_use]
-    pub fn meshed(groups: Vec<Group>) -> Self {
+    pub fn meshed(groups: Vec<KeyExchangeGroup>) -> Self {
         Self { minimum: TlsVersion::V1_3, groups, ..Self::default() }
     }
 

@@ -53,14 +53,14 @@ pub struct JwtProvider {
     pub keys: KeySource,
     /// Where a token may stand (`from_headers`, `from_params`, `from_cookies`); empty: in the
     /// `authorization` field, as a bearer token.
-    pub places: Vec<TokenPlace>,
+    pub token_locations: Vec<TokenLocation>,
     /// Whether the token goes on to the service (`forward`).
     pub forward: bool,
     /// Which claims are told to the service, and in which field (`claim_to_headers`). A name with dots is
     /// a way into objects.
-    pub claim_fields: Vec<(String, String)>,
+    pub claim_headers: Vec<(String, String)>,
     /// The field in which the service is told the payload, base64url (`forward_payload_header`).
-    pub payload_field: Option<String>,
+    pub payload_header: Option<String>,
     /// The name under which policies see the payload (`payload_in_metadata`).
     pub payload_name: Option<Name>,
     /// How far the clocks may differ (`clock_skew_seconds`).
@@ -74,16 +74,16 @@ pub struct JwtProvider {
 
 /// Where a token may stand.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TokenPlace {
+pub enum TokenLocation {
     /// In a field, behind a prefix.
-    Field {
+    Header {
         /// The field, lower case.
         name: String,
         /// What stands before the token.
         prefix: String,
     },
     /// In a query parameter.
-    Parameter(String),
+    QueryParameter(String),
     /// In a cookie.
     Cookie(String),
 }
@@ -220,14 +220,14 @@ pub fn claim_header(name: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::test_request::Request;
+    use crate::test_request::TestRequest;
 
-    fn asking(method: &str, headers: &[(&str, &str)]) -> Request {
+    fn asking(method: &str, headers: &[(&str, &str)]) -> TestRequest {
         let header = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
-        Request {
+        TestRequest {
             method: method.into(),
             headers: headers.iter().map(header).collect(),
-            ..Request::default()
+            ..TestRequest::default()
         }
     }
 

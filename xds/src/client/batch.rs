@@ -7,17 +7,17 @@ use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
 use weft_model::Name;
 
-use crate::translate::{self, Kind, Refused, Rejection};
+use crate::translate::{self, FieldError, Rejection, ResourceKind};
 
 /// The resources of one response, sorted into good and bad.
 pub(super) struct Batch {
-    pub(super) kind: Kind,
-    pub(super) good: BTreeMap<Name, (String, translate::Accepted)>,
+    pub(super) kind: ResourceKind,
+    pub(super) good: BTreeMap<Name, (String, translate::DecodedResource)>,
     pub(super) bad: Vec<Rejection>,
 }
 
 impl Batch {
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(super) fn new(kind: ResourceKind) -> Self {
         Self { kind, good: BTreeMap::new(), bad: Vec::new() }
     }
 
@@ -39,7 +39,7 @@ impl Batch {
         let refuse = |name: String, reason: String| Rejection {
             kind,
             name,
-            refused: Refused { path: String::new(), reason },
+            error: FieldError { path: String::new(), reason },
         };
         if any.type_url != kind.type_url() {
             self.bad.push(refuse(

@@ -11,20 +11,20 @@ use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryResponse, Dis
 use futures_util::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use weft_model::{Discovery, DnsQuery, Missing, Name, Secret, Snapshot};
+use weft_model::{Discovery, DnsQuery, MissingReference, Name, Secret, Snapshot};
 
-use super::{Backoff, ClientSession, Outcome, Request, Variant, Warming, explain};
-use crate::dial::Dial;
+use super::{Backoff, ClientSession, ResponseOutcome, Warming, XdsRequest, XdsVariant, explain};
+use crate::dial::Dialer;
 use crate::translate::Notes;
 
 /// The largest response taken. gRPC's own default of 4 MiB is too small for a big cluster.
 const MESSAGE_LIMIT_BYTES: usize = 256 * 1024 * 1024;
 /// How many of our messages may wait for the stream.
-const QUEUE_LIMIT: usize = 256;
+const SEND_QUEUE_LIMIT: usize = 256;
 
 /// What is known of the source, for people and for readiness.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Status {
+pub struct XdsStatus {
     /// Whether a stream is open and has answered.
     pub connected: bool,
     /// Why the last stream ended.
@@ -34,24 +34,24 @@ pub struct Status {
     /// What has no effect here or weakens security, by kind and name; without those that have none.
     pub notes: BTreeMap<String, Notes>,
     /// Names that something in the configuration refers to and that are missing.
-    pub waiting_for: Vec<Missing>,
+    pub waiting_for: Vec<MissingReference>,
     /// Whether everything of the first configuration is in force, or was waited for in vain.
     pub is_settled: bool,
 }
 
 /// The addresses of the host names that were looked up at least once; none when no lookup succeeded.
-pub type Answers = BTreeMap<DnsQuery, Arc<[IpAddr]>>;
+pub type DnsAnswers = BTreeMap<DnsQuery, Arc<[IpAddr]>>;
 
 /// The connection to what resolves host names.
 #[derive(Debug)]
-pub struct Hosts {
+pub struct DnsChannels {
     /// The lookups that the configuration needs.
     pub wanted: watch::Sender<BTreeSet<DnsQuery>>,
     /// Their answers.
-    pub answers: watch::Receiver<Arc<Answers>>,
+    pub answers: watch::Receiver<Arc<DnsAnswers>>,
 }
 
-impl Hosts {
+impl DnsChannels {
     /// Asks for the addresses of a configuration's host names, and adds those that are known.
     fn resolve(&mut self, snapshot: &mut Snapshot) {
         let answers = self.answers.borrow_and_update().clone();
@@ -72,7 +72,7 @@ impl Hosts {
     }
 }
 
-impl Status {
+impl XdsStatus {
     /// Keeps what an operator should know of `resource`, and logs what is new of it.
     pub fn note(&mut self, resource: String, notes: Notes) {
         let known = self.notes.remove(&resource).unwrap_or_default();
@@ -101,9 +101,9 @@ pub struct Follower {
     /// Where every new configuration goes.
     pub publish: watch::Sender<Arc<Snapshot>>,
     /// Where the state of things goes.
-    pub status: watch::Sender<Status>,
+    pub status: watch::Sender<XdsStatus>,
     /// What resolves host names.
-    pub hosts: Hosts,
+    pub hosts: DnsChannels,
     /// What decides between the two.
     pub warming: Warming,
 }
@@ -112,7 +112,7 @@ impl Follower {
     /// Publishes what of the accepted resources is warm.
     fn offer(&mut self, session: &ClientSession, now: Instant) {
         let alone = self.fixed.listeners.is_empty();
-        if self.has_server && alone && !session.has_heard() {
+        if self.has_server && alone && !session.has_answered() {
             return;
         }
         let mut candidate = self.fixed.clone();
@@ -120,10 +120,10 @@ impl Follower {
         candidate.secrets.extend(self.local.borrow_and_update().clone());
         self.hosts.resolve(&mut candidate);
         let passed = self.warming.offer(candidate, |missing| session.is_absent(missing), now);
-        self.let_through(passed);
+        self.publish_if_changed(passed);
     }
 
-    fn let_through(&mut self, passed: Option<Snapshot>) {
+    fn publish_if_changed(&mut self, passed: Option<Snapshot>) {
         if let Some(snapshot) = passed {
             tracing::info!(
                 revision = snapshot.revision,
@@ -145,14 +145,14 @@ impl Follower {
         });
     }
 
-    fn report(&self, outcome: &Outcome, session: &ClientSession) {
+    fn report(&self, outcome: &ResponseOutcome, session: &ClientSession) {
         for rejection in &outcome.rejections {
             tracing::warn!(%rejection, "refused a resource; its last good version stays in force");
         }
         self.status.send_modify(|status| {
             status.connected = true;
             status.last_error = None;
-            status.rejected = session.refused();
+            status.rejected = session.rejected();
             for (kind, name, notes) in &outcome.notes {
                 if !notes.is_empty() || !status.notes.is_empty() {
                     status.note(format!("{kind} {name}"), notes.clone());
@@ -164,18 +164,18 @@ impl Follower {
 
 /// Follows the control plane behind `dial` until the task is dropped. Without one, publishes what
 /// stands in the file, and again whenever a local secret changes.
-pub async fn follow(dial: Option<Dial>, mut session: ClientSession, mut follower: Follower) {
+pub async fn follow(dial: Option<Dialer>, mut session: ClientSession, mut follower: Follower) {
     follower.offer(&session, now());
     let Some(dial) = dial else {
         loop {
-            let event = housekeeping(&mut follower).await;
-            keep_house(event, &session, &mut follower);
+            let event = local_event(&mut follower).await;
+            handle_local_event(event, &session, &mut follower);
         }
     };
     let mut backoff = Backoff::new();
     loop {
         let mut answered = false;
-        let ended = converse(&dial, &mut session, &mut follower, &mut answered).await;
+        let ended = run_stream(&dial, &mut session, &mut follower, &mut answered).await;
         if answered {
             backoff.answered();
         }
@@ -192,30 +192,30 @@ pub async fn follow(dial: Option<Dial>, mut session: ClientSession, mut follower
             status.connected = false;
             status.last_error = ended;
         });
-        rest(wait, &session, &mut follower).await;
+        wait_before_retry(wait, &session, &mut follower).await;
     }
 }
 
 /// Waits, while what needs no server still counts.
-async fn rest(wait: Duration, session: &ClientSession, follower: &mut Follower) {
+async fn wait_before_retry(wait: Duration, session: &ClientSession, follower: &mut Follower) {
     let waited = tokio::time::sleep(wait);
     tokio::pin!(waited);
     loop {
         tokio::select! {
             () = &mut waited => return,
-            event = housekeeping(follower) => keep_house(event, session, follower),
+            event = local_event(follower) => handle_local_event(event, session, follower),
         }
     }
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Housekeeping {
+enum LocalEvent {
     Offer,
     Deadline,
 }
 
 /// What may happen without the server: a new local secret, an answer of DNS, or a time that is over.
-async fn housekeeping(follower: &mut Follower) -> Housekeeping {
+async fn local_event(follower: &mut Follower) -> LocalEvent {
     let deadline = follower.warming.deadline();
     let overdue = async {
         match deadline {
@@ -224,9 +224,9 @@ async fn housekeeping(follower: &mut Follower) -> Housekeeping {
         }
     };
     tokio::select! {
-        () = changed(&mut follower.local) => Housekeeping::Offer,
-        () = changed(&mut follower.hosts.answers) => Housekeeping::Offer,
-        () = overdue => Housekeeping::Deadline,
+        () = changed(&mut follower.local) => LocalEvent::Offer,
+        () = changed(&mut follower.hosts.answers) => LocalEvent::Offer,
+        () = overdue => LocalEvent::Deadline,
     }
 }
 
@@ -237,31 +237,31 @@ async fn changed<T>(receiver: &mut watch::Receiver<T>) {
     }
 }
 
-fn keep_house(event: Housekeeping, session: &ClientSession, follower: &mut Follower) {
+fn handle_local_event(event: LocalEvent, session: &ClientSession, follower: &mut Follower) {
     match event {
-        Housekeeping::Offer => follower.offer(session, now()),
-        Housekeeping::Deadline => {
+        LocalEvent::Offer => follower.offer(session, now()),
+        LocalEvent::Deadline => {
             let passed = follower.warming.tick(now());
-            follower.let_through(passed);
+            follower.publish_if_changed(passed);
         }
     }
 }
 
-enum Arrived {
+enum ServerMessage {
     Delta(DeltaDiscoveryResponse),
     State(DiscoveryResponse),
 }
 
-type Arrivals = Pin<Box<dyn Stream<Item = Result<Arrived, tonic::Status>> + Send>>;
+type ServerMessages = Pin<Box<dyn Stream<Item = Result<ServerMessage, tonic::Status>> + Send>>;
 
 /// One stream from open to end; the reason when it did not end in good order.
-async fn converse(
-    dial: &Dial,
+async fn run_stream(
+    dial: &Dialer,
     session: &mut ClientSession,
     follower: &mut Follower,
     answered: &mut bool,
 ) -> Option<String> {
-    let (outbox, queue) = mpsc::channel::<Request>(QUEUE_LIMIT);
+    let (outbox, queue) = mpsc::channel::<XdsRequest>(SEND_QUEUE_LIMIT);
     // The server may answer with headers only after our first message, so that goes in first.
     let first = session.open();
     if send(&outbox, first).await.is_err() {
@@ -269,26 +269,26 @@ async fn converse(
     }
     let opening = open(dial, session.variant(), queue);
     tokio::pin!(opening);
-    let mut arrivals: Arrivals = loop {
+    let mut arrivals: ServerMessages = loop {
         tokio::select! {
             opened = &mut opening => match opened {
                 Ok(arrivals) => break arrivals,
                 Err(status) => return Some(explain(&status)),
             },
-            event = housekeeping(follower) => keep_house(event, session, follower),
+            event = local_event(follower) => handle_local_event(event, session, follower),
         }
     };
     loop {
         let arrived = tokio::select! {
             arrived = arrivals.next() => arrived,
-            event = housekeeping(follower) => {
-                keep_house(event, session, follower);
+            event = local_event(follower) => {
+                handle_local_event(event, session, follower);
                 continue;
             }
         };
         let outcome = match arrived {
-            Some(Ok(Arrived::Delta(response))) => session.on_delta(response),
-            Some(Ok(Arrived::State(response))) => session.on_state(response),
+            Some(Ok(ServerMessage::Delta(response))) => session.on_delta(response),
+            Some(Ok(ServerMessage::State(response))) => session.on_state(response),
             Some(Err(status)) => return Some(explain(&status)),
             None => return None,
         };
@@ -310,7 +310,7 @@ impl Follower {
     }
 }
 
-async fn send(outbox: &mpsc::Sender<Request>, requests: Vec<Request>) -> Result<(), ()> {
+async fn send(outbox: &mpsc::Sender<XdsRequest>, requests: Vec<XdsRequest>) -> Result<(), ()> {
     for request in requests {
         outbox.send(request).await.map_err(|_| ())?;
     }
@@ -318,29 +318,33 @@ async fn send(outbox: &mpsc::Sender<Request>, requests: Vec<Request>) -> Result<
 }
 
 async fn open(
-    dial: &Dial,
-    variant: Variant,
-    queue: mpsc::Receiver<Request>,
-) -> Result<Arrivals, tonic::Status> {
+    dial: &Dialer,
+    variant: XdsVariant,
+    queue: mpsc::Receiver<XdsRequest>,
+) -> Result<ServerMessages, tonic::Status> {
     let mut client = AggregatedDiscoveryServiceClient::new(dial.channel())
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let queue = ReceiverStream::new(queue);
     match variant {
-        Variant::Delta => {
+        XdsVariant::Delta => {
             let requests = queue.filter_map(|request| async {
-                if let Request::Delta(request) = request { Some(*request) } else { None }
+                if let XdsRequest::Delta(request) = request { Some(*request) } else { None }
             });
             let responses =
                 client.delta_aggregated_resources(dial.request(requests)).await?.into_inner();
-            Ok(Box::pin(responses.map(|response| response.map(Arrived::Delta))))
+            Ok(Box::pin(responses.map(|response| response.map(ServerMessage::Delta))))
         }
-        Variant::StateOfTheWorld => {
+        XdsVariant::StateOfTheWorld => {
             let requests = queue.filter_map(|request| async {
-                if let Request::StateOfTheWorld(request) = request { Some(*request) } else { None }
+                if let XdsRequest::StateOfTheWorld(request) = request {
+                    Some(*request)
+                } else {
+                    None
+                }
             });
             let responses =
                 client.stream_aggregated_resources(dial.request(requests)).await?.into_inner();
-            Ok(Box::pin(responses.map(|response| response.map(Arrived::State))))
+            Ok(Box::pin(responses.map(|response| response.map(ServerMessage::State))))
         }
     }
 }
@@ -364,20 +368,20 @@ mod tests {
             local: receiver,
             publish: watch::Sender::default(),
             status: watch::Sender::default(),
-            hosts: Hosts { wanted: watch::Sender::default(), answers: hosts },
+            hosts: DnsChannels { wanted: watch::Sender::default(), answers: hosts },
             warming: Warming::new(),
         };
         drop(answers);
         let wait = Duration::from_millis(50);
-        let idle = tokio::time::timeout(wait, housekeeping(&mut follower)).await;
+        let idle = tokio::time::timeout(wait, local_event(&mut follower)).await;
         assert!(idle.is_err(), "nothing happened: {idle:?}");
         let (event, ()) = tokio::join!(
-            tokio::time::timeout(Duration::from_secs(5), housekeeping(&mut follower)),
+            tokio::time::timeout(Duration::from_secs(5), local_event(&mut follower)),
             async {
                 tokio::time::sleep(wait).await;
                 local.send_replace(BTreeMap::new());
             }
         );
-        assert!(matches!(event, Ok(Housekeeping::Offer)), "{event:?}");
+        assert!(matches!(event, Ok(LocalEvent::Offer)), "{event:?}");
     }
 }

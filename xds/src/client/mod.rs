@@ -12,8 +12,8 @@ mod subscription;
 mod warming;
 
 pub use backoff::Backoff;
-pub use follow::{Answers, Follower, Hosts, Status, follow};
-pub use session::{ClientSession, Node, Outcome, Request, Variant};
+pub use follow::{DnsAnswers, DnsChannels, Follower, XdsStatus, follow};
+pub use session::{ClientSession, ResponseOutcome, XdsNode, XdsRequest, XdsVariant};
 pub use warming::Warming;
 
 /// The cause of a failed call in one line: gRPC's own text, or the deepest cause below it.

@@ -19,18 +19,18 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use envoy_types::pb::google::rpc;
 use prost::Message as _;
-use weft_model::{Discovery, Missing, Name, Snapshot};
+use weft_model::{Discovery, MissingReference, Name, Snapshot};
 
 use super::batch::Batch;
 use super::subscription::{REQUEST_BYTES, Subscription};
-use crate::translate::{self, Kind, Notes, Refused, Rejection, Resource};
+use crate::translate::{self, FieldError, Notes, Rejection, Resource, ResourceKind};
 
 /// How many names of clusters are kept that the server has removed.
 const ABSENT_LIMIT: usize = 10_000;
 
 /// Which of the two protocol variants is spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Variant {
+pub enum XdsVariant {
     /// Only changes are sent.
     Delta,
     /// The whole state is sent.
@@ -39,7 +39,7 @@ pub enum Variant {
 
 /// Who we say we are. A claim: what a server trusts is the certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Node {
+pub struct XdsNode {
     /// Names this process.
     pub id: String,
     /// Names the service it stands beside.
@@ -51,7 +51,7 @@ pub struct Node {
 
 /// A message to send.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Request {
+pub enum XdsRequest {
     /// Of the delta variant.
     Delta(Box<DeltaDiscoveryRequest>),
     /// Of the state-of-the-world variant.
@@ -60,42 +60,42 @@ pub enum Request {
 
 /// What a response led to.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct ResponseOutcome {
     /// To be sent, in order.
-    pub requests: Vec<Request>,
+    pub requests: Vec<XdsRequest>,
     /// Whether the accepted resources are others than before.
     pub changed: bool,
     /// What was refused.
     pub rejections: Vec<Rejection>,
     /// What an operator should know of each resource that was accepted: nothing of those that are gone.
-    pub notes: Vec<(Kind, Name, Notes)>,
+    pub notes: Vec<(ResourceKind, Name, Notes)>,
 }
 
 /// The client's side of the protocol, for all types.
 #[derive(Debug)]
 pub struct ClientSession {
-    variant: Variant,
-    node: Node,
+    variant: XdsVariant,
+    node: XdsNode,
     /// Names of secrets that are made here and never asked for.
     local_secrets: BTreeSet<Name>,
-    types: BTreeMap<Kind, TypeState>,
+    types: BTreeMap<ResourceKind, ClientTypeState>,
     /// The node goes with the first message of a stream only.
     node_sent: bool,
 }
 
 #[derive(Debug, Default)]
-struct TypeState {
+struct ClientTypeState {
     /// Outlives streams: the last good resources with their versions.
     accepted: BTreeMap<Name, (String, Resource)>,
     /// Resources whose last version was refused, until a good version comes or the server removes them.
     /// The empty name is for those without a readable name.
-    refused: BTreeMap<Name, Refused>,
+    refused: BTreeMap<Name, FieldError>,
     /// Names the server has said do not exist.
     absent: BTreeSet<Name>,
     /// Names that something refers to.
     wanted: BTreeSet<Name>,
     /// Outlives streams: whether the server ever answered.
-    heard: bool,
+    answered: bool,
     /// Of this stream: what the server knows we want.
     asked: BTreeSet<Name>,
     /// Of this stream: whether anything was sent.
@@ -107,34 +107,35 @@ struct TypeState {
 }
 
 impl ClientSession {
-    /// A session that has not heard anything. `local_secrets` are never asked for.
+    /// A session that has not answered anything. `local_secrets` are never asked for.
     #[must_use]
-    pub fn new(variant: Variant, node: Node, local_secrets: BTreeSet<Name>) -> Self {
-        let types = Kind::ALL.into_iter().map(|kind| (kind, TypeState::default())).collect();
+    pub fn new(variant: XdsVariant, node: XdsNode, local_secrets: BTreeSet<Name>) -> Self {
+        let types =
+            ResourceKind::ALL.into_iter().map(|kind| (kind, ClientTypeState::default())).collect();
         Self { variant, node, local_secrets, types, node_sent: false }
     }
 
     /// Which variant is spoken.
     #[must_use]
-    pub fn variant(&self) -> Variant {
+    pub fn variant(&self) -> XdsVariant {
         self.variant
     }
 
     /// Begins a new stream: what to send first.
-    pub fn open(&mut self) -> Vec<Request> {
+    pub fn open(&mut self) -> Vec<XdsRequest> {
         self.node_sent = false;
         for state in self.types.values_mut() {
             state.asked.clear();
             state.nonce.clear();
             state.opened = false;
         }
-        self.refer();
+        self.update_references();
         self.subscribe()
     }
 
     /// Takes a delta response.
-    pub fn on_delta(&mut self, response: DeltaDiscoveryResponse) -> Outcome {
-        let Some(kind) = Kind::from_type_url(&response.type_url) else {
+    pub fn on_delta(&mut self, response: DeltaDiscoveryResponse) -> ResponseOutcome {
+        let Some(kind) = ResourceKind::from_type_url(&response.type_url) else {
             return self.refuse_type(&response.type_url, response.nonce, String::new());
         };
         let mut batch = Batch::new(kind);
@@ -144,21 +145,21 @@ impl ClientSession {
                 batch.take(&resource.name, any, resource.version);
             }
         }
-        self.state(kind).heard = true;
-        let mut outcome = Outcome::default();
+        self.state(kind).answered = true;
+        let mut outcome = ResponseOutcome::default();
         let error = self.accept(batch, &mut outcome);
         for name in response.removed_resources {
             self.remove(kind, &Name::from(name), &mut outcome);
         }
         self.acknowledge_delta(kind, response.nonce, error, &mut outcome);
-        outcome.notes.extend(self.refer());
+        outcome.notes.extend(self.update_references());
         outcome.requests.extend(self.subscribe());
         outcome
     }
 
     /// Takes a state-of-the-world response.
-    pub fn on_state(&mut self, response: DiscoveryResponse) -> Outcome {
-        let Some(kind) = Kind::from_type_url(&response.type_url) else {
+    pub fn on_state(&mut self, response: DiscoveryResponse) -> ResponseOutcome {
+        let Some(kind) = ResourceKind::from_type_url(&response.type_url) else {
             return self.refuse_type(&response.type_url, response.nonce, response.version_info);
         };
         let mut batch = Batch::new(kind);
@@ -168,8 +169,8 @@ impl ClientSession {
         let present: BTreeSet<Name> = batch.names().collect();
         // One without a readable name may be any of those that seem to be gone.
         let nameless = present.contains("");
-        self.state(kind).heard = true;
-        let mut outcome = Outcome::default();
+        self.state(kind).answered = true;
+        let mut outcome = ResponseOutcome::default();
         let error = self.accept(batch, &mut outcome);
         if kind.is_wildcard() && !nameless {
             let state = self.state(kind);
@@ -185,7 +186,7 @@ impl ClientSession {
         if error.is_none() {
             state.version = response.version_info;
         }
-        outcome.notes.extend(self.refer());
+        outcome.notes.extend(self.update_references());
         // Names are the whole wish each time, so a change of wishes rides on the acknowledgement.
         outcome.requests.push(self.state_request(kind, error));
         outcome.requests.extend(self.subscribe());
@@ -195,8 +196,8 @@ impl ClientSession {
     /// Whether the server has ever answered for clusters and listeners. Before that, having none
     /// means nothing.
     #[must_use]
-    pub fn has_heard(&self) -> bool {
-        self.types.iter().filter(|(kind, _)| kind.is_wildcard()).all(|(_, state)| state.heard)
+    pub fn has_answered(&self) -> bool {
+        self.types.iter().filter(|(kind, _)| kind.is_wildcard()).all(|(_, state)| state.answered)
     }
 
     /// Puts everything accepted into `snapshot`, over what is there.
@@ -208,10 +209,10 @@ impl ClientSession {
 
     /// The resources whose last version was refused, by kind and name, with the reason.
     #[must_use]
-    pub fn refused(&self) -> BTreeMap<String, String> {
-        let of_kind = |(kind, state): (&Kind, &TypeState)| {
+    pub fn rejected(&self) -> BTreeMap<String, String> {
+        let of_kind = |(kind, state): (&ResourceKind, &ClientTypeState)| {
             let entry =
-                |(name, why): (&Name, &Refused)| (format!("{kind} {name}"), why.to_string());
+                |(name, why): (&Name, &FieldError)| (format!("{kind} {name}"), why.to_string());
             state.refused.iter().map(entry).collect::<Vec<_>>()
         };
         self.types.iter().flat_map(of_kind).collect()
@@ -219,27 +220,27 @@ impl ClientSession {
 
     /// Whether the server has said that this does not exist.
     #[must_use]
-    pub fn is_absent(&self, missing: &Missing) -> bool {
+    pub fn is_absent(&self, missing: &MissingReference) -> bool {
         let (kind, name) = match missing {
-            Missing::Routes(name) => (Kind::Routes, name),
-            Missing::Cluster(name) => (Kind::Cluster, name),
-            Missing::Endpoints(name) => (Kind::Endpoints, name),
-            Missing::Secret(name) => (Kind::Secret, name),
+            MissingReference::Routes(name) => (ResourceKind::Routes, name),
+            MissingReference::Cluster(name) => (ResourceKind::Cluster, name),
+            MissingReference::Endpoints(name) => (ResourceKind::Endpoints, name),
+            MissingReference::Secret(name) => (ResourceKind::Secret, name),
             // No server is asked for them.
-            Missing::Addresses(_) => return false,
+            MissingReference::Addresses(_) => return false,
         };
         self.types.get(&kind).is_some_and(|state| state.absent.contains(name))
     }
 
     /// Uses the good resources and gives the text for those refused.
-    fn accept(&mut self, batch: Batch, outcome: &mut Outcome) -> Option<String> {
+    fn accept(&mut self, batch: Batch, outcome: &mut ResponseOutcome) -> Option<String> {
         let kind = batch.kind;
         let local = self.local_secrets.clone();
         let state = self.state(kind);
         state.refused.remove("");
         for (name, (version, accepted)) in batch.good {
             let asked = kind.is_wildcard() || state.asked.contains(&name);
-            if !asked || (kind == Kind::Secret && local.contains(&name)) {
+            if !asked || (kind == ResourceKind::Secret && local.contains(&name)) {
                 continue;
             }
             outcome.notes.push((kind, name.clone(), accepted.notes));
@@ -251,7 +252,7 @@ impl ClientSession {
             state.accepted.insert(name, entry);
         }
         for rejection in &batch.bad {
-            state.refused.insert(rejection.name.as_str().into(), rejection.refused.clone());
+            state.refused.insert(rejection.name.as_str().into(), rejection.error.clone());
         }
         outcome.rejections.extend(batch.bad);
         if outcome.rejections.is_empty() {
@@ -262,13 +263,13 @@ impl ClientSession {
     }
 
     /// Obeys a removal where it counts; see the module's head.
-    fn remove(&mut self, kind: Kind, name: &Name, outcome: &mut Outcome) {
+    fn remove(&mut self, kind: ResourceKind, name: &Name, outcome: &mut ResponseOutcome) {
         let state = self.state(kind);
         let in_use = state.wanted.contains(name);
         state.refused.remove(name);
         if in_use {
             state.absent.insert(name.clone());
-        } else if kind == Kind::Cluster {
+        } else if kind == ResourceKind::Cluster {
             // Routes that come later may refer to it. No route has to: names that change would add up.
             state.absent.insert(name.clone());
             if state.absent.len() > ABSENT_LIMIT {
@@ -287,9 +288,9 @@ impl ClientSession {
 
     /// Works out which names the accepted resources refer to, and forgets resources without a reference. Gives
     /// those, without notes.
-    fn refer(&mut self) -> Vec<(Kind, Name, Notes)> {
+    fn update_references(&mut self) -> Vec<(ResourceKind, Name, Notes)> {
         let mut forgotten = Vec::new();
-        let mut wanted: BTreeMap<Kind, BTreeSet<Name>> = BTreeMap::new();
+        let mut wanted: BTreeMap<ResourceKind, BTreeSet<Name>> = BTreeMap::new();
         let resources: Vec<&Resource> = self
             .types
             .iter()
@@ -306,7 +307,7 @@ impl ClientSession {
                 continue;
             }
             let mut names = wanted.remove(kind).unwrap_or_default();
-            if *kind == Kind::Secret {
+            if *kind == ResourceKind::Secret {
                 names.retain(|name| !self.local_secrets.contains(name));
             }
             state.accepted.retain(|name, _| {
@@ -324,8 +325,8 @@ impl ClientSession {
     }
 
     /// Asks for what is wanted and was not asked on this stream.
-    fn subscribe(&mut self) -> Vec<Request> {
-        let kinds: Vec<Kind> = self
+    fn subscribe(&mut self) -> Vec<XdsRequest> {
+        let kinds: Vec<ResourceKind> = self
             .types
             .iter()
             .filter(|(kind, state)| {
@@ -336,15 +337,15 @@ impl ClientSession {
         kinds
             .into_iter()
             .flat_map(|kind| match self.variant {
-                Variant::Delta => self.delta_subscription(kind),
-                Variant::StateOfTheWorld => vec![self.state_request(kind, None)],
+                XdsVariant::Delta => self.delta_subscription(kind),
+                XdsVariant::StateOfTheWorld => vec![self.state_request(kind, None)],
             })
             .collect()
     }
 
     /// The requests that tell the server what is wanted now. Only the first request of a type on a stream may carry
     /// versions: names that follow in later requests are sent again by the server.
-    fn delta_subscription(&mut self, kind: Kind) -> Vec<Request> {
+    fn delta_subscription(&mut self, kind: ResourceKind) -> Vec<XdsRequest> {
         let mut node = self.first_node();
         let state = self.state(kind);
         let is_first = !std::mem::replace(&mut state.opened, true);
@@ -376,20 +377,20 @@ impl ClientSession {
         requests.push(request.message);
         state.asked = state.wanted.clone();
         let with_node = requests.into_iter().map(|message| {
-            Request::Delta(Box::new(DeltaDiscoveryRequest { node: node.take(), ..message }))
+            XdsRequest::Delta(Box::new(DeltaDiscoveryRequest { node: node.take(), ..message }))
         });
         with_node.collect()
     }
 
     fn acknowledge_delta(
         &mut self,
-        kind: Kind,
+        kind: ResourceKind,
         nonce: String,
         error: Option<String>,
-        outcome: &mut Outcome,
+        outcome: &mut ResponseOutcome,
     ) {
         let node = self.first_node();
-        outcome.requests.push(Request::Delta(Box::new(DeltaDiscoveryRequest {
+        outcome.requests.push(XdsRequest::Delta(Box::new(DeltaDiscoveryRequest {
             node,
             type_url: kind.type_url(),
             response_nonce: nonce,
@@ -398,12 +399,12 @@ impl ClientSession {
         })));
     }
 
-    fn state_request(&mut self, kind: Kind, error: Option<String>) -> Request {
+    fn state_request(&mut self, kind: ResourceKind, error: Option<String>) -> XdsRequest {
         let node = self.first_node();
         let state = self.state(kind);
         state.asked = state.wanted.clone();
         state.opened = true;
-        Request::StateOfTheWorld(Box::new(DiscoveryRequest {
+        XdsRequest::StateOfTheWorld(Box::new(DiscoveryRequest {
             version_info: state.version.clone(),
             node,
             resource_names: state.wanted.iter().map(ToString::to_string).collect(),
@@ -415,25 +416,32 @@ impl ClientSession {
     }
 
     /// A type we never asked for: said once, and nothing else changes.
-    fn refuse_type(&mut self, type_url: &str, nonce: String, version_info: String) -> Outcome {
+    fn refuse_type(
+        &mut self,
+        type_url: &str,
+        nonce: String,
+        version_info: String,
+    ) -> ResponseOutcome {
         let error = Some(invalid(format!("the type {type_url:?} was not asked for")));
         let type_url = type_url.to_owned();
         let request = match self.variant {
-            Variant::Delta => Request::Delta(Box::new(DeltaDiscoveryRequest {
+            XdsVariant::Delta => XdsRequest::Delta(Box::new(DeltaDiscoveryRequest {
                 type_url,
                 response_nonce: nonce,
                 error_detail: error,
                 ..DeltaDiscoveryRequest::default()
             })),
-            Variant::StateOfTheWorld => Request::StateOfTheWorld(Box::new(DiscoveryRequest {
-                version_info,
-                type_url,
-                response_nonce: nonce,
-                error_detail: error,
-                ..DiscoveryRequest::default()
-            })),
+            XdsVariant::StateOfTheWorld => {
+                XdsRequest::StateOfTheWorld(Box::new(DiscoveryRequest {
+                    version_info,
+                    type_url,
+                    response_nonce: nonce,
+                    error_detail: error,
+                    ..DiscoveryRequest::default()
+                }))
+            }
         };
-        Outcome { requests: vec![request], ..Outcome::default() }
+        ResponseOutcome { requests: vec![request], ..ResponseOutcome::default() }
     }
 
     fn first_node(&mut self) -> Option<core::Node> {
@@ -452,23 +460,23 @@ impl ClientSession {
         Some(node)
     }
 
-    fn state(&mut self, kind: Kind) -> &mut TypeState {
+    fn state(&mut self, kind: ResourceKind) -> &mut ClientTypeState {
         self.types.entry(kind).or_default()
     }
 }
 
 /// Calls `refer` with every name that a resource refers to and a server is asked for by name.
-fn references(resource: &Resource, refer: &mut dyn FnMut(Kind, &Name)) {
+fn references(resource: &Resource, refer: &mut dyn FnMut(ResourceKind, &Name)) {
     match resource {
         Resource::Cluster(cluster) => {
             if let Discovery::Endpoints(name) = &cluster.discovery {
-                refer(Kind::Endpoints, name);
+                refer(ResourceKind::Endpoints, name);
             }
-            cluster.secret_names().for_each(|name| refer(Kind::Secret, name));
+            cluster.secret_names().for_each(|name| refer(ResourceKind::Secret, name));
         }
         Resource::Listener(listener) => {
-            listener.secret_names().for_each(|name| refer(Kind::Secret, name));
-            listener.table_names().for_each(|name| refer(Kind::Routes, name));
+            listener.secret_names().for_each(|name| refer(ResourceKind::Secret, name));
+            listener.table_names().for_each(|name| refer(ResourceKind::Routes, name));
         }
         Resource::Endpoints(..) | Resource::Secret(..) | Resource::Routes(_) => {}
     }

@@ -3,7 +3,7 @@
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use weft_model::Name;
 
-use crate::translate::Kind;
+use crate::translate::ResourceKind;
 
 /// From how many bytes on a delta request is followed by another: half of the 4 MiB that gRPC servers take by default.
 pub(super) const REQUEST_BYTES: usize = 2 * 1024 * 1024;
@@ -18,7 +18,7 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
-    pub(super) fn new(kind: Kind) -> Self {
+    pub(super) fn new(kind: ResourceKind) -> Self {
         let message =
             DeltaDiscoveryRequest { type_url: kind.type_url(), ..DeltaDiscoveryRequest::default() };
         Self { message, bytes: 0 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weft_model::{Cluster, Discovery, Listener, Missing, Name, Snapshot};
+use weft_model::{Cluster, Discovery, Listener, MissingReference, Name, Snapshot};
 
 /// How long a resource waits for what a server was asked for: Envoy's `initial_fetch_timeout`.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
@@ -21,10 +21,12 @@ const CLUSTER_TIMEOUT: Duration = Duration::from_secs(1);
 /// an agent takes over what its predecessor left in the kernel.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
 
-fn timeout(missing: &Missing) -> Duration {
+fn timeout(missing: &MissingReference) -> Duration {
     match missing {
-        Missing::Endpoints(_) | Missing::Routes(_) | Missing::Secret(_) => FETCH_TIMEOUT,
-        Missing::Cluster(_) | Missing::Addresses(_) => CLUSTER_TIMEOUT,
+        MissingReference::Endpoints(_)
+        | MissingReference::Routes(_)
+        | MissingReference::Secret(_) => FETCH_TIMEOUT,
+        MissingReference::Cluster(_) | MissingReference::Addresses(_) => CLUSTER_TIMEOUT,
     }
 }
 
@@ -34,14 +36,14 @@ pub struct Warming {
     in_force: Snapshot,
     /// The configuration last offered.
     candidate: Snapshot,
-    /// Missing names of the candidate, with the time when each was first missed.
-    missed: BTreeMap<Missing, Instant>,
+    /// MissingReference names of the candidate, with the time when each was first missed.
+    missed: BTreeMap<MissingReference, Instant>,
     /// Those of them that hold something back.
-    blocking: BTreeSet<Missing>,
+    blocking: BTreeSet<MissingReference>,
     /// Those of them that the server has said do not exist.
-    absent: BTreeSet<Missing>,
+    absent: BTreeSet<MissingReference>,
     /// Those that were waited for in vain since [`Warming::take_overdue`].
-    overdue: Vec<Missing>,
+    overdue: Vec<MissingReference>,
     began: Option<Instant>,
     is_settled: bool,
 }
@@ -58,7 +60,7 @@ impl Warming {
     pub fn offer(
         &mut self,
         candidate: Snapshot,
-        is_absent: impl Fn(&Missing) -> bool,
+        is_absent: impl Fn(&MissingReference) -> bool,
         now: Instant,
     ) -> Option<Snapshot> {
         self.candidate = candidate;
@@ -85,7 +87,7 @@ impl Warming {
 
     /// The names that are missing, whether something still waits for them or not.
     #[must_use]
-    pub fn missing(&self) -> Vec<Missing> {
+    pub fn missing(&self) -> Vec<MissingReference> {
         self.missed.keys().cloned().collect()
     }
 
@@ -96,16 +98,20 @@ impl Warming {
     }
 
     /// The names that were waited for in vain since the last call.
-    pub fn take_overdue(&mut self) -> Vec<Missing> {
+    pub fn take_overdue(&mut self) -> Vec<MissingReference> {
         std::mem::take(&mut self.overdue)
     }
 
-    fn advance(&mut self, is_absent: &dyn Fn(&Missing) -> bool, now: Instant) -> Option<Snapshot> {
-        let ends = |name: &Missing| *self.missed.get(name).unwrap_or(&now) + timeout(name);
-        let blocks = |name: &Missing| !is_absent(name) && now < ends(name);
-        let merged = Merge::of(&self.in_force, &self.candidate, &blocks);
-        let Merge { mut next, missed, blocking, .. } = merged;
-        let (absent, missed): (BTreeSet<Missing>, BTreeSet<Missing>) =
+    fn advance(
+        &mut self,
+        is_absent: &dyn Fn(&MissingReference) -> bool,
+        now: Instant,
+    ) -> Option<Snapshot> {
+        let ends = |name: &MissingReference| *self.missed.get(name).unwrap_or(&now) + timeout(name);
+        let blocks = |name: &MissingReference| !is_absent(name) && now < ends(name);
+        let merged = SnapshotMerge::of(&self.in_force, &self.candidate, &blocks);
+        let SnapshotMerge { mut next, missed, blocking, .. } = merged;
+        let (absent, missed): (BTreeSet<MissingReference>, BTreeSet<MissingReference>) =
             missed.into_iter().partition(is_absent);
         let in_vain = self.blocking.difference(&blocking).filter(|name| missed.contains(*name));
         self.overdue.extend(in_vain.cloned());
@@ -131,20 +137,24 @@ impl Warming {
 }
 
 /// The configuration between the one in force and a candidate.
-struct Merge<'a> {
+struct SnapshotMerge<'a> {
     old: &'a Snapshot,
     new: &'a Snapshot,
-    blocks: &'a dyn Fn(&Missing) -> bool,
+    blocks: &'a dyn Fn(&MissingReference) -> bool,
     next: Snapshot,
-    missed: BTreeSet<Missing>,
-    blocking: BTreeSet<Missing>,
+    missed: BTreeSet<MissingReference>,
+    blocking: BTreeSet<MissingReference>,
     /// What of `next` is the old version because the new one is held back.
     held_tables: BTreeSet<Name>,
     held_listeners: BTreeSet<Name>,
 }
 
-impl<'a> Merge<'a> {
-    fn of(old: &'a Snapshot, new: &'a Snapshot, blocks: &'a dyn Fn(&Missing) -> bool) -> Self {
+impl<'a> SnapshotMerge<'a> {
+    fn of(
+        old: &'a Snapshot,
+        new: &'a Snapshot,
+        blocks: &'a dyn Fn(&MissingReference) -> bool,
+    ) -> Self {
         let next = Snapshot {
             endpoints: new.endpoints.clone(),
             resolved: new.resolved.clone(),
@@ -169,7 +179,7 @@ impl<'a> Merge<'a> {
     }
 
     /// Whether one of these names is missing and waited for.
-    fn is_held(&mut self, missing: Vec<Missing>) -> bool {
+    fn is_held(&mut self, missing: Vec<MissingReference>) -> bool {
         let mut is_held = false;
         for name in missing {
             if (self.blocks)(&name) {
@@ -191,9 +201,9 @@ impl<'a> Merge<'a> {
         }
     }
 
-    fn lacking_clusters<'n>(&self, names: impl Iterator<Item = &'n Name>) -> Vec<Missing> {
+    fn lacking_clusters<'n>(&self, names: impl Iterator<Item = &'n Name>) -> Vec<MissingReference> {
         let lacking = names.filter(|name| !self.next.clusters.contains_key(*name));
-        lacking.map(|name| Missing::Cluster(name.clone())).collect()
+        lacking.map(|name| MissingReference::Cluster(name.clone())).collect()
     }
 
     fn tables(&mut self) {
@@ -216,9 +226,9 @@ impl<'a> Merge<'a> {
             // A table that is held back itself is no missing name.
             let (held, lacking): (Vec<&Name>, Vec<&Name>) =
                 tables.partition(|table| self.held_tables.contains(*table));
-            let lacking: Vec<Missing> = lacking
+            let lacking: Vec<MissingReference> = lacking
                 .into_iter()
-                .map(|table| Missing::Routes(table.clone()))
+                .map(|table| MissingReference::Routes(table.clone()))
                 .chain(self.new.missing_secrets(listener.secret_names()))
                 .chain(self.lacking_clusters(listener.cluster_names()))
                 .collect();
@@ -309,7 +319,7 @@ mod tests {
 
     use super::*;
     use crate::descriptor;
-    use crate::translate::{self, Kind};
+    use crate::translate::{self, ResourceKind};
 
     /// A configuration in words: `c:a` is the static cluster `a`, `e:a` one whose endpoints come by
     /// name, `d:a` one whose host is resolved by DNS, and `E:a` and `D:a` what these wait for;
@@ -326,7 +336,7 @@ mod tests {
                 let mut json = fields;
                 json["name"] = json!(name);
                 json["connect_timeout"] = json!(seconds);
-                (Kind::Cluster, json)
+                (ResourceKind::Cluster, json)
             };
             let (kind, json) = match kind {
                 "c" => cluster(json!({"load_assignment": {"cluster_name": name}})),
@@ -338,11 +348,11 @@ mod tests {
                     "endpoints": [{"lb_endpoints": [{"endpoint": {"address": {"socket_address":
                         {"address": "host", "port_value": 80}}}}]}]}}))
                 }
-                "E" => (Kind::Endpoints, json!({"cluster_name": name})),
-                "r" => (Kind::Routes, routes(name, version, references)),
-                "l" => (Kind::Listener, listener(name, version, references)),
+                "E" => (ResourceKind::Endpoints, json!({"cluster_name": name})),
+                "r" => (ResourceKind::Routes, routes(name, version, references)),
+                "l" => (ResourceKind::Listener, listener(name, version, references)),
                 "s" => (
-                    Kind::Secret,
+                    ResourceKind::Secret,
                     json!({"name": name,
                     "validation_context": {"trusted_ca": {"inline_string": version}}}),
                 ),
@@ -382,12 +392,12 @@ mod tests {
             "filter_chains": [{"name": version, "filters": [{"name": "http", "typed_config": manager}]}]})
     }
 
-    struct Clock {
+    struct WarmingClock {
         warming: Warming,
         start: Instant,
     }
 
-    impl Clock {
+    impl WarmingClock {
         fn new() -> Self {
             #[allow(
                 clippy::disallowed_methods,
@@ -422,14 +432,14 @@ mod tests {
 
     #[test]
     fn cluster_without_endpoints_delays_only_itself() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(10, "c:a#2 e:b c:d r:t>a l:x=80>t", "c:a#2 c:d r:t>a l:x=80>t");
-        assert_eq!(clock.warming.missing(), [Missing::Endpoints("b".into())]);
+        assert_eq!(clock.warming.missing(), [MissingReference::Endpoints("b".into())]);
         clock.offer(20, "c:a#3 e:b c:d r:t>a#2 l:x=80>t", "c:a#3 c:d r:t>a#2 l:x=80>t");
         clock.tick(15_009, "c:a#3 c:d r:t>a#2 l:x=80>t");
         clock.tick(15_010, "c:a#3 e:b c:d r:t>a#2 l:x=80>t");
-        assert_eq!(clock.warming.take_overdue(), [Missing::Endpoints("b".into())]);
+        assert_eq!(clock.warming.take_overdue(), [MissingReference::Endpoints("b".into())]);
         // Its time is over: nothing waits for it again.
         clock.offer(15_020, "c:a e:b#2 c:d r:t>a l:x=80>t", "c:a e:b#2 c:d r:t>a l:x=80>t");
         assert_eq!(clock.warming.deadline(), None);
@@ -437,7 +447,7 @@ mod tests {
 
     #[test]
     fn changed_cluster_keeps_its_old_version_with_its_endpoints_while_it_warms() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(10, "e:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(20, "e:a E:a r:t>a l:x=80>t", "e:a E:a r:t>a l:x=80>t");
@@ -447,7 +457,7 @@ mod tests {
 
     #[test]
     fn listener_without_its_routes_delays_only_itself() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         // The new version waits for routes u, and the old one keeps t and its cluster.
         clock.offer(10, "c:b l:x=80>u r:v>b l:y=81>v", "c:a r:t>a l:x=80>t c:b r:v>b l:y=81>v");
@@ -461,7 +471,7 @@ mod tests {
 
     #[test]
     fn renamed_listener_keeps_its_predecessor_until_it_is_warm() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(10, "c:a l:z=80>u", "c:a r:t>a l:x=80>t");
         clock.offer(20, "c:a r:u>a l:z=80>u", "c:a r:u>a l:z=80>u");
@@ -470,7 +480,7 @@ mod tests {
 
     #[test]
     fn routes_wait_a_second_for_a_new_cluster_and_once_only() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         // Routes before their cluster, the old cluster already removed: no request fails.
         clock.offer(10, "r:t>b l:x=80>t", "c:a r:t>a l:x=80>t");
@@ -484,7 +494,7 @@ mod tests {
 
     #[test]
     fn routes_to_a_cluster_that_warms_wait_a_second() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(10, "e:b r:t>b l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(20, "e:b E:b r:t>b l:x=80>t", "e:b E:b r:t>b l:x=80>t");
@@ -495,7 +505,7 @@ mod tests {
 
     #[test]
     fn host_names_without_an_answer_hold_their_cluster_for_a_second() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a d:b r:t>a r:u>b l:x=80>t l:y=81>u", "");
         clock.tick(1000, "c:a d:b r:t>a r:u>b l:x=80>t l:y=81>u");
         assert!(clock.warming.is_settled());
@@ -503,7 +513,7 @@ mod tests {
 
     #[test]
     fn first_configuration_waits_as_a_whole_for_two_seconds() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         clock.offer(0, "c:a e:b r:t>a l:x=80>t l:y=81>u", "");
         assert_eq!(clock.warming.deadline(), Some(clock.start + FIRST_TIMEOUT));
         clock.tick(1999, "");
@@ -515,7 +525,7 @@ mod tests {
 
     #[test]
     fn nothing_waits_for_a_name_that_the_server_declared_absent() {
-        let mut clock = Clock::new();
+        let mut clock = WarmingClock::new();
         let offered = snapshot("e:a r:t>b l:x=80>u");
         assert!(clock.warming.offer(offered.clone(), |_| true, clock.start).is_some());
         assert_eq!(clock.warming.missing(), []);

@@ -22,33 +22,33 @@ use weft_model::SpiffeId;
 use super::Peer;
 
 /// How long a message may take from its first byte to its last.
-const MESSAGE_TIME: Duration = Duration::from_secs(10);
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The head of a message of gRPC: a flag, and the length in four bytes.
 const PREFIX_BYTES: usize = 5;
 /// How much of a refused request is read, and for how long.
-const DISCARDED_BYTES: usize = 256 * 1024;
-const DISCARD_TIME: Duration = Duration::from_secs(1);
+const DISCARD_LIMIT_BYTES: usize = 256 * 1024;
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many messages of the largest size one connection without a certificate may have under way.
 const MESSAGES_PER_CONNECTION: usize = 4;
 /// How many messages of the largest size all clients with a certificate may have under way, and the part of that
 /// which one identity may have.
-const MESSAGES_OF_ALL: usize = 16;
-const SHARE_OF_AN_IDENTITY: usize = 8;
+const LARGEST_MESSAGES_TOTAL: usize = 16;
+const IDENTITY_SHARE_DIVISOR: usize = 8;
 /// The least that all clients with a certificate may have under way, in bytes.
-const LEAST_TOTAL_BYTES: usize = 64 * 1024 * 1024;
+const MINIMUM_TOTAL_BYTES: usize = 64 * 1024 * 1024;
 /// The largest message of a client without a certificate: a request for a certificate, which is refused with a reason
 /// of its own above 64 KiB.
-const STRANGER_MESSAGE_BYTES: usize = 128 * 1024;
+const UNAUTHENTICATED_MESSAGE_BYTES: usize = 128 * 1024;
 /// All messages of clients without a certificate that are under way, in bytes.
-const STRANGER_TOTAL_BYTES: usize = 32 * 1024 * 1024;
+const UNAUTHENTICATED_TOTAL_BYTES: usize = 32 * 1024 * 1024;
 
 /// What requests may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
     /// Of clients with a certificate.
-    pub identified: MessageLimits,
+    pub authenticated: MessageLimits,
     /// Of clients without a certificate.
-    pub strangers: MessageLimits,
+    pub unauthenticated: MessageLimits,
     /// The streams that one connection may have open.
     pub streams: u32,
 }
@@ -74,17 +74,18 @@ impl RequestLimits {
     /// The limits for clients whose certificate lets them send messages of at most `message_bytes`. Clients without a
     /// certificate have small limits and a budget of their own.
     #[must_use]
-    pub fn for_messages_of(message_bytes: u32) -> Self {
+    pub fn for_message_bytes(message_bytes: u32) -> Self {
         let message_bytes = usize::try_from(message_bytes).unwrap_or(usize::MAX);
-        let total_bytes = LEAST_TOTAL_BYTES.max(message_bytes.saturating_mul(MESSAGES_OF_ALL));
-        let client_bytes = total_bytes / SHARE_OF_AN_IDENTITY;
-        let of_stranger = message_bytes.min(STRANGER_MESSAGE_BYTES);
+        let total_bytes =
+            MINIMUM_TOTAL_BYTES.max(message_bytes.saturating_mul(LARGEST_MESSAGES_TOTAL));
+        let client_bytes = total_bytes / IDENTITY_SHARE_DIVISOR;
+        let unauthenticated_message_bytes = message_bytes.min(UNAUTHENTICATED_MESSAGE_BYTES);
         Self {
-            identified: MessageLimits { message_bytes, client_bytes, total_bytes },
-            strangers: MessageLimits {
-                message_bytes: of_stranger,
-                client_bytes: of_stranger * MESSAGES_PER_CONNECTION,
-                total_bytes: STRANGER_TOTAL_BYTES,
+            authenticated: MessageLimits { message_bytes, client_bytes, total_bytes },
+            unauthenticated: MessageLimits {
+                message_bytes: unauthenticated_message_bytes,
+                client_bytes: unauthenticated_message_bytes * MESSAGES_PER_CONNECTION,
+                total_bytes: UNAUTHENTICATED_TOTAL_BYTES,
             },
             ..Self::default()
         }
@@ -98,131 +99,138 @@ impl Default for RequestLimits {
             client_bytes: 4 * 1024 * 1024,
             total_bytes: 64 * 1024 * 1024,
         };
-        Self { identified: limits, strangers: limits, streams: 100 }
+        Self { authenticated: limits, unauthenticated: limits, streams: 100 }
     }
 }
 
 /// Whose messages they are.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-enum Client {
+enum MessageSender {
     Identity(SpiffeId),
     Connection(u64),
 }
 
 /// Memory of which parts are held while messages are read.
 #[derive(Debug)]
-struct Budget {
+struct MessageBudget {
     limits: MessageLimits,
-    held: Mutex<Holdings>,
+    reserved: Mutex<ReservedBytes>,
 }
 
 /// What is held, in bytes. Only clients that hold something are listed.
 #[derive(Debug, Default)]
-struct Holdings {
+struct ReservedBytes {
     total: usize,
-    clients: BTreeMap<Client, usize>,
+    clients: BTreeMap<MessageSender, usize>,
 }
 
 /// A client's part of a budget.
 #[derive(Debug, Clone)]
-struct Account {
-    budget: Arc<Budget>,
-    client: Client,
+struct BudgetAccount {
+    budget: Arc<MessageBudget>,
+    client: MessageSender,
 }
 
-impl Account {
+impl BudgetAccount {
     /// Holds bytes for a message, unless that would be more than a limit.
-    fn hold(&self, bytes: usize) -> Result<Held, Status> {
+    fn reserve(&self, bytes: usize) -> Result<Reservation, Status> {
         let MessageLimits { message_bytes, client_bytes, total_bytes } = self.budget.limits;
         if bytes > message_bytes {
             return Err(Status::resource_exhausted(format!(
                 "a request of {bytes} bytes is larger than the limit of {message_bytes}"
             )));
         }
-        let mut held = self.budget.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = held.clients.get(&self.client).unwrap_or(&0).saturating_add(bytes);
+        let mut reserved = self.budget.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = reserved.clients.get(&self.client).unwrap_or(&0).saturating_add(bytes);
         if own > client_bytes {
             let reason = "too many requests of this client are under way; try again";
             return Err(Status::resource_exhausted(reason));
         }
-        let total = held.total.saturating_add(bytes);
+        let total = reserved.total.saturating_add(bytes);
         if total > total_bytes {
             let reason = "too many requests are under way; try again";
             return Err(Status::resource_exhausted(reason));
         }
-        held.total = total;
-        held.clients.insert(self.client.clone(), own);
-        Ok(Held { account: self.clone(), bytes })
+        reserved.total = total;
+        reserved.clients.insert(self.client.clone(), own);
+        Ok(Reservation { account: self.clone(), bytes })
     }
 }
 
 /// Bytes that are held until this is dropped.
 #[derive(Debug)]
-struct Held {
-    account: Account,
+struct Reservation {
+    account: BudgetAccount,
     bytes: usize,
 }
 
-impl Drop for Held {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        let Account { budget, client } = &self.account;
-        let mut held = budget.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.total = held.total.saturating_sub(self.bytes);
-        let left = held.clients.get(client).unwrap_or(&0).saturating_sub(self.bytes);
+        let BudgetAccount { budget, client } = &self.account;
+        let mut reserved = budget.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        reserved.total = reserved.total.saturating_sub(self.bytes);
+        let left = reserved.clients.get(client).unwrap_or(&0).saturating_sub(self.bytes);
         if left == 0 {
-            held.clients.remove(client);
+            reserved.clients.remove(client);
         } else {
-            held.clients.insert(client.clone(), left);
+            reserved.clients.insert(client.clone(), left);
         }
     }
 }
 
 /// Decides by a request's head whether its messages are read.
-pub(crate) type Gate = Arc<dyn Fn(&http::request::Parts) -> Result<(), Status> + Send + Sync>;
+pub(crate) type RequestGate =
+    Arc<dyn Fn(&http::request::Parts) -> Result<(), Status> + Send + Sync>;
 
 /// A service behind a gate.
 #[derive(Clone)]
-pub(crate) struct Guarded<S> {
+pub(crate) struct GuardedService<S> {
     inner: S,
-    gate: Gate,
-    meter: Meter,
+    gate: RequestGate,
+    meter: MessageMeter,
 }
 
 /// What messages are measured by.
 #[derive(Debug, Clone)]
-pub(super) struct Meter {
-    identified: Arc<Budget>,
-    strangers: Arc<Budget>,
+pub(super) struct MessageMeter {
+    authenticated: Arc<MessageBudget>,
+    unauthenticated: Arc<MessageBudget>,
 }
 
-impl Meter {
+impl MessageMeter {
     pub(super) fn new(limits: RequestLimits) -> Self {
-        let budget = |limits| Arc::new(Budget { limits, held: Mutex::default() });
-        Self { identified: budget(limits.identified), strangers: budget(limits.strangers) }
+        let budget = |limits| Arc::new(MessageBudget { limits, reserved: Mutex::default() });
+        Self {
+            authenticated: budget(limits.authenticated),
+            unauthenticated: budget(limits.unauthenticated),
+        }
     }
 
-    fn account(&self, peer: Option<&Peer>) -> Account {
+    fn account(&self, peer: Option<&Peer>) -> BudgetAccount {
         match peer.and_then(|peer| peer.id.clone()) {
-            Some(id) => Account { budget: self.identified.clone(), client: Client::Identity(id) },
-            None => Account {
-                budget: self.strangers.clone(),
-                client: Client::Connection(peer.map_or(0, |peer| peer.connection)),
+            Some(id) => BudgetAccount {
+                budget: self.authenticated.clone(),
+                client: MessageSender::Identity(id),
+            },
+            None => BudgetAccount {
+                budget: self.unauthenticated.clone(),
+                client: MessageSender::Connection(peer.map_or(0, |peer| peer.connection)),
             },
         }
     }
 }
 
-impl<S> Guarded<S> {
-    pub(super) fn new(inner: S, gate: Gate, meter: Meter) -> Self {
+impl<S> GuardedService<S> {
+    pub(super) fn new(inner: S, gate: RequestGate, meter: MessageMeter) -> Self {
         Self { inner, gate, meter }
     }
 }
 
-impl<S: NamedService> NamedService for Guarded<S> {
+impl<S: NamedService> NamedService for GuardedService<S> {
     const NAME: &'static str = S::NAME;
 }
 
-impl<S> Service<http::Request<Body>> for Guarded<S>
+impl<S> Service<http::Request<Body>> for GuardedService<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
@@ -241,13 +249,13 @@ where
             discard(body);
             return Box::pin(std::future::ready(Ok(status.into_http())));
         }
-        let metered = Metered {
+        let metered = MeteredBody {
             body: Some(body),
             account: self.meter.account(head.extensions.get::<Peer>()),
             prefix: Vec::with_capacity(PREFIX_BYTES),
-            left: 0,
-            held: None,
-            end: None,
+            remaining: 0,
+            reservation: None,
+            deadline: None,
         };
         Box::pin(self.inner.call(http::Request::from_parts(head, Body::new(metered))))
     }
@@ -257,7 +265,7 @@ where
 /// answer with it at some clients. What is too long or too late is reset.
 fn discard(mut body: Body) {
     let reading = async move {
-        let mut left = DISCARDED_BYTES;
+        let mut left = DISCARD_LIMIT_BYTES;
         while let Some(Ok(frame)) = body.frame().await {
             let length = frame.data_ref().map_or(0, Bytes::len);
             let Some(rest) = left.checked_sub(length) else {
@@ -266,31 +274,31 @@ fn discard(mut body: Body) {
             left = rest;
         }
     };
-    drop(tokio::spawn(tokio::time::timeout(DISCARD_TIME, reading)));
+    drop(tokio::spawn(tokio::time::timeout(DISCARD_TIMEOUT, reading)));
 }
 
 /// A body of messages, each of which is measured when its length is known.
-struct Metered {
+struct MeteredBody {
     /// None once a message was refused.
     body: Option<Body>,
-    account: Account,
+    account: BudgetAccount,
     /// What of the next message's head has come.
     prefix: Vec<u8>,
     /// What is still to come of the message under way.
-    left: usize,
-    held: Option<Held>,
+    remaining: usize,
+    reservation: Option<Reservation>,
     /// By when the message under way must have come.
-    end: Option<Pin<Box<Sleep>>>,
+    deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl Metered {
+impl MeteredBody {
     /// Follows the messages in bytes that have come.
     fn follow(&mut self, mut bytes: Bytes) -> Result<(), Status> {
         while bytes.has_remaining() {
-            if self.left > 0 {
-                let taken = self.left.min(bytes.len());
+            if self.remaining > 0 {
+                let taken = self.remaining.min(bytes.len());
                 bytes.advance(taken);
-                self.left -= taken;
+                self.remaining -= taken;
             } else {
                 let taken = (PREFIX_BYTES - self.prefix.len()).min(bytes.len());
                 self.prefix.extend_from_slice(&bytes.split_to(taken));
@@ -299,24 +307,24 @@ impl Metered {
                 };
                 if let Ok(length) = <[u8; 4]>::try_from(length) {
                     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
-                    self.held = Some(self.account.hold(length)?);
-                    self.left = length;
+                    self.reservation = Some(self.account.reserve(length)?);
+                    self.remaining = length;
                     self.prefix.clear();
                 }
             }
-            if self.left == 0 && self.prefix.is_empty() {
-                (self.held, self.end) = (None, None);
+            if self.remaining == 0 && self.prefix.is_empty() {
+                (self.reservation, self.deadline) = (None, None);
             }
         }
-        let is_open = self.left > 0 || !self.prefix.is_empty();
-        if is_open && self.end.is_none() {
-            self.end = Some(Box::pin(tokio::time::sleep(MESSAGE_TIME)));
+        let is_open = self.remaining > 0 || !self.prefix.is_empty();
+        if is_open && self.deadline.is_none() {
+            self.deadline = Some(Box::pin(tokio::time::sleep(MESSAGE_TIMEOUT)));
         }
         Ok(())
     }
 }
 
-impl hyper::body::Body for Metered {
+impl hyper::body::Body for MeteredBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -325,7 +333,7 @@ impl hyper::body::Body for Metered {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        let is_late = this.end.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready());
+        let is_late = this.deadline.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready());
         if is_late {
             this.body = None;
             let reason = "a request took longer than 10 s to come";
@@ -361,31 +369,35 @@ mod tests {
     use super::*;
 
     /// A body on a connection of its own.
-    fn metered(meter: &Meter, connection: u64, id: Option<&str>) -> Metered {
+    fn metered(meter: &MessageMeter, connection: u64, id: Option<&str>) -> MeteredBody {
         let id = id.map(|id| SpiffeId::parse(id).expect("an id"));
-        Metered {
+        MeteredBody {
             body: Some(Body::empty()),
             account: meter.account(Some(&Peer { id, connection })),
             prefix: Vec::new(),
-            left: 0,
-            held: None,
-            end: None,
+            remaining: 0,
+            reservation: None,
+            deadline: None,
         }
     }
 
-    fn meter(message_bytes: usize, client_bytes: usize, total_bytes: usize) -> Meter {
+    fn meter(message_bytes: usize, client_bytes: usize, total_bytes: usize) -> MessageMeter {
         let limits = MessageLimits { message_bytes, client_bytes, total_bytes };
-        Meter::new(RequestLimits { identified: limits, strangers: limits, streams: 1 })
+        MessageMeter::new(RequestLimits {
+            authenticated: limits,
+            unauthenticated: limits,
+            streams: 1,
+        })
     }
 
     fn message(length: u32, sent: usize) -> Bytes {
         [&[0][..], &length.to_be_bytes(), &vec![b'x'; sent]].concat().into()
     }
 
-    fn held(meter: &Meter) -> usize {
-        let held = meter.strangers.held.lock().expect("no test panicked");
-        assert_eq!(held.clients.values().sum::<usize>(), held.total);
-        held.total
+    fn reserved_bytes(meter: &MessageMeter) -> usize {
+        let reserved = meter.unauthenticated.reserved.lock().expect("no test panicked");
+        assert_eq!(reserved.clients.values().sum::<usize>(), reserved.total);
+        reserved.total
     }
 
     #[tokio::test]
@@ -397,10 +409,10 @@ mod tests {
             let mut most = 0;
             for part in all.chunks(cut) {
                 metered.follow(Bytes::copy_from_slice(part)).expect("it is within the limit");
-                most = most.max(held(&meter));
+                most = most.max(reserved_bytes(&meter));
             }
-            assert_eq!(held(&meter), 0, "cut at {cut}");
-            assert!(metered.end.is_none(), "cut at {cut}");
+            assert_eq!(reserved_bytes(&meter), 0, "cut at {cut}");
+            assert!(metered.deadline.is_none(), "cut at {cut}");
             assert!(most <= 20, "cut at {cut}: {most}");
         }
     }
@@ -408,13 +420,13 @@ mod tests {
     #[tokio::test]
     async fn message_above_a_limit_is_refused_by_its_length_alone() {
         let meter = meter(100, 400, 150);
-        let refusal = |metered: &mut Metered, length| {
+        let refusal = |metered: &mut MeteredBody, length| {
             let refused = metered.follow(message(length, 1)).expect_err("it is too large");
             refused.message().to_owned()
         };
         let mut first = metered(&meter, 1, None);
         assert!(first.follow(message(100, 1)).is_ok(), "the limit itself is within it");
-        assert!(first.end.is_some(), "it has a time to end");
+        assert!(first.deadline.is_some(), "it has a time to end");
         let text = refusal(&mut metered(&meter, 2, None), 101);
         assert_eq!(text, "a request of 101 bytes is larger than the limit of 100");
         assert!(refusal(&mut metered(&meter, 2, None), u32::MAX).contains("4294967295 bytes"));
@@ -429,7 +441,7 @@ mod tests {
     #[tokio::test]
     async fn connection_holds_four_messages_of_the_largest_size() {
         let meter = meter(100, 400, 10_000);
-        let mut streams: Vec<Metered> = (0..5).map(|_| metered(&meter, 1, None)).collect();
+        let mut streams: Vec<MeteredBody> = (0..5).map(|_| metered(&meter, 1, None)).collect();
         let held: Vec<bool> =
             streams.iter_mut().map(|stream| stream.follow(message(100, 1)).is_ok()).collect();
         assert_eq!(held, [true, true, true, true, false]);
@@ -438,13 +450,13 @@ mod tests {
     #[tokio::test]
     async fn identity_that_announces_the_largest_messages_on_all_connections_keeps_out_no_other() {
         let limit = 16 * 1024 * 1024;
-        let meter = Meter::new(RequestLimits::for_messages_of(limit));
+        let meter = MessageMeter::new(RequestLimits::for_message_bytes(limit));
         let announce = |connection, id| {
             let mut stream = metered(&meter, connection, id);
             stream.follow(message(limit, 0)).map(|()| stream)
         };
         let hostile = Some("spiffe://mesh/ns/default/sa/hostile");
-        let held: Vec<Metered> = (0..100).filter_map(|at| announce(at, hostile).ok()).collect();
+        let held: Vec<MeteredBody> = (0..100).filter_map(|at| announce(at, hostile).ok()).collect();
         assert_eq!(held.len(), 2, "an eighth of the total");
         let refused = announce(101, hostile).err().expect("its part is held");
         assert_eq!(refused.code(), tonic::Code::ResourceExhausted);

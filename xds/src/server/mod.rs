@@ -4,16 +4,18 @@
 //! encoded once. [`session`] decides what to send to one stream; [`serve`] carries it out.
 
 mod guard;
-mod holders;
-mod known;
+mod known_resources;
 mod read_back;
 mod resource_set;
 mod serve;
 mod session;
+mod subscribers;
 
-pub(crate) use guard::Gate;
+pub(crate) use guard::RequestGate;
 pub use guard::{MessageLimits, RequestLimits};
-pub use holders::{Holders, Taken};
-pub use resource_set::{Fragment, Published, ResourceSet};
-pub use serve::{Directory, Incoming, Peer, Served, serve, serve_resources};
-pub use session::{Response, ServerSession};
+pub use resource_set::{EncodedResource, Fragment, ResourceSet};
+pub use serve::{
+    IncomingConnection, Peer, ResourceProvider, XdsServerConfig, serve, serve_resources,
+};
+pub use session::{ServerSession, XdsResponse};
+pub use subscribers::{AckState, ResourceSubscribers};

@@ -2,8 +2,8 @@
 //! thousands of services writes hundreds of thousands of resources.
 
 use weft_model::{
-    Action, Cluster, Discovery, Filter, FilterChain, Listener, RouteMatch, RouteSource, RouteTable,
-    VirtualHost,
+    Cluster, Discovery, Filter, FilterChain, Listener, RouteAction, RouteMatch, RouteSource,
+    RouteTable, VirtualHost,
 };
 
 use crate::translate::Resource;
@@ -52,10 +52,10 @@ fn forwards_all(table: &RouteTable) -> bool {
             && host.mutations.is_none()
             && host.routes.iter().all(|route| {
                 let forwards = match &route.action {
-                    Action::Forward { path_rewrite, host_rewrite, .. } => {
+                    RouteAction::Forward { path_rewrite, host_rewrite, .. } => {
                         path_rewrite.is_none() && host_rewrite.is_none()
                     }
-                    Action::Redirect(_) | Action::Respond { .. } => false,
+                    RouteAction::Redirect(_) | RouteAction::Respond { .. } => false,
                 };
                 forwards && route.mutations.is_none() && route.matches == RouteMatch::any()
             })
@@ -71,10 +71,10 @@ mod tests {
     use weft_model::{HttpFilter, RbacFilter, VirtualHost};
 
     use super::*;
-    use crate::translate::{self, Kind};
+    use crate::translate::{self, ResourceKind};
 
     /// A resource from its JSON form.
-    fn read(kind: Kind, json: Value) -> Resource {
+    fn read(kind: ResourceKind, json: Value) -> Resource {
         let bytes = crate::descriptor::from_json(kind.message(), json).expect("it fits");
         translate::decode(kind, &bytes).expect("a good resource").resource
     }
@@ -82,7 +82,7 @@ mod tests {
     fn cluster(fields: Value) -> Resource {
         let mut json = fields;
         json["name"] = "c".into();
-        read(Kind::Cluster, json)
+        read(ResourceKind::Cluster, json)
     }
 
     #[test]
@@ -104,14 +104,14 @@ mod tests {
             json!({"name": "h", "domains": [domain], "routes": [
                 {"match": {"prefix": prefix}, "route": {"cluster": "c"}}]})
         };
-        let table = |host| read(Kind::Routes, json!({"name": "r", "virtualHosts": [host]}));
+        let table = |host| read(ResourceKind::Routes, json!({"name": "r", "virtualHosts": [host]}));
         assert!(!is_needed(&table(host("*", "/"))));
         assert!(is_needed(&table(host("web.test", "/"))));
         assert!(is_needed(&table(host("*", "/api"))));
         let Resource::Routes(plain) = table(host("*", "/")) else { panic!("routes") };
         let mut answers = RouteTable::clone(&plain);
         for route in answers.hosts.iter_mut().flat_map(|host: &mut VirtualHost| &mut host.routes) {
-            route.action = Action::Respond { status: 200, body: "text".into() };
+            route.action = RouteAction::Respond { status: 200, body: "text".into() };
         }
         assert!(is_needed(&Resource::Routes(answers.into())));
     }
@@ -125,7 +125,7 @@ mod tests {
                 {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]});
         let address = json!({"socketAddress": {"address": "10.0.0.1", "portValue": 80}});
         let plain = read(
-            Kind::Listener,
+            ResourceKind::Listener,
             json!({"name": "l", "address": address, "filterChains": [
                 {"filters": [{"name": "http", "typedConfig": manager}]}]}),
         );

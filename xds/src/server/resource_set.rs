@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use std::hash::Hasher;
 use std::sync::Arc;
 
-use weft_model::{Discovery, EndpointSet, Missing, Name, RouteTable, Snapshot};
+use weft_model::{Discovery, EndpointSet, MissingReference, Name, RouteTable, Snapshot};
 
 use super::read_back;
-use crate::translate::{self, Kind, Resource};
+use crate::translate::{self, Resource, ResourceKind};
 use crate::{descriptor, wire};
 
 /// A resource, encoded once for all streams.
 #[derive(Debug, Clone, Eq)]
-pub struct Published {
+pub struct EncodedResource {
     /// A hash of the content: the same after a restart and on every replica.
     pub version: Arc<str>,
     /// The message. Its maps may have any order, so equal resources may differ here.
@@ -22,7 +22,7 @@ pub struct Published {
     pub endpoints: Option<Name>,
 }
 
-impl PartialEq for Published {
+impl PartialEq for EncodedResource {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.bytes, &other.bytes)
             || (self.version == other.version && self.endpoints == other.endpoints)
@@ -33,9 +33,9 @@ impl PartialEq for Published {
 /// made of stays the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fragment {
-    resources: Vec<(Kind, Name, Published)>,
+    resources: Vec<(ResourceKind, Name, EncodedResource)>,
     /// The names that it refers to and does not hold.
-    references: Vec<Missing>,
+    references: Vec<MissingReference>,
 }
 
 impl Fragment {
@@ -48,14 +48,16 @@ impl Fragment {
         let mut references = Vec::new();
         for missing in snapshot.missing() {
             match missing {
-                Missing::Routes(name) => {
+                MissingReference::Routes(name) => {
                     let empty = RouteTable::new(name.clone(), Vec::new());
                     snapshot.routes.insert(name, Arc::new(empty));
                 }
-                Missing::Endpoints(name) => {
+                MissingReference::Endpoints(name) => {
                     snapshot.endpoints.insert(name, Arc::new(EndpointSet::default()));
                 }
-                Missing::Cluster(_) | Missing::Addresses(_) | Missing::Secret(_) => {
+                MissingReference::Cluster(_)
+                | MissingReference::Addresses(_)
+                | MissingReference::Secret(_) => {
                     references.push(missing);
                 }
             }
@@ -86,19 +88,19 @@ impl Fragment {
 #[derive(Debug, Clone, Default)]
 pub struct ResourceSet {
     base: Option<Arc<Self>>,
-    kinds: BTreeMap<Kind, Table>,
+    kinds: BTreeMap<ResourceKind, Table>,
     /// Per kind, a hash over all versions, those of the base included.
-    versions: BTreeMap<Kind, String>,
-    changes: BTreeMap<Kind, Changes>,
+    versions: BTreeMap<ResourceKind, String>,
+    changes: BTreeMap<ResourceKind, ResourceChanges>,
 }
 
 /// Resources of one kind, sorted by name: in one piece, since sets are made again with each change, and pieces that
 /// are freed between others cannot be given back.
-type Table = Vec<(Name, Published)>;
+type Table = Vec<(Name, EncodedResource)>;
 
 /// The difference between a set and an earlier one, for one kind.
 #[derive(Debug, Clone)]
-struct Changes {
+struct ResourceChanges {
     /// The version of the kind in the earlier set.
     from: String,
     /// The names that were added, changed or removed since.
@@ -108,7 +110,7 @@ struct Changes {
 impl PartialEq for ResourceSet {
     /// Whether two sets that were put together in the same way send the same.
     fn eq(&self, other: &Self) -> bool {
-        Kind::ALL.into_iter().all(|kind| self.of(kind).eq(other.of(kind)))
+        ResourceKind::ALL.into_iter().all(|kind| self.of(kind).eq(other.of(kind)))
     }
 }
 
@@ -159,13 +161,16 @@ impl ResourceSet {
         }
         for reference in references {
             let is_known = match reference {
-                Missing::Cluster(name) | Missing::Addresses(name) => {
-                    set.get(Kind::Cluster, name).is_some()
+                MissingReference::Cluster(name) | MissingReference::Addresses(name) => {
+                    set.get(ResourceKind::Cluster, name).is_some()
                 }
-                Missing::Routes(name) => set.get(Kind::Routes, name).is_some(),
-                Missing::Endpoints(name) => set.get(Kind::Endpoints, name).is_some(),
-                Missing::Secret(name) => {
-                    local_secrets.contains(&&**name) || set.get(Kind::Secret, name).is_some()
+                MissingReference::Routes(name) => set.get(ResourceKind::Routes, name).is_some(),
+                MissingReference::Endpoints(name) => {
+                    set.get(ResourceKind::Endpoints, name).is_some()
+                }
+                MissingReference::Secret(name) => {
+                    local_secrets.contains(&&**name)
+                        || set.get(ResourceKind::Secret, name).is_some()
                 }
             };
             if !is_known {
@@ -175,7 +180,7 @@ impl ResourceSet {
         if !problems.is_empty() {
             return Err(problems);
         }
-        for kind in Kind::ALL {
+        for kind in ResourceKind::ALL {
             let version = set.hash_of(kind);
             set.versions.insert(kind, version);
         }
@@ -185,7 +190,7 @@ impl ResourceSet {
     /// Notes what differs from the set that clients were sent before, so that each of them need not
     /// compare everything again.
     pub fn compare(&mut self, earlier: &Self) {
-        for kind in Kind::ALL {
+        for kind in ResourceKind::ALL {
             let base = match (&self.base, &earlier.base) {
                 (None, None) => Some(&[][..]),
                 (Some(base), Some(before)) => base.changed_since(kind, before.version(kind)),
@@ -199,12 +204,12 @@ impl ResourceSet {
             let own = different(self.own(kind), earlier.own(kind));
             let names = base.iter().cloned().chain(own).collect();
             let from = earlier.version(kind).to_owned();
-            self.changes.insert(kind, Changes { from, names });
+            self.changes.insert(kind, ResourceChanges { from, names });
         }
     }
 
     /// The names that changed since the kind had an earlier version; none when that is not known.
-    pub(super) fn changed_since(&self, kind: Kind, version: &str) -> Option<&[Name]> {
+    pub(super) fn changed_since(&self, kind: ResourceKind, version: &str) -> Option<&[Name]> {
         if self.version(kind) == version {
             return Some(&[]);
         }
@@ -212,7 +217,7 @@ impl ResourceSet {
         Some(&changes.names)
     }
 
-    fn hash_of(&self, kind: Kind) -> String {
+    fn hash_of(&self, kind: ResourceKind) -> String {
         let mut hasher = siphasher::sip::SipHasher13::new();
         if let Some(base) = &self.base {
             hasher.write(base.version(kind).as_bytes());
@@ -232,46 +237,49 @@ impl ResourceSet {
     }
 
     /// The resources of a kind: those of the base first.
-    pub fn of(&self, kind: Kind) -> impl Iterator<Item = (&Name, &Published)> {
+    pub fn of(&self, kind: ResourceKind) -> impl Iterator<Item = (&Name, &EncodedResource)> {
         let base = self.base.iter().flat_map(move |base| base.own(kind));
         base.chain(self.own(kind)).map(|(name, published)| (name, published))
     }
 
     /// The resources of a kind, without those of the base.
-    fn own(&self, kind: Kind) -> &[(Name, Published)] {
+    fn own(&self, kind: ResourceKind) -> &[(Name, EncodedResource)] {
         self.kinds.get(&kind).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// A resource by name.
     #[must_use]
-    pub fn get(&self, kind: Kind, name: &str) -> Option<&Published> {
+    pub fn get(&self, kind: ResourceKind, name: &str) -> Option<&EncodedResource> {
         self.entry(kind, name).map(|(_, published)| published)
     }
 
     /// A name, in the memory of the resource where there is one.
-    pub(super) fn shared_name(&self, kind: Kind, name: &str) -> Name {
+    pub(super) fn shared_name(&self, kind: ResourceKind, name: &str) -> Name {
         self.entry(kind, name).map_or_else(|| name.into(), |(name, _)| name.clone())
     }
 
-    fn entry(&self, kind: Kind, name: &str) -> Option<&(Name, Published)> {
+    fn entry(&self, kind: ResourceKind, name: &str) -> Option<&(Name, EncodedResource)> {
         let own = find(self.own(kind), name);
         own.or_else(|| find(self.base.as_ref()?.own(kind), name))
     }
 
     /// The version of a whole kind.
     #[must_use]
-    pub fn version(&self, kind: Kind) -> &str {
+    pub fn version(&self, kind: ResourceKind) -> &str {
         self.versions.get(&kind).map_or("", String::as_str)
     }
 }
 
-fn find<'t>(table: &'t [(Name, Published)], name: &str) -> Option<&'t (Name, Published)> {
+fn find<'t>(
+    table: &'t [(Name, EncodedResource)],
+    name: &str,
+) -> Option<&'t (Name, EncodedResource)> {
     let place = table.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
     table.get(place)
 }
 
 /// The names that only one of two sorted tables holds, or that they hold with different content.
-fn different(now: &[(Name, Published)], before: &[(Name, Published)]) -> Vec<Name> {
+fn different(now: &[(Name, EncodedResource)], before: &[(Name, EncodedResource)]) -> Vec<Name> {
     let mut names = Vec::new();
     let mut now = now.iter().peekable();
     let mut before = before.iter().peekable();
@@ -295,7 +303,7 @@ fn different(now: &[(Name, Published)], before: &[(Name, Published)]) -> Vec<Nam
     }
 }
 
-fn publish(resource: &Resource) -> Result<Published, String> {
+fn publish(resource: &Resource) -> Result<EncodedResource, String> {
     let json = resource.json();
     let name = resource.kind().message();
     let kind = descriptor::message(name).ok_or_else(|| format!("unknown message {name}"))?;
@@ -318,7 +326,7 @@ fn publish(resource: &Resource) -> Result<Published, String> {
         | Resource::Listener(_)
         | Resource::Routes(_) => None,
     };
-    Ok(Published { version: version.into(), bytes: bytes.into(), endpoints })
+    Ok(EncodedResource { version: version.into(), bytes: bytes.into(), endpoints })
 }
 
 fn resources(snapshot: &Snapshot) -> Vec<Resource> {
@@ -395,7 +403,8 @@ mod tests {
     fn the_same_configuration_has_the_same_versions_wherever_it_is_published() {
         let set = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
         let replica = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
-        let version = |set: &ResourceSet| set.get(Kind::Listener, "l").map(|p| p.version.clone());
+        let version =
+            |set: &ResourceSet| set.get(ResourceKind::Listener, "l").map(|p| p.version.clone());
         assert_eq!(version(&set), version(&replica));
         assert_eq!(set, replica);
     }
@@ -403,7 +412,7 @@ mod tests {
     #[test]
     fn a_name_that_leads_nowhere_is_published_empty_or_refused() {
         let set = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
-        assert!(set.get(Kind::Routes, "r").is_some());
+        assert!(set.get(ResourceKind::Routes, "r").is_some());
 
         let mut snapshot = guarded();
         let listener = snapshot.listeners.get_mut("l").map(Arc::make_mut).expect("it is there");

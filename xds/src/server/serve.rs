@@ -21,13 +21,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 use weft_model::SpiffeId;
 
-use super::guard::{Gate, Guarded, Meter, RequestLimits};
-use super::holders::Place;
+use super::guard::{GuardedService, MessageMeter, RequestGate, RequestLimits};
 use super::session::refusal;
-use super::{Holders, ResourceSet, Response, ServerSession};
-use crate::authority::{self, Sign};
-use crate::client::{Node, Variant};
-use crate::translate::Kind;
+use super::subscribers::SubscriberHandle;
+use super::{ResourceSet, ResourceSubscribers, ServerSession, XdsResponse};
+use crate::authority::{self, CertificateService, CertificateSigner};
+use crate::client::{XdsNode, XdsVariant};
+use crate::translate::ResourceKind;
 
 /// How many responses may wait for a slow client: more than there are kinds of resources, of each of which at
 /// most one is unacknowledged.
@@ -41,29 +41,33 @@ const HEADERS_LIMIT: u32 = 16 * 1024;
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Knows what each client may see.
-pub trait Directory: Send + Sync + 'static {
+pub trait ResourceProvider: Send + Sync + 'static {
     /// The resources of a client.
     ///
     /// # Errors
     /// Why this client may see nothing.
-    fn resources(&self, node: &Node, peer: Option<&SpiffeId>) -> Result<Arc<ResourceSet>, String>;
+    fn resources(
+        &self,
+        node: &XdsNode,
+        peer: Option<&SpiffeId>,
+    ) -> Result<Arc<ResourceSet>, String>;
 
     /// Whether a client may see anything, whatever it says of itself: its requests are not read otherwise.
     ///
     /// # Errors
     /// Why this client may see nothing.
     fn admits(&self, peer: Option<&SpiffeId>) -> Result<(), String> {
-        self.resources(&Node::default(), peer).map(drop)
+        self.resources(&XdsNode::default(), peer).map(drop)
     }
 }
 
 /// What is served, and what requests may take.
 #[derive(Debug)]
-pub struct Served<D> {
+pub struct XdsServerConfig<D> {
     /// The resources of each client.
-    pub directory: watch::Receiver<Arc<D>>,
+    pub provider: watch::Receiver<Arc<D>>,
     /// Is given what clients have taken.
-    pub holders: Arc<Holders>,
+    pub subscribers: Arc<ResourceSubscribers>,
     /// What requests may take.
     pub limits: RequestLimits,
 }
@@ -79,16 +83,16 @@ pub struct Peer {
 
 /// A connection whose handshake is done.
 #[derive(Debug)]
-pub struct Incoming<T> {
+pub struct IncomingConnection<T> {
     /// The bytes.
     pub io: T,
     /// Who sends them.
     pub peer: Option<SpiffeId>,
     /// Its place among a limited number, if they are limited by places.
-    pub place: Option<OwnedSemaphorePermit>,
+    pub permit: Option<OwnedSemaphorePermit>,
 }
 
-impl<T> tonic::transport::server::Connected for Incoming<T> {
+impl<T> tonic::transport::server::Connected for IncomingConnection<T> {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
@@ -96,7 +100,7 @@ impl<T> tonic::transport::server::Connected for Incoming<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Incoming<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for IncomingConnection<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -106,7 +110,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Incoming<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Incoming<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for IncomingConnection<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -126,19 +130,19 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Incoming<T> {
 ///
 /// # Errors
 /// When the HTTP/2 server itself fails.
-pub async fn serve<D: Directory, S: Sign, IO>(
-    connections: mpsc::Receiver<Incoming<IO>>,
-    served: Served<D>,
+pub async fn serve<D: ResourceProvider, S: CertificateSigner, IO>(
+    connections: mpsc::Receiver<IncomingConnection<IO>>,
+    served: XdsServerConfig<D>,
     sign: Arc<S>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), String>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let meter = Meter::new(served.limits);
+    let meter = MessageMeter::new(served.limits);
     let gate = authority::gate(sign.clone());
     discovery(served, &meter)
-        .add_service(Guarded::new(authority::Service::new(sign), gate, meter))
+        .add_service(GuardedService::new(CertificateService::new(sign), gate, meter))
         .serve_with_incoming_shutdown(
             ReceiverStream::new(connections).map(Ok::<_, std::io::Error>),
             stop,
@@ -151,27 +155,27 @@ where
 ///
 /// # Errors
 /// When the HTTP/2 server itself fails.
-pub async fn serve_resources<D: Directory, IO>(
-    connections: mpsc::Receiver<Incoming<IO>>,
-    served: Served<D>,
+pub async fn serve_resources<D: ResourceProvider, IO>(
+    connections: mpsc::Receiver<IncomingConnection<IO>>,
+    served: XdsServerConfig<D>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), String>
 where
     IO: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let connections = ReceiverStream::new(connections).map(Ok::<_, std::io::Error>);
-    let meter = Meter::new(served.limits);
+    let meter = MessageMeter::new(served.limits);
     let ended = discovery(served, &meter).serve_with_incoming_shutdown(connections, stop).await;
     ended.map_err(|error| error.to_string())
 }
 
 /// The discovery services: all kinds on one stream, and secrets on one of their own.
-fn discovery<D: Directory>(
-    Served { directory, holders, limits }: Served<D>,
-    meter: &Meter,
+fn discovery<D: ResourceProvider>(
+    XdsServerConfig { provider, subscribers, limits }: XdsServerConfig<D>,
+    meter: &MessageMeter,
 ) -> tonic::transport::server::Router {
-    let known = directory.clone();
-    let gate: Gate = Arc::new(move |head| {
+    let known = provider.clone();
+    let gate: RequestGate = Arc::new(move |head| {
         let peer = head.extensions.get::<Peer>().and_then(|peer| peer.id.as_ref());
         let admitted = known.borrow().admits(peer);
         admitted.map_err(|reason| match peer {
@@ -179,9 +183,9 @@ fn discovery<D: Directory>(
             Some(_) => Status::permission_denied(reason),
         })
     });
-    let discovery = Arc::new(Discovery { directory, holders });
+    let discovery = Arc::new(DiscoveryServices { provider, subscribers });
     // The guard has measured each message before; without this, tonic's own limit of 4 MiB would hold.
-    let largest = limits.identified.message_bytes.max(limits.strangers.message_bytes);
+    let largest = limits.authenticated.message_bytes.max(limits.unauthenticated.message_bytes);
     let all = AggregatedDiscoveryServiceServer::from_arc(discovery.clone())
         .max_decoding_message_size(largest);
     let secrets =
@@ -193,19 +197,19 @@ fn discovery<D: Directory>(
         .http2_max_header_list_size(HEADERS_LIMIT)
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(30)))
         .http2_keepalive_timeout(Some(std::time::Duration::from_secs(10)))
-        .add_service(Guarded::new(all, gate.clone(), meter.clone()))
-        .add_service(Guarded::new(secrets, gate, meter.clone()))
+        .add_service(GuardedService::new(all, gate.clone(), meter.clone()))
+        .add_service(GuardedService::new(secrets, gate, meter.clone()))
 }
 
-struct Discovery<D> {
-    directory: watch::Receiver<Arc<D>>,
-    holders: Arc<Holders>,
+struct DiscoveryServices<D> {
+    provider: watch::Receiver<Arc<D>>,
+    subscribers: Arc<ResourceSubscribers>,
 }
 
 type Responses<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl<D: Directory> AggregatedDiscoveryService for Discovery<D> {
+impl<D: ResourceProvider> AggregatedDiscoveryService for DiscoveryServices<D> {
     type StreamAggregatedResourcesStream = Responses<DiscoveryResponse>;
     type DeltaAggregatedResourcesStream = Responses<DeltaDiscoveryResponse>;
 
@@ -213,28 +217,29 @@ impl<D: Directory> AggregatedDiscoveryService for Discovery<D> {
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<tonic::Response<Self::StreamAggregatedResourcesStream>, Status> {
-        Ok(self.state_of_the_world(request, |request| Ok(Asked::State(Box::new(request)))))
+        Ok(self
+            .state_of_the_world(request, |request| Ok(IncomingRequest::State(Box::new(request)))))
     }
 
     async fn delta_aggregated_resources(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<tonic::Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        Ok(self.delta(request, |request| Ok(Asked::Delta(Box::new(request)))))
+        Ok(self.delta(request, |request| Ok(IncomingRequest::Delta(Box::new(request)))))
     }
 }
 
 /// The kind need not be said where there is one only.
-fn of_secrets(type_url: String) -> Result<String, Status> {
-    match Kind::from_type_url(&type_url) {
-        _ if type_url.is_empty() => Ok(Kind::Secret.type_url()),
-        Some(Kind::Secret) => Ok(type_url),
+fn secret_type_url(type_url: String) -> Result<String, Status> {
+    match ResourceKind::from_type_url(&type_url) {
+        _ if type_url.is_empty() => Ok(ResourceKind::Secret.type_url()),
+        Some(ResourceKind::Secret) => Ok(type_url),
         _ => Err(Status::invalid_argument(format!("{type_url} is not served here; secrets are"))),
     }
 }
 
 #[tonic::async_trait]
-impl<D: Directory> SecretDiscoveryService for Discovery<D> {
+impl<D: ResourceProvider> SecretDiscoveryService for DiscoveryServices<D> {
     type StreamSecretsStream = Responses<DiscoveryResponse>;
     type DeltaSecretsStream = Responses<DeltaDiscoveryResponse>;
 
@@ -243,8 +248,8 @@ impl<D: Directory> SecretDiscoveryService for Discovery<D> {
         request: Request<Streaming<DiscoveryRequest>>,
     ) -> Result<tonic::Response<Self::StreamSecretsStream>, Status> {
         Ok(self.state_of_the_world(request, |request| {
-            let type_url = of_secrets(request.type_url)?;
-            Ok(Asked::State(Box::new(DiscoveryRequest { type_url, ..request })))
+            let type_url = secret_type_url(request.type_url)?;
+            Ok(IncomingRequest::State(Box::new(DiscoveryRequest { type_url, ..request })))
         }))
     }
 
@@ -253,8 +258,8 @@ impl<D: Directory> SecretDiscoveryService for Discovery<D> {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<tonic::Response<Self::DeltaSecretsStream>, Status> {
         Ok(self.delta(request, |request| {
-            let type_url = of_secrets(request.type_url)?;
-            Ok(Asked::Delta(Box::new(DeltaDiscoveryRequest { type_url, ..request })))
+            let type_url = secret_type_url(request.type_url)?;
+            Ok(IncomingRequest::Delta(Box::new(DeltaDiscoveryRequest { type_url, ..request })))
         }))
     }
 
@@ -264,37 +269,37 @@ impl<D: Directory> SecretDiscoveryService for Discovery<D> {
     ) -> Result<tonic::Response<DiscoveryResponse>, Status> {
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.id.clone());
         let request = request.into_inner();
-        let type_url = of_secrets(request.type_url.clone())?;
-        let asked = DiscoveryRequest { type_url, ..request };
-        let node = Asked::State(Box::new(asked.clone())).node().unwrap_or_default();
-        let directory = self.directory.borrow().clone();
-        let set = directory.resources(&node, peer.as_ref()).map_err(Status::permission_denied)?;
-        let mut session = ServerSession::new(Variant::StateOfTheWorld);
-        let answers = session.on_state(asked, &set).map_err(Status::resource_exhausted)?;
+        let type_url = secret_type_url(request.type_url.clone())?;
+        let request = DiscoveryRequest { type_url, ..request };
+        let node = IncomingRequest::State(Box::new(request.clone())).node().unwrap_or_default();
+        let provider = self.provider.borrow().clone();
+        let set = provider.resources(&node, peer.as_ref()).map_err(Status::permission_denied)?;
+        let mut session = ServerSession::new(XdsVariant::StateOfTheWorld);
+        let answers = session.on_state(request, &set).map_err(Status::resource_exhausted)?;
         let of_this = |response| match response {
-            Response::StateOfTheWorld(response) => Some(*response),
-            Response::Delta(_) => None,
+            XdsResponse::StateOfTheWorld(response) => Some(*response),
+            XdsResponse::Delta(_) => None,
         };
         let answer = answers.into_iter().find_map(of_this);
         answer.map(tonic::Response::new).ok_or_else(|| Status::not_found("no such secrets"))
     }
 }
 
-enum Asked {
+enum IncomingRequest {
     Delta(Box<DeltaDiscoveryRequest>),
     State(Box<DiscoveryRequest>),
 }
 
-impl Asked {
-    fn node(&self) -> Option<Node> {
+impl IncomingRequest {
+    fn node(&self) -> Option<XdsNode> {
         let node = match self {
             Self::Delta(request) => request.node.as_ref(),
             Self::State(request) => request.node.as_ref(),
         };
-        node.map(|node| Node {
+        node.map(|node| XdsNode {
             id: node.id.clone(),
             cluster: node.cluster.clone(),
-            ..Node::default()
+            ..XdsNode::default()
         })
     }
 
@@ -310,17 +315,17 @@ impl Asked {
     }
 }
 
-impl<D: Directory> Discovery<D> {
+impl<D: ResourceProvider> DiscoveryServices<D> {
     fn state_of_the_world(
         &self,
         request: Request<Streaming<DiscoveryRequest>>,
-        wrap: fn(DiscoveryRequest) -> Result<Asked, Status>,
+        wrap: fn(DiscoveryRequest) -> Result<IncomingRequest, Status>,
     ) -> tonic::Response<Responses<DiscoveryResponse>> {
-        let responses = self.start(request, Variant::StateOfTheWorld, wrap);
+        let responses = self.start(request, XdsVariant::StateOfTheWorld, wrap);
         tonic::Response::new(Box::pin(responses.filter_map(|response| async {
             match response {
-                Ok(Response::StateOfTheWorld(response)) => Some(Ok(*response)),
-                Ok(Response::Delta(_)) => None,
+                Ok(XdsResponse::StateOfTheWorld(response)) => Some(Ok(*response)),
+                Ok(XdsResponse::Delta(_)) => None,
                 Err(status) => Some(Err(status)),
             }
         })))
@@ -329,13 +334,13 @@ impl<D: Directory> Discovery<D> {
     fn delta(
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
-        wrap: fn(DeltaDiscoveryRequest) -> Result<Asked, Status>,
+        wrap: fn(DeltaDiscoveryRequest) -> Result<IncomingRequest, Status>,
     ) -> tonic::Response<Responses<DeltaDiscoveryResponse>> {
-        let responses = self.start(request, Variant::Delta, wrap);
+        let responses = self.start(request, XdsVariant::Delta, wrap);
         tonic::Response::new(Box::pin(responses.filter_map(|response| async {
             match response {
-                Ok(Response::Delta(response)) => Some(Ok(*response)),
-                Ok(Response::StateOfTheWorld(_)) => None,
+                Ok(XdsResponse::Delta(response)) => Some(Ok(*response)),
+                Ok(XdsResponse::StateOfTheWorld(_)) => None,
                 Err(status) => Some(Err(status)),
             }
         })))
@@ -345,23 +350,23 @@ impl<D: Directory> Discovery<D> {
     fn start<R: Send + 'static>(
         &self,
         request: Request<Streaming<R>>,
-        variant: Variant,
-        wrap: fn(R) -> Result<Asked, Status>,
-    ) -> ReceiverStream<Result<Response, Status>> {
+        variant: XdsVariant,
+        wrap: fn(R) -> Result<IncomingRequest, Status>,
+    ) -> ReceiverStream<Result<XdsResponse, Status>> {
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.id.clone());
         let requests = request.into_inner().map(move |request| request.and_then(wrap));
         let (outbox, queue) = mpsc::channel(QUEUE_LIMIT);
-        let (directory, place) = (self.directory.clone(), self.holders.enter());
+        let (provider, subscriber) = (self.provider.clone(), self.subscribers.register());
         let who = peer.as_ref().map(ToString::to_string);
         tokio::spawn(async move {
-            let talk = Talk {
-                node: Node::default(),
+            let task = StreamTask {
+                node: XdsNode::default(),
                 peer,
-                directory,
+                provider,
                 session: ServerSession::new(variant),
-                place,
+                subscriber,
             };
-            if let Err(status) = talk.run(requests, &outbox).await {
+            if let Err(status) = task.run(requests, &outbox).await {
                 if status.code() == tonic::Code::ResourceExhausted {
                     tracing::warn!(
                         peer = who,
@@ -379,38 +384,38 @@ impl<D: Directory> Discovery<D> {
 }
 
 /// One stream.
-struct Talk<D> {
-    node: Node,
+struct StreamTask<D> {
+    node: XdsNode,
     peer: Option<SpiffeId>,
-    directory: watch::Receiver<Arc<D>>,
+    provider: watch::Receiver<Arc<D>>,
     session: ServerSession,
-    place: Place,
+    subscriber: SubscriberHandle,
 }
 
-impl<D: Directory> Talk<D> {
+impl<D: ResourceProvider> StreamTask<D> {
     async fn run(
         mut self,
-        mut requests: impl Stream<Item = Result<Asked, Status>> + Unpin,
-        outbox: &mpsc::Sender<Result<Response, Status>>,
+        mut requests: impl Stream<Item = Result<IncomingRequest, Status>> + Unpin,
+        outbox: &mpsc::Sender<Result<XdsResponse, Status>>,
     ) -> Result<(), Status> {
         let mut introduced = false;
         loop {
             let responses = tokio::select! {
-                asked = requests.next() => match asked {
+                request = requests.next() => match request {
                     None => return Ok(()),
                     Some(Err(status)) => return Err(status),
-                    Some(Ok(asked)) => {
-                        if let Some(node) = asked.node() {
+                    Some(Ok(request)) => {
+                        if let Some(node) = request.node() {
                             self.node = node;
                             introduced = true;
                         }
                         if !introduced {
                             return Err(Status::invalid_argument("the first request must carry the node"));
                         }
-                        self.answer(asked)?
+                        self.answer(request)?
                     }
                 },
-                changed = self.directory.changed(), if introduced => match changed {
+                changed = self.provider.changed(), if introduced => match changed {
                     Ok(()) => {
                         let set = self.resources()?;
                         self.session.flush(&set)
@@ -419,7 +424,7 @@ impl<D: Directory> Talk<D> {
                 },
             };
             let who = self.peer.as_ref().map_or(self.node.id.as_str(), SpiffeId::as_str);
-            self.place.note(who, &self.session);
+            self.subscriber.update(who, &self.session);
             for response in responses {
                 if outbox.send(Ok(response)).await.is_err() {
                     return Ok(());
@@ -428,8 +433,8 @@ impl<D: Directory> Talk<D> {
         }
     }
 
-    fn answer(&mut self, asked: Asked) -> Result<Vec<Response>, Status> {
-        if let Some((type_url, reason)) = asked.refusal() {
+    fn answer(&mut self, request: IncomingRequest) -> Result<Vec<XdsResponse>, Status> {
+        if let Some((type_url, reason)) = request.refusal() {
             tracing::warn!(
                 node = self.node.id,
                 type_url,
@@ -438,15 +443,15 @@ impl<D: Directory> Talk<D> {
             );
         }
         let set = self.resources()?;
-        let answer = match asked {
-            Asked::Delta(request) => self.session.on_delta(*request, &set),
-            Asked::State(request) => self.session.on_state(*request, &set),
+        let answer = match request {
+            IncomingRequest::Delta(request) => self.session.on_delta(*request, &set),
+            IncomingRequest::State(request) => self.session.on_state(*request, &set),
         };
         answer.map_err(Status::resource_exhausted)
     }
 
     fn resources(&mut self) -> Result<Arc<ResourceSet>, Status> {
-        let directory = self.directory.borrow_and_update().clone();
-        directory.resources(&self.node, self.peer.as_ref()).map_err(Status::permission_denied)
+        let provider = self.provider.borrow_and_update().clone();
+        provider.resources(&self.node, self.peer.as_ref()).map_err(Status::permission_denied)
     }
 }

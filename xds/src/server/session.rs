@@ -19,20 +19,20 @@ use envoy_types::pb::google::rpc;
 
 use weft_model::Name;
 
-use super::known::Known;
-use super::{Published, ResourceSet, Taken};
-use crate::client::Variant;
-use crate::translate::Kind;
+use super::known_resources::KnownResources;
+use super::{AckState, EncodedResource, ResourceSet};
+use crate::client::XdsVariant;
+use crate::translate::ResourceKind;
 
 /// The most names one stream may ask for, of each type.
 const NAME_LIMIT: usize = 100_000;
 /// The most bytes that they may have, those of the names to answer included.
-const NAME_BYTES: usize = 32 * 1024 * 1024;
+const NAME_LIMIT_BYTES: usize = 32 * 1024 * 1024;
 const TOO_MANY_NAMES: &str = "more than 100000 names of one type";
 
 /// A message to send.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Response {
+pub enum XdsResponse {
     /// Of the delta variant.
     Delta(Box<DeltaDiscoveryResponse>),
     /// Of the state-of-the-world variant.
@@ -42,13 +42,13 @@ pub enum Response {
 /// The server's side of one stream.
 #[derive(Debug)]
 pub struct ServerSession {
-    variant: Variant,
-    types: BTreeMap<Kind, TypeState>,
+    variant: XdsVariant,
+    types: BTreeMap<ResourceKind, ServerTypeState>,
     sent: u64,
 }
 
 #[derive(Debug, Default)]
-struct TypeState {
+struct ServerTypeState {
     /// Whether the client asked for this type at all.
     opened: bool,
     /// Whether it wants everything.
@@ -58,19 +58,19 @@ struct TypeState {
     /// The names it wants.
     names: BTreeSet<Name>,
     /// What it has, as far as we know.
-    known: Known,
+    known: KnownResources,
     /// Names to answer even if the client has them.
-    owed: BTreeSet<Name>,
+    must_send: BTreeSet<Name>,
     /// How the last response fares.
-    last: Last,
+    last: LastResponse,
     /// The version of this type up to which `known` agrees with the set: only what has changed
-    /// since then needs a look. None when everything has to be compared.
-    compared: Option<String>,
+    /// since then needs a look. None when everything has to be compared_version.
+    compared_version: Option<String>,
 }
 
 /// What became of the last response of a type, with its nonce.
 #[derive(Debug, Default)]
-enum Last {
+enum LastResponse {
     /// There was none yet.
     #[default]
     None,
@@ -82,7 +82,7 @@ enum Last {
     Refused(String),
 }
 
-impl Last {
+impl LastResponse {
     /// The nonce; empty before the first response.
     fn nonce(&self) -> &str {
         match self {
@@ -92,28 +92,28 @@ impl Last {
     }
 }
 
-impl TypeState {
+impl ServerTypeState {
     fn wants(&self, name: &str) -> bool {
         self.wildcard || self.names.contains(name)
     }
 
     /// The version that the client has of a name.
-    fn version(&self, kind: Kind, name: &str) -> Option<&Arc<str>> {
+    fn version(&self, kind: ResourceKind, name: &str) -> Option<&Arc<str>> {
         self.known.version(kind, name, self.wants(name))
     }
 
     /// Whether the client wants a resource and does not have it in this version.
-    fn lacks(&self, kind: Kind, name: &str, published: &Published) -> bool {
+    fn lacks(&self, kind: ResourceKind, name: &str, published: &EncodedResource) -> bool {
         self.wants(name) && self.version(kind, name) != Some(&published.version)
     }
 
     /// Lists what the client has, before it wants more than that.
-    fn list_known(&mut self, kind: Kind) {
+    fn list_known(&mut self, kind: ResourceKind) {
         let Self { known, names, wildcard, .. } = self;
         known.list(kind, |name| *wildcard || names.contains(name));
     }
 
-    fn want_all(&mut self, kind: Kind) {
+    fn want_all(&mut self, kind: ResourceKind) {
         if !self.wildcard {
             self.list_known(kind);
             self.wildcard = true;
@@ -125,17 +125,17 @@ impl TypeState {
         self.wildcard = false;
         let names = &self.names;
         self.known.retain(|name| names.contains(name));
-        self.owed.retain(|name| names.contains(name));
+        self.must_send.retain(|name| names.contains(name));
     }
 
     /// Takes note that the client does not want a name any longer.
-    fn unsubscribe(&mut self, kind: Kind, name: &str, set: &ResourceSet) {
+    fn unsubscribe(&mut self, kind: ResourceKind, name: &str, set: &ResourceSet) {
         let was_named = self.names.remove(name);
-        self.owed.remove(name);
+        self.must_send.remove(name);
         if !self.wildcard {
             self.known.forget(name);
         } else if was_named || self.version(kind, name).is_some() || set.get(kind, name).is_some() {
-            self.owed.insert(set.shared_name(kind, name));
+            self.must_send.insert(set.shared_name(kind, name));
         }
     }
 
@@ -143,10 +143,10 @@ impl TypeState {
     /// When the stream asks for more than the limit.
     fn check_limits(&self) -> Result<(), &'static str> {
         let bytes = |names: &BTreeSet<Name>| names.iter().map(|name| name.len()).sum::<usize>();
-        if self.names.len() > NAME_LIMIT || self.owed.len() > NAME_LIMIT {
+        if self.names.len() > NAME_LIMIT || self.must_send.len() > NAME_LIMIT {
             return Err(TOO_MANY_NAMES);
         }
-        if bytes(&self.names).saturating_add(bytes(&self.owed)) > NAME_BYTES {
+        if bytes(&self.names).saturating_add(bytes(&self.must_send)) > NAME_LIMIT_BYTES {
             return Err("more than 32 MiB of names of one type");
         }
         Ok(())
@@ -154,7 +154,7 @@ impl TypeState {
 
     /// Whether the last response is not yet answered.
     fn in_flight(&self) -> bool {
-        matches!(self.last, Last::InFlight(_))
+        matches!(self.last, LastResponse::InFlight(_))
     }
 
     /// Notes an answer to the last response. A refusal changes nothing: the version counts as
@@ -162,7 +162,8 @@ impl TypeState {
     fn acknowledged(&mut self, nonce: &str, refused: bool) {
         if self.in_flight() && nonce == self.last.nonce() {
             let nonce = nonce.to_owned();
-            self.last = if refused { Last::Refused(nonce) } else { Last::Accepted(nonce) };
+            self.last =
+                if refused { LastResponse::Refused(nonce) } else { LastResponse::Accepted(nonce) };
         }
     }
 }
@@ -170,7 +171,7 @@ impl TypeState {
 impl ServerSession {
     /// A stream that has said nothing.
     #[must_use]
-    pub fn new(variant: Variant) -> Self {
+    pub fn new(variant: XdsVariant) -> Self {
         Self { variant, types: BTreeMap::new(), sent: 0 }
     }
 
@@ -182,8 +183,8 @@ impl ServerSession {
         &mut self,
         request: DeltaDiscoveryRequest,
         set: &Arc<ResourceSet>,
-    ) -> Result<Vec<Response>, &'static str> {
-        let Some(kind) = Kind::from_type_url(&request.type_url) else {
+    ) -> Result<Vec<XdsResponse>, &'static str> {
+        let Some(kind) = ResourceKind::from_type_url(&request.type_url) else {
             return Ok(self.unknown_delta(request));
         };
         let state = self.types.entry(kind).or_default();
@@ -206,7 +207,7 @@ impl ServerSession {
             state.wildcard = silent && kind.is_wildcard();
         }
         if first || !silent {
-            state.compared = None;
+            state.compared_version = None;
         }
         for name in request.resource_names_subscribe {
             if name == "*" {
@@ -216,7 +217,7 @@ impl ServerSession {
             let shared = set.shared_name(kind, &name);
             // A client that comes back lists what it has: that is asked for, and it need not be sent again.
             if !reported.contains_key(&name) {
-                state.owed.insert(shared.clone());
+                state.must_send.insert(shared.clone());
             }
             state.names.insert(shared);
         }
@@ -241,8 +242,8 @@ impl ServerSession {
         &mut self,
         request: DiscoveryRequest,
         set: &Arc<ResourceSet>,
-    ) -> Result<Vec<Response>, &'static str> {
-        let Some(kind) = Kind::from_type_url(&request.type_url) else {
+    ) -> Result<Vec<XdsResponse>, &'static str> {
+        let Some(kind) = ResourceKind::from_type_url(&request.type_url) else {
             return Ok(Vec::new());
         };
         if request.resource_names.len() > NAME_LIMIT {
@@ -255,18 +256,19 @@ impl ServerSession {
             // Stale: the client will answer the newer response too. By then it may name again what
             // it left out here, and it has forgotten that.
             let wildcard = state.wildcard;
-            state.compared = None;
+            state.compared_version = None;
             state.list_known(kind);
             state.known.retain(|name| wildcard || names.contains(name));
             return Ok(Vec::new());
         }
-        let was_acknowledged = matches!(state.last, Last::Accepted(_) | Last::Refused(_));
+        let was_acknowledged =
+            matches!(state.last, LastResponse::Accepted(_) | LastResponse::Refused(_));
         state.acknowledged(&request.response_nonce, request.error_detail.is_some());
         let first = !std::mem::replace(&mut state.opened, true);
         let star = names.remove("*");
         let wildcard = kind.is_wildcard() && (star || (names.is_empty() && !state.named));
         if first || wildcard != state.wildcard || names != state.names {
-            state.compared = None;
+            state.compared_version = None;
         }
         if wildcard {
             state.want_all(kind);
@@ -279,11 +281,11 @@ impl ServerSession {
             was_acknowledged && !first && names == state.names && request.error_detail.is_none();
         for name in &names {
             if again || !state.names.contains(name) {
-                state.owed.insert(name.clone());
+                state.must_send.insert(name.clone());
             }
         }
         state.known.retain(|name| wildcard || names.contains(name));
-        state.owed.retain(|name| names.contains(name));
+        state.must_send.retain(|name| names.contains(name));
         state.names = names;
         state.check_limits()?;
         Ok(self.flush(set))
@@ -291,43 +293,46 @@ impl ServerSession {
 
     /// What the client has said of a resource.
     #[must_use]
-    pub fn taken(&self, kind: Kind, name: &str) -> Taken {
+    pub fn ack_state(&self, kind: ResourceKind, name: &str) -> AckState {
         match self.types.get(&kind).filter(|state| state.opened && state.wants(name)) {
-            None => Taken::NotAsked,
-            Some(TypeState { last: Last::InFlight(_) | Last::Refused(_), .. }) => Taken::NotYet,
-            Some(state) if state.owed.contains(name) => Taken::NotYet,
+            None => AckState::NotSubscribed,
+            Some(ServerTypeState {
+                last: LastResponse::InFlight(_) | LastResponse::Refused(_),
+                ..
+            }) => AckState::Pending,
+            Some(state) if state.must_send.contains(name) => AckState::Pending,
             Some(state) => {
                 let version = state.version(kind, name).map(ToString::to_string);
-                version.map_or(Taken::NotYet, Taken::Version)
+                version.map_or(AckState::Pending, AckState::Acked)
             }
         }
     }
 
     /// What to send now that `set` is in force.
-    pub fn flush(&mut self, set: &Arc<ResourceSet>) -> Vec<Response> {
+    pub fn flush(&mut self, set: &Arc<ResourceSet>) -> Vec<XdsResponse> {
         let mut responses = Vec::new();
-        for kind in Kind::ALL {
+        for kind in ResourceKind::ALL {
             let Some(state) =
                 self.types.get(&kind).filter(|state| state.opened && !state.in_flight())
             else {
                 continue;
             };
             let names: BTreeSet<Name> = differences(state, kind, set).cloned().collect();
-            let hold_removals = kind == Kind::Cluster && self.routes_are_unsettled(set);
+            let hold_removals = kind == ResourceKind::Cluster && self.routes_are_unsettled(set);
             let endpoints_of = |name: &Name| set.get(kind, name)?.endpoints.clone();
             let changed_endpoints: Vec<Name> = names.iter().filter_map(endpoints_of).collect();
             let response = match self.variant {
-                Variant::Delta => self.delta_response(kind, set, names, hold_removals),
-                Variant::StateOfTheWorld => self.state_response(kind, set, names, hold_removals),
+                XdsVariant::Delta => self.delta_response(kind, set, names, hold_removals),
+                XdsVariant::StateOfTheWorld => self.state_response(kind, set, names, hold_removals),
             };
             let Some(response) = response else {
                 continue;
             };
             responses.push(response);
-            if let Some(endpoints) = self.types.get_mut(&Kind::Endpoints) {
+            if let Some(endpoints) = self.types.get_mut(&ResourceKind::Endpoints) {
                 let wanted = |name: &Name| endpoints.names.contains(name);
                 let wanted: Vec<Name> = changed_endpoints.into_iter().filter(wanted).collect();
-                endpoints.owed.extend(wanted);
+                endpoints.must_send.extend(wanted);
             }
         }
         responses
@@ -336,30 +341,30 @@ impl ServerSession {
     /// Whether listeners or routes are still to be sent or acknowledged: until then a cluster that
     /// is gone may still be in use.
     fn routes_are_unsettled(&self, set: &ResourceSet) -> bool {
-        [Kind::Listener, Kind::Routes].into_iter().any(|kind| {
+        [ResourceKind::Listener, ResourceKind::Routes].into_iter().any(|kind| {
             self.types.get(&kind).is_some_and(|state| {
-                let can_tell = |name: &Name| self.can_tell(kind, name, set);
-                state.in_flight() || differences(state, kind, set).any(can_tell)
+                let can_report = |name: &Name| self.can_report(kind, name, set);
+                state.in_flight() || differences(state, kind, set).any(can_report)
             })
         })
     }
 
     /// Whether there is a way to tell the client how this name stands: the state of the world has
     /// no word for the absence of endpoints, secrets and routes.
-    fn can_tell(&self, kind: Kind, name: &str, set: &ResourceSet) -> bool {
+    fn can_report(&self, kind: ResourceKind, name: &str, set: &ResourceSet) -> bool {
         match self.variant {
-            Variant::Delta => true,
-            Variant::StateOfTheWorld => kind.is_wildcard() || set.get(kind, name).is_some(),
+            XdsVariant::Delta => true,
+            XdsVariant::StateOfTheWorld => kind.is_wildcard() || set.get(kind, name).is_some(),
         }
     }
 
     fn delta_response(
         &mut self,
-        kind: Kind,
+        kind: ResourceKind,
         set: &Arc<ResourceSet>,
         names: BTreeSet<Name>,
         hold_removals: bool,
-    ) -> Option<Response> {
+    ) -> Option<XdsResponse> {
         let state = self.types.get_mut(&kind)?;
         let mut resources = Vec::new();
         let mut removed = Vec::new();
@@ -380,20 +385,20 @@ impl ServerSession {
                 None => removed.push(name.to_string()),
             }
         }
-        state.compared = Some(set.version(kind).to_owned()).filter(|_| held.is_empty());
+        state.compared_version = Some(set.version(kind).to_owned()).filter(|_| held.is_empty());
         state.known.take_set(set.clone());
         held.into_iter().for_each(|(name, version)| state.known.report(name, version));
-        state.owed.clear();
+        state.must_send.clear();
         let empty = resources.is_empty() && removed.is_empty();
         // A first request for everything is answered even when there is nothing.
-        let first = state.wildcard && matches!(state.last, Last::None);
+        let first = state.wildcard && matches!(state.last, LastResponse::None);
         if empty && !first {
             return None;
         }
         self.sent += 1;
         let nonce = self.sent.to_string();
-        state.last = Last::InFlight(nonce.clone());
-        Some(Response::Delta(Box::new(DeltaDiscoveryResponse {
+        state.last = LastResponse::InFlight(nonce.clone());
+        Some(XdsResponse::Delta(Box::new(DeltaDiscoveryResponse {
             system_version_info: set.version(kind).to_owned(),
             resources,
             type_url: kind.type_url(),
@@ -405,19 +410,19 @@ impl ServerSession {
 
     fn state_response(
         &mut self,
-        kind: Kind,
+        kind: ResourceKind,
         set: &Arc<ResourceSet>,
         mut names: BTreeSet<Name>,
         hold_removals: bool,
-    ) -> Option<Response> {
+    ) -> Option<XdsResponse> {
         let state = self.types.get_mut(&kind)?;
         let version = |name: &Name| Some((name.clone(), state.version(kind, name)?.clone()));
         let gone = names.iter().filter(|name| set.get(kind, name).is_none());
         let gone: Vec<(Name, Arc<str>)> = gone.filter_map(version).collect();
         names
             .retain(|name| set.get(kind, name).is_some() || (kind.is_wildcard() && !hold_removals));
-        let first = state.wildcard && matches!(state.last, Last::None);
-        state.compared = Some(set.version(kind).to_owned()).filter(|_| !hold_removals);
+        let first = state.wildcard && matches!(state.last, LastResponse::None);
+        state.compared_version = Some(set.version(kind).to_owned()).filter(|_| !hold_removals);
         if names.is_empty() && !first {
             if !hold_removals {
                 state.known.take_set_beside(kind, set.clone(), gone);
@@ -434,11 +439,11 @@ impl ServerSession {
         }
         let published = names.iter().filter_map(|name| set.get(kind, name));
         let resources = published.map(|published| any(kind, &published.bytes)).collect();
-        state.owed.clear();
+        state.must_send.clear();
         self.sent += 1;
         let nonce = self.sent.to_string();
-        state.last = Last::InFlight(nonce.clone());
-        Some(Response::StateOfTheWorld(Box::new(DiscoveryResponse {
+        state.last = LastResponse::InFlight(nonce.clone());
+        Some(XdsResponse::StateOfTheWorld(Box::new(DiscoveryResponse {
             version_info: set.version(kind).to_owned(),
             resources,
             type_url: kind.type_url(),
@@ -448,12 +453,12 @@ impl ServerSession {
     }
 
     /// A type nobody here publishes: what is named does not exist.
-    fn unknown_delta(&mut self, request: DeltaDiscoveryRequest) -> Vec<Response> {
+    fn unknown_delta(&mut self, request: DeltaDiscoveryRequest) -> Vec<XdsResponse> {
         if !request.response_nonce.is_empty() {
             return Vec::new();
         }
         self.sent += 1;
-        vec![Response::Delta(Box::new(DeltaDiscoveryResponse {
+        vec![XdsResponse::Delta(Box::new(DeltaDiscoveryResponse {
             type_url: request.type_url,
             removed_resources: request.resource_names_subscribe,
             nonce: self.sent.to_string(),
@@ -469,25 +474,27 @@ pub(super) fn refusal(detail: Option<&rpc::Status>) -> Option<&str> {
 
 /// Names the client wants or has whose state it does not know. A name may come twice.
 fn differences<'s>(
-    state: &'s TypeState,
-    kind: Kind,
+    state: &'s ServerTypeState,
+    kind: ResourceKind,
     set: &'s ResourceSet,
 ) -> Box<dyn Iterator<Item = &'s Name> + 's> {
-    let owed = state.owed.iter();
-    let changed = state.compared.as_deref().and_then(|version| set.changed_since(kind, version));
+    let must_send = state.must_send.iter();
+    let changed =
+        state.compared_version.as_deref().and_then(|version| set.changed_since(kind, version));
     if let Some(changed) = changed {
         let is_different = move |name: &&Name| match set.get(kind, name) {
             Some(published) => state.lacks(kind, name, published),
             None => state.version(kind, name).is_some(),
         };
-        return Box::new(owed.chain(changed.iter().filter(is_different)));
+        return Box::new(must_send.chain(changed.iter().filter(is_different)));
     }
-    let lacks = move |(name, published): &(&Name, &Published)| state.lacks(kind, name, published);
+    let lacks =
+        move |(name, published): &(&Name, &EncodedResource)| state.lacks(kind, name, published);
     let new = set.of(kind).filter(lacks).map(|(name, _)| name);
     let gone = state.known.gone(kind, set, |name| state.wants(name));
-    Box::new(owed.chain(new).chain(gone))
+    Box::new(must_send.chain(new).chain(gone))
 }
 
-fn any(kind: Kind, bytes: &[u8]) -> Any {
+fn any(kind: ResourceKind, bytes: &[u8]) -> Any {
     Any { type_url: kind.type_url(), value: bytes.to_vec() }
 }

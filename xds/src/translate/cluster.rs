@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_DNS_REFRESH, DEFAULT_RESPONSE_FIELD_COUNT,
-    DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_TABLE_SIZE, DEFAULT_UPSTREAM_IDLE, Discovery,
-    DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, UpstreamProtocol, UpstreamTls, WhenAbsent,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_DNS_REFRESH, DEFAULT_RESPONSE_HEAD_BYTES,
+    DEFAULT_RESPONSE_HEADER_COUNT, DEFAULT_TABLE_SIZE, DEFAULT_UPSTREAM_IDLE, Discovery,
+    DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, OnEmptyAnswer, UpstreamProtocol, UpstreamTls,
 };
 
-use super::{Reader, Refused, endpoints, secret, values};
+use super::{FieldError, MessageReader, endpoints, secret, values};
 
 /// The default of both circuit breaker limits (`CircuitBreakers.Thresholds`).
 const DEFAULT_LIMIT: u32 = 1024;
@@ -23,7 +23,7 @@ const DEFAULT_LIMIT: u32 = 1024;
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 /// Reads a cluster.
-pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
+pub(super) fn decode(mut cluster: MessageReader<'_>) -> Result<Cluster, FieldError> {
     let name: weft_model::Name = cluster.required_text("name")?.into();
     cluster.harmless(&["alt_stat_name"]);
     let discovery = discovery(&mut cluster, &name)?;
@@ -32,7 +32,7 @@ pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
     if connect_timeout.is_zero() {
         return Err(cluster.refuse("connect_timeout", "a duration must be more than 0s"));
     }
-    let mut options = Options::default();
+    let mut options = HttpProtocolOptions::default();
     let protocol = protocol(&mut cluster, &mut options)?;
     let tls = cluster.child("transport_socket").map(socket).transpose()?.flatten();
     let (connection_limit, request_limit) = limits(&mut cluster);
@@ -50,12 +50,15 @@ pub(super) fn decode(mut cluster: Reader<'_>) -> Result<Cluster, Refused> {
         connection_limit,
         request_limit,
         response_head_bytes: options.response_head_bytes,
-        response_field_count: options.response_field_count,
+        response_header_count: options.response_header_count,
         idle_timeout: options.idle_timeout,
     })
 }
 
-fn discovery(cluster: &mut Reader<'_>, name: &weft_model::Name) -> Result<Discovery, Refused> {
+fn discovery(
+    cluster: &mut MessageReader<'_>,
+    name: &weft_model::Name,
+) -> Result<Discovery, FieldError> {
     if cluster.has("cluster_type") {
         return Err(cluster.refuse("cluster_type", "extension cluster types are not supported"));
     }
@@ -71,15 +74,18 @@ fn discovery(cluster: &mut Reader<'_>, name: &weft_model::Name) -> Result<Discov
             let service = config.text("service_name");
             Ok(Discovery::Endpoints(if service.is_empty() { name.clone() } else { service.into() }))
         }
-        "STRICT_DNS" => dns(cluster, WhenAbsent::Drop),
-        "LOGICAL_DNS" => dns(cluster, WhenAbsent::Keep),
+        "STRICT_DNS" => dns(cluster, OnEmptyAnswer::Drop),
+        "LOGICAL_DNS" => dns(cluster, OnEmptyAnswer::Keep),
         "ORIGINAL_DST" => Ok(Discovery::OriginalDestination),
         other => Err(cluster.refuse("type", format!("{other} is no known discovery type"))),
     }
 }
 
-fn dns(cluster: &mut Reader<'_>, when_absent: WhenAbsent) -> Result<Discovery, Refused> {
-    let policy = dns_policy(cluster, when_absent)?;
+fn dns(
+    cluster: &mut MessageReader<'_>,
+    on_empty_answer: OnEmptyAnswer,
+) -> Result<Discovery, FieldError> {
+    let policy = dns_policy(cluster, on_empty_answer)?;
     let mut assignment = cluster.required_child("load_assignment")?;
     assignment.harmless(&["cluster_name"]);
     let mut hosts = Vec::new();
@@ -97,7 +103,10 @@ fn dns(cluster: &mut Reader<'_>, when_absent: WhenAbsent) -> Result<Discovery, R
     Ok(Discovery::Dns(DnsDiscovery { hosts, policy }))
 }
 
-fn dns_policy(cluster: &mut Reader<'_>, when_absent: WhenAbsent) -> Result<DnsPolicy, Refused> {
+fn dns_policy(
+    cluster: &mut MessageReader<'_>,
+    on_empty_answer: OnEmptyAnswer,
+) -> Result<DnsPolicy, FieldError> {
     let refresh = interval(cluster, "dns_refresh_rate")?.unwrap_or(DEFAULT_DNS_REFRESH);
     let mut failure_base = refresh.min(DnsPolicy::default().failure_base);
     let mut failure_max = refresh;
@@ -130,12 +139,12 @@ fn dns_policy(cluster: &mut Reader<'_>, when_absent: WhenAbsent) -> Result<DnsPo
         failure_base,
         failure_max,
         family,
-        when_absent,
+        on_empty_answer,
     })
 }
 
 /// A time between lookups: Envoy refuses 1 ms and less.
-fn interval(reader: &mut Reader<'_>, field: &str) -> Result<Option<Duration>, Refused> {
+fn interval(reader: &mut MessageReader<'_>, field: &str) -> Result<Option<Duration>, FieldError> {
     match reader.duration(field)? {
         Some(interval) if interval <= Duration::from_millis(1) => {
             Err(reader.refuse(field, format!("invalid interval {interval:?}: must exceed 1ms")))
@@ -144,7 +153,7 @@ fn interval(reader: &mut Reader<'_>, field: &str) -> Result<Option<Duration>, Re
     }
 }
 
-fn balance(cluster: &mut Reader<'_>, discovery: &Discovery) -> Result<Balance, Refused> {
+fn balance(cluster: &mut MessageReader<'_>, discovery: &Discovery) -> Result<Balance, FieldError> {
     match cluster.choice("lb_policy").as_str() {
         "ROUND_ROBIN" => Ok(Balance::RoundRobin),
         "LEAST_REQUEST" => Ok(Balance::LeastRequests),
@@ -168,29 +177,29 @@ fn balance(cluster: &mut Reader<'_>, discovery: &Discovery) -> Result<Balance, R
 }
 
 /// What `HttpProtocolOptions` says beside the version.
-struct Options {
+struct HttpProtocolOptions {
     response_head_bytes: usize,
-    response_field_count: usize,
+    response_header_count: usize,
     idle_timeout: Duration,
 }
 
-impl Default for Options {
+impl Default for HttpProtocolOptions {
     fn default() -> Self {
         Self {
             response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
-            response_field_count: DEFAULT_RESPONSE_FIELD_COUNT,
+            response_header_count: DEFAULT_RESPONSE_HEADER_COUNT,
             idle_timeout: DEFAULT_UPSTREAM_IDLE,
         }
     }
 }
 
-impl Options {
-    fn read(&mut self, mut common: Reader<'_>) -> Result<(), Refused> {
+impl HttpProtocolOptions {
+    fn read(&mut self, mut common: MessageReader<'_>) -> Result<(), FieldError> {
         if let Some(idle) = common.duration("idle_timeout")?.filter(|idle| !idle.is_zero()) {
             self.idle_timeout = idle;
         }
         if let Some(count) = common.number("max_headers_count") {
-            self.response_field_count = values::header_count(&common, count)?;
+            self.response_header_count = values::header_count(&common, count)?;
         }
         match common.number("max_response_headers_kb") {
             None => {}
@@ -206,7 +215,10 @@ impl Options {
     }
 }
 
-fn protocol(cluster: &mut Reader<'_>, more: &mut Options) -> Result<UpstreamProtocol, Refused> {
+fn protocol(
+    cluster: &mut MessageReader<'_>,
+    more: &mut HttpProtocolOptions,
+) -> Result<UpstreamProtocol, FieldError> {
     if cluster.child("http2_protocol_options").is_some() {
         return Ok(UpstreamProtocol::Http2);
     }
@@ -235,14 +247,14 @@ fn protocol(cluster: &mut Reader<'_>, more: &mut Options) -> Result<UpstreamProt
 }
 
 /// Reads `Http1ProtocolOptions` of a cluster: what has no effect is listed.
-fn read_http1(options: Option<Reader<'_>>) {
+fn read_http1(options: Option<MessageReader<'_>>) {
     if let Some(mut options) = options {
         // Both are always so.
         options.harmless(&["accept_http_10", "enable_trailers"]);
     }
 }
 
-fn socket(mut socket: Reader<'_>) -> Result<Option<UpstreamTls>, Refused> {
+fn socket(mut socket: MessageReader<'_>) -> Result<Option<UpstreamTls>, FieldError> {
     socket.harmless(&["name"]);
     let Some(context) = socket.any("typed_config")? else {
         return Ok(None);
@@ -254,7 +266,7 @@ fn socket(mut socket: Reader<'_>) -> Result<Option<UpstreamTls>, Refused> {
     }
 }
 
-fn limits(cluster: &mut Reader<'_>) -> (u32, u32) {
+fn limits(cluster: &mut MessageReader<'_>) -> (u32, u32) {
     let mut limits = (DEFAULT_LIMIT, DEFAULT_LIMIT);
     if let Some(mut breakers) = cluster.child("circuit_breakers") {
         for mut threshold in breakers.children("thresholds") {
@@ -269,9 +281,9 @@ fn limits(cluster: &mut Reader<'_>) -> (u32, u32) {
 }
 
 fn encode_dns_policy(policy: &DnsPolicy, json: &mut Value) {
-    json["type"] = json!(match policy.when_absent {
-        WhenAbsent::Drop => "STRICT_DNS",
-        WhenAbsent::Keep => "LOGICAL_DNS",
+    json["type"] = json!(match policy.on_empty_answer {
+        OnEmptyAnswer::Drop => "STRICT_DNS",
+        OnEmptyAnswer::Keep => "LOGICAL_DNS",
     });
     json["dns_lookup_family"] = json!(match policy.family {
         DnsFamily::Auto => "AUTO",
@@ -344,8 +356,8 @@ pub(super) fn encode(cluster: &Cluster) -> Value {
     if cluster.response_head_bytes != DEFAULT_RESPONSE_HEAD_BYTES {
         common["max_response_headers_kb"] = json!(cluster.response_head_bytes / 1024);
     }
-    if cluster.response_field_count != DEFAULT_RESPONSE_FIELD_COUNT {
-        common["max_headers_count"] = json!(cluster.response_field_count);
+    if cluster.response_header_count != DEFAULT_RESPONSE_HEADER_COUNT {
+        common["max_headers_count"] = json!(cluster.response_header_count);
     }
     options["common_http_protocol_options"] = common;
     json["typed_extension_protocol_options"] =

@@ -6,16 +6,16 @@ use std::net::SocketAddr;
 use serde_json::{Value, json};
 use weft_model::{Endpoint, EndpointSet, Health, Name, Transport};
 
-use super::{Reader, Refused, values};
+use super::{FieldError, MessageReader, values};
 
 /// Reads a whole assignment.
-pub(super) fn decode(mut assignment: Reader<'_>) -> Result<(Name, EndpointSet), Refused> {
+pub(super) fn decode(mut assignment: MessageReader<'_>) -> Result<(Name, EndpointSet), FieldError> {
     let name: Name = assignment.required_text("cluster_name")?.into();
     Ok((name, set(assignment)?))
 }
 
 /// Reads the endpoints of an assignment whose name was read or does not matter.
-pub(super) fn set(mut assignment: Reader<'_>) -> Result<EndpointSet, Refused> {
+pub(super) fn set(mut assignment: MessageReader<'_>) -> Result<EndpointSet, FieldError> {
     assignment.harmless(&["cluster_name"]);
     // Nothing of it has an effect: each setting is listed by its own name.
     drop(assignment.child("policy"));
@@ -33,7 +33,10 @@ pub(super) fn set(mut assignment: Reader<'_>) -> Result<EndpointSet, Refused> {
 }
 
 /// Reads an endpoint whose address is none of those `seen`.
-fn endpoint(mut member: Reader<'_>, seen: &mut HashSet<SocketAddr>) -> Result<Endpoint, Refused> {
+fn endpoint(
+    mut member: MessageReader<'_>,
+    seen: &mut HashSet<SocketAddr>,
+) -> Result<Endpoint, FieldError> {
     let weight = member.number("load_balancing_weight").unwrap_or(1);
     let health = match member.choice("health_status").as_str() {
         "UNKNOWN" | "HEALTHY" | "DEGRADED" => Health::Healthy,

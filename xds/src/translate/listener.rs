@@ -14,7 +14,7 @@ use weft_model::{
 };
 
 use super::filters::OurHttp;
-use super::{Reader, Refused, filters, secret, values};
+use super::{FieldError, MessageReader, filters, secret, values};
 
 const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
 const ORIGINAL_SOURCE: &str = "envoy.extensions.filters.listener.original_src.v3.OriginalSrc";
@@ -29,7 +29,7 @@ const IDLE_END: &str = "idle_end";
 pub(super) const FLOW_SEED: &str = "flow_seed";
 
 /// Reads a listener.
-pub(super) fn decode(mut listener: Reader<'_>) -> Result<Listener, Refused> {
+pub(super) fn decode(mut listener: MessageReader<'_>) -> Result<Listener, FieldError> {
     let name: weft_model::Name = listener.required_text("name")?.into();
     listener.harmless(&["stat_prefix", "traffic_direction"]);
     if listener.flag("enable_reuse_port") == Some(false) {
@@ -89,7 +89,7 @@ struct OurMetadata {
 }
 
 /// Reads what is ours; what is for others is not ours to read.
-fn our_metadata(mut metadata: Reader<'_>) -> Result<OurMetadata, Refused> {
+fn our_metadata(mut metadata: MessageReader<'_>) -> Result<OurMetadata, FieldError> {
     metadata.harmless(&["typed_filter_metadata"]);
     let mut ours = OurMetadata::default();
     for (name, mut fields) in metadata.map("filter_metadata") {
@@ -123,7 +123,7 @@ fn our_metadata(mut metadata: Reader<'_>) -> Result<OurMetadata, Refused> {
                     ),
                 )
             })?;
-            let range = |mut value: Reader<'_>| {
+            let range = |mut value: MessageReader<'_>| {
                 let text = value.text("string_value");
                 Cidr::parse(&text).map_err(|error| value.refuse("", error.to_string()))
             };
@@ -134,7 +134,7 @@ fn our_metadata(mut metadata: Reader<'_>) -> Result<OurMetadata, Refused> {
 }
 
 /// What only the whole can tell.
-fn check(reader: &Reader<'_>, listener: &Listener) -> Result<(), Refused> {
+fn check(reader: &MessageReader<'_>, listener: &Listener) -> Result<(), FieldError> {
     let has_chain = !listener.chains.is_empty() || listener.default_chain.is_some();
     match listener.transport {
         Transport::Tcp if !has_chain && !listener.use_original_destination => {
@@ -177,7 +177,7 @@ enum ListenerFilter {
     Udp(UdpProxy, SourceAddress),
 }
 
-fn listener_filter(mut filter: Reader<'_>) -> Result<ListenerFilter, Refused> {
+fn listener_filter(mut filter: MessageReader<'_>) -> Result<ListenerFilter, FieldError> {
     filter.harmless(&["name"]);
     if filter.has("filter_disabled") {
         return Err(filter.refuse("filter_disabled", "it is not supported yet"));
@@ -215,7 +215,7 @@ fn listener_filter(mut filter: Reader<'_>) -> Result<ListenerFilter, Refused> {
     }
 }
 
-fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
+fn chain(mut chain: MessageReader<'_>) -> Result<FilterChain, FieldError> {
     let name = chain.text("name").into();
     let matches =
         chain.child("filter_chain_match").map(chain_match).transpose()?.unwrap_or_default();
@@ -244,7 +244,7 @@ fn chain(mut chain: Reader<'_>) -> Result<FilterChain, Refused> {
 }
 
 /// Reads a filter that stands before the last: one that lets connections in or does not.
-fn connection_rules(mut filter: Reader<'_>) -> Result<Arc<RbacFilter>, Refused> {
+fn connection_rules(mut filter: MessageReader<'_>) -> Result<Arc<RbacFilter>, FieldError> {
     filter.harmless(&["name"]);
     let Some(config) = filter.any("typed_config")? else {
         return Err(filter.refuse("typed_config", "it is missing"));
@@ -257,7 +257,7 @@ fn connection_rules(mut filter: Reader<'_>) -> Result<Arc<RbacFilter>, Refused> 
 }
 
 /// Reads what is ours among a chain's metadata.
-fn our_http(mut metadata: Reader<'_>) -> Result<OurHttp, Refused> {
+fn our_http(mut metadata: MessageReader<'_>) -> Result<OurHttp, FieldError> {
     metadata.harmless(&["typed_filter_metadata"]);
     let mut ours = OurHttp::default();
     for (name, mut fields) in metadata.map("filter_metadata") {
@@ -272,7 +272,7 @@ fn our_http(mut metadata: Reader<'_>) -> Result<OurHttp, Refused> {
     Ok(ours)
 }
 
-fn chain_match(mut matches: Reader<'_>) -> Result<ChainMatch, Refused> {
+fn chain_match(mut matches: MessageReader<'_>) -> Result<ChainMatch, FieldError> {
     let destination_port =
         match matches.number("destination_port") {
             None => None,
@@ -301,7 +301,7 @@ fn chain_match(mut matches: Reader<'_>) -> Result<ChainMatch, Refused> {
     Ok(ChainMatch { destination_port, destination_prefixes, transport })
 }
 
-fn network_filter(mut filter: Reader<'_>, ours: &OurHttp) -> Result<Filter, Refused> {
+fn network_filter(mut filter: MessageReader<'_>, ours: &OurHttp) -> Result<Filter, FieldError> {
     filter.harmless(&["name"]);
     let Some(config) = filter.any("typed_config")? else {
         return Err(filter.refuse("typed_config", "it is missing"));

@@ -1,6 +1,6 @@
 //! Matchers: every form is read as it is, or refused with the path of its field.
 
-use super::{Kind, Resource};
+use super::{Resource, ResourceKind};
 
 use super::tests::{refused, round_trip};
 
@@ -22,7 +22,7 @@ fn matches_of_routes_come_back_as_they_went_out() {
         "{prefix: /, runtime_fraction: {default_value: {numerator: 100}, runtime_key: a}}",
         "{prefix: /, runtime_fraction: {default_value: {numerator: 10000, denominator: TEN_THOUSAND}}}",
     ] {
-        round_trip(Kind::Routes, &table("", matches));
+        round_trip(ResourceKind::Routes, &table("", matches));
     }
     for header in [
         "present_match: false",
@@ -40,14 +40,16 @@ fn matches_of_routes_come_back_as_they_went_out() {
         "string_match: {safe_regex: {regex: 'a.*'}}",
     ] {
         let matches = format!("{{prefix: /, headers: [{{name: x, {header}}}]}}");
-        round_trip(Kind::Routes, &table("", &matches));
+        round_trip(ResourceKind::Routes, &table("", &matches));
     }
     for parameter in ["present_match: false", "string_match: {suffix: a, ignore_case: true}"] {
         let matches = format!("{{prefix: /, query_parameters: [{{name: q, {parameter}}}]}}");
-        round_trip(Kind::Routes, &table("", &matches));
+        round_trip(ResourceKind::Routes, &table("", &matches));
     }
     let ignoring = table("ignore_port_in_host_matching: true,", "{prefix: /}");
-    let Resource::Routes(ignoring) = round_trip(Kind::Routes, &ignoring) else { panic!("routes") };
+    let Resource::Routes(ignoring) = round_trip(ResourceKind::Routes, &ignoring) else {
+        panic!("routes")
+    };
     assert!(ignoring.ignores_port);
 }
 
@@ -93,7 +95,7 @@ fn matches_that_cannot_be_decided_are_refused() {
         ),
         ("{prefix: /, query_parameters: [{}]}", ".query_parameters[0].name", "missing"),
     ] {
-        refused(Kind::Routes, &table("", matches), &format!("{at}{field}"), reason);
+        refused(ResourceKind::Routes, &table("", matches), &format!("{at}{field}"), reason);
     }
     for field in [
         "vhost_header: x-host",
@@ -102,7 +104,7 @@ fn matches_that_cannot_be_decided_are_refused() {
     ] {
         let name = field.split(':').next().unwrap_or_default();
         let table = table(&format!("{field},"), "{prefix: /}");
-        refused(Kind::Routes, &table, name, "not implemented");
+        refused(ResourceKind::Routes, &table, name, "not implemented");
     }
 }
 
@@ -142,14 +144,14 @@ fn rules_of_every_kind_come_back_as_they_went_out() {
         "{url_path: {path: {safe_regex: {regex: '/a.*'}}}}",
         "{not_rule: {or_rules: {rules: [{any: true}, {header: {name: ':path', range_match: {end: 1}}}]}}}",
     ] {
-        round_trip(Kind::Listener, &rules("DENY", permission, "{any: true}"));
+        round_trip(ResourceKind::Listener, &rules("DENY", permission, "{any: true}"));
     }
     for principal in [
         "{url_path: {path: {prefix: /A, ignore_case: true}}}",
         "{not_id: {and_ids: {ids: [{remote_ip: {address_prefix: '::', prefix_len: 0}}]}}}",
         "{authenticated: {principal_name: {safe_regex: {regex: 'spiffe://.*'}}}}",
     ] {
-        round_trip(Kind::Listener, &rules("LOG", "{any: true}", principal));
+        round_trip(ResourceKind::Listener, &rules("LOG", "{any: true}", principal));
     }
 }
 
@@ -182,7 +184,7 @@ fn rules_that_cannot_be_decided_are_refused() {
         ),
     ] {
         let yaml = rules("ALLOW", permission, principal);
-        refused(Kind::Listener, &yaml, &format!("{policy}{field}"), reason);
+        refused(ResourceKind::Listener, &yaml, &format!("{policy}{field}"), reason);
     }
 }
 
@@ -216,7 +218,7 @@ fn fields_that_set_what_services_trust_and_are_not_read_are_refused() {
         ),
     ] {
         assert!(plain.contains(before));
-        refused(Kind::Listener, &plain.replace(before, after), &field, "not implemented");
+        refused(ResourceKind::Listener, &plain.replace(before, after), &field, "not implemented");
     }
 }
 
@@ -229,7 +231,7 @@ fn conditions_that_envoy_ignores_in_token_rules_are_refused() {
                 rules: [{{match: {matches}, requires: {{provider_name: a}}}}]}}"
         ))
     };
-    round_trip(Kind::Listener, &rule("{safe_regex: {regex: '/a.*'}}"));
+    round_trip(ResourceKind::Listener, &rule("{safe_regex: {regex: '/a.*'}}"));
     let at = "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.rules[0].match";
     for (field, value) in [
         ("grpc", "{}"),
@@ -237,6 +239,6 @@ fn conditions_that_envoy_ignores_in_token_rules_are_refused() {
         ("tls_context", "{presented: true}"),
     ] {
         let yaml = rule(&format!("{{prefix: /, {field}: {value}}}"));
-        refused(Kind::Listener, &yaml, &format!("{at}.{field}"), "not implemented");
+        refused(ResourceKind::Listener, &yaml, &format!("{at}.{field}"), "not implemented");
     }
 }

@@ -24,8 +24,8 @@ use std::sync::Arc;
 use prost_reflect::DynamicMessage;
 use weft_model::{Cluster, EndpointSet, Listener, Name, RouteTable, Secret, Snapshot};
 
-pub use reader::Refused;
-pub(crate) use reader::{Findings, Reader};
+pub use reader::FieldError;
+pub(crate) use reader::{MessageReader, TranslationFindings};
 pub use secret::WORKLOAD_IDENTITY;
 pub(crate) use values::socket;
 
@@ -33,7 +33,7 @@ use crate::descriptor;
 
 /// The resource types, in the order in which they are sent: what is referred to comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ResourceKind {
     /// `envoy.config.cluster.v3.Cluster` (CDS).
     Cluster,
     /// `envoy.config.endpoint.v3.ClusterLoadAssignment` (EDS).
@@ -46,7 +46,7 @@ pub enum Kind {
     Routes,
 }
 
-impl Kind {
+impl ResourceKind {
     /// All of them, in sending order.
     pub const ALL: [Self; 5] =
         [Self::Cluster, Self::Endpoints, Self::Secret, Self::Listener, Self::Routes];
@@ -92,7 +92,7 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ResourceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.message().rsplit('.').next().unwrap_or_default())
     }
@@ -116,13 +116,13 @@ pub enum Resource {
 impl Resource {
     /// Its kind.
     #[must_use]
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> ResourceKind {
         match self {
-            Self::Cluster(_) => Kind::Cluster,
-            Self::Endpoints(..) => Kind::Endpoints,
-            Self::Secret(..) => Kind::Secret,
-            Self::Listener(_) => Kind::Listener,
-            Self::Routes(_) => Kind::Routes,
+            Self::Cluster(_) => ResourceKind::Cluster,
+            Self::Endpoints(..) => ResourceKind::Endpoints,
+            Self::Secret(..) => ResourceKind::Secret,
+            Self::Listener(_) => ResourceKind::Listener,
+            Self::Routes(_) => ResourceKind::Routes,
         }
     }
 
@@ -159,7 +159,7 @@ impl Resource {
 
 /// A resource that was read, with what an operator should know of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Accepted {
+pub struct DecodedResource {
     /// The resource.
     pub resource: Resource,
     /// What of it has no effect here or weakens security.
@@ -192,16 +192,16 @@ impl Notes {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ResourceKind,
     /// Its name, as far as it could be read.
     pub name: String,
     /// Where and why.
-    pub refused: Refused,
+    pub error: FieldError,
 }
 
 impl fmt::Display for Rejection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?}: {}", self.kind, self.name, self.refused)
+        write!(f, "{} {:?}: {}", self.kind, self.name, self.error)
     }
 }
 
@@ -209,44 +209,46 @@ impl fmt::Display for Rejection {
 ///
 /// # Errors
 /// The resource's name with the path and the reason.
-pub fn decode(kind: Kind, bytes: &[u8]) -> Result<Accepted, Rejection> {
+pub fn decode(kind: ResourceKind, bytes: &[u8]) -> Result<DecodedResource, Rejection> {
     let unreadable = |reason| Rejection {
         kind,
         name: String::new(),
-        refused: Refused { path: String::new(), reason },
+        error: FieldError { path: String::new(), reason },
     };
     let message = descriptor::decode(&kind.type_url(), bytes).map_err(unreadable)?;
     read(kind, message, String::new())
 }
 
 /// The name of a resource that is not read yet; empty when it has none.
-pub(crate) fn name_of(kind: Kind, message: &DynamicMessage) -> String {
+pub(crate) fn name_of(kind: ResourceKind, message: &DynamicMessage) -> String {
     let name = message.get_field_by_name(kind.name_field());
     name.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
 /// Reads a resource that stands at `path` of a larger message.
 pub(crate) fn read(
-    kind: Kind,
+    kind: ResourceKind,
     message: DynamicMessage,
     path: String,
-) -> Result<Accepted, Rejection> {
+) -> Result<DecodedResource, Rejection> {
     let name = name_of(kind, &message);
-    let findings = RefCell::new(Findings::default());
-    let reader = Reader::new(message, path, &findings);
+    let findings = RefCell::new(TranslationFindings::default());
+    let reader = MessageReader::new(message, path, &findings);
     let result = match kind {
-        Kind::Cluster => cluster::decode(reader).map(|c| Resource::Cluster(Arc::new(c))),
-        Kind::Endpoints => {
+        ResourceKind::Cluster => cluster::decode(reader).map(|c| Resource::Cluster(Arc::new(c))),
+        ResourceKind::Endpoints => {
             endpoints::decode(reader).map(|(name, set)| Resource::Endpoints(name, Arc::new(set)))
         }
-        Kind::Secret => secret::decode(reader).map(|(name, s)| Resource::Secret(name, Arc::new(s))),
-        Kind::Listener => listener::decode(reader).map(|l| Resource::Listener(Arc::new(l))),
-        Kind::Routes => route::decode(reader).map(|t| Resource::Routes(Arc::new(t))),
+        ResourceKind::Secret => {
+            secret::decode(reader).map(|(name, s)| Resource::Secret(name, Arc::new(s)))
+        }
+        ResourceKind::Listener => listener::decode(reader).map(|l| Resource::Listener(Arc::new(l))),
+        ResourceKind::Routes => route::decode(reader).map(|t| Resource::Routes(Arc::new(t))),
     };
     let findings = findings.into_inner();
     match (result, findings.refused) {
-        (Ok(resource), None) => Ok(Accepted { resource, notes: findings.notes }),
-        (Err(refused), _) | (Ok(_), Some(refused)) => Err(Rejection { kind, name, refused }),
+        (Ok(resource), None) => Ok(DecodedResource { resource, notes: findings.notes }),
+        (Err(refused), _) | (Ok(_), Some(refused)) => Err(Rejection { kind, name, error: refused }),
     }
 }
 

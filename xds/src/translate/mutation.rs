@@ -13,7 +13,7 @@ use weft_model::{
     is_identity_header,
 };
 
-use super::{Reader, Refused, values};
+use super::{FieldError, MessageReader, values};
 
 /// The most headers that one level adds, and the most that it removes. Envoy has the same limit.
 const LIMIT: usize = 1000;
@@ -26,7 +26,9 @@ const OF_ONE_HOP: [&str; 6] =
     ["expect", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer"];
 
 /// Reads the changes that a level makes; none when it makes none.
-pub(super) fn decode(level: &mut Reader<'_>) -> Result<Option<Arc<HeaderMutations>>, Refused> {
+pub(super) fn decode(
+    level: &mut MessageReader<'_>,
+) -> Result<Option<Arc<HeaderMutations>>, FieldError> {
     let request = one(level, ["request_headers_to_remove", "request_headers_to_add"])?;
     let response = one(level, ["response_headers_to_remove", "response_headers_to_add"])?;
     if let Some(index) = request.add.iter().position(|addition| addition.value.needs_response()) {
@@ -38,9 +40,9 @@ pub(super) fn decode(level: &mut Reader<'_>) -> Result<Option<Arc<HeaderMutation
 }
 
 fn one(
-    level: &mut Reader<'_>,
+    level: &mut MessageReader<'_>,
     [remove_field, add_field]: [&str; 2],
-) -> Result<HeaderMutation, Refused> {
+) -> Result<HeaderMutation, FieldError> {
     let mut remove = level.texts(remove_field);
     for (index, name) in remove.iter_mut().enumerate() {
         name.make_ascii_lowercase();
@@ -72,7 +74,7 @@ fn may_change(name: &str) -> Result<(), String> {
     if is_header_name(name) { Ok(()) } else { Err(format!("invalid header name {name:?}")) }
 }
 
-fn addition(mut option: Reader<'_>) -> Result<HeaderAddition, Refused> {
+fn addition(mut option: MessageReader<'_>) -> Result<HeaderAddition, FieldError> {
     let mut header = option.required_child("header")?;
     let name = header.required_text("key")?.to_ascii_lowercase();
     may_change(&name).map_err(|reason| header.refuse("key", reason))?;
@@ -139,20 +141,20 @@ fn addition_json(addition: &HeaderAddition) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, read};
+    use super::super::{ResourceKind, read};
     use crate::json_form;
     use crate::located::Located;
 
     fn refused(fields: &str, path: &str, reason: &str) {
         let yaml = format!("{{name: r, {fields}}}");
-        let kind = Kind::Routes;
+        let kind = ResourceKind::Routes;
         let file = Located::parse(&yaml).expect("a document");
         let (message, mistakes) = json_form::read(kind.message(), &file);
         assert_eq!(mistakes, []);
         let message = message.expect("a message");
         let rejection = read(kind, message, String::new()).expect_err(fields);
-        assert_eq!(rejection.refused.path, path, "{rejection}");
-        assert!(rejection.refused.reason.contains(reason), "{rejection}");
+        assert_eq!(rejection.error.path, path, "{rejection}");
+        assert!(rejection.error.reason.contains(reason), "{rejection}");
     }
 
     #[test]

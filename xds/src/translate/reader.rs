@@ -19,14 +19,14 @@ use crate::descriptor;
 
 /// Why a resource cannot be used: where, and what would be right.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
+pub struct FieldError {
     /// The field, such as `filter_chains[0].filters[1].typed_config`.
     pub path: String,
     /// What is wrong with it.
     pub reason: String,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.path.is_empty() {
             write!(f, "{}", self.reason)
@@ -38,50 +38,52 @@ impl fmt::Display for Refused {
 
 /// What was noticed while a resource was read.
 #[derive(Debug, Default)]
-pub(crate) struct Findings {
+pub(crate) struct TranslationFindings {
     /// What was set and read by nothing, and what weakens security.
     pub(crate) notes: Notes,
     /// The first field whose absence from our code would weaken security.
-    pub(crate) refused: Option<Refused>,
+    pub(crate) refused: Option<FieldError>,
 }
 
 /// What becomes of a field that is set and not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unread {
     /// It is listed as not honoured, unless its kind or its name decides about security.
-    Listed,
+    Report,
     /// It refuses the resource: the message, or one around it, decides about security.
-    Refused,
+    RejectResource,
     /// It is listed, whatever it is: the message decides nothing here.
-    Watching,
+    ReportAlways,
 }
 
 /// A message being read. See the module's head.
-pub(crate) struct Reader<'f> {
+pub(crate) struct MessageReader<'f> {
     message: DynamicMessage,
     path: String,
-    findings: &'f RefCell<Findings>,
+    findings: &'f RefCell<TranslationFindings>,
     unread: Unread,
 }
 
-impl<'f> Reader<'f> {
+impl<'f> MessageReader<'f> {
     /// Starts to read a message that stands at `path`.
     pub(crate) fn new(
         message: DynamicMessage,
         path: String,
-        findings: &'f RefCell<Findings>,
+        findings: &'f RefCell<TranslationFindings>,
     ) -> Self {
-        Self::within(Unread::Listed, message, path, findings)
+        Self::within(Unread::Report, message, path, findings)
     }
 
     fn within(
         around: Unread,
         message: DynamicMessage,
         path: String,
-        findings: &'f RefCell<Findings>,
+        findings: &'f RefCell<TranslationFindings>,
     ) -> Self {
         let unread = match around {
-            Unread::Listed if is_security(message.descriptor().full_name()) => Unread::Refused,
+            Unread::Report if is_security(message.descriptor().full_name()) => {
+                Unread::RejectResource
+            }
             around => around,
         };
         Self { message, path, findings, unread }
@@ -89,8 +91,8 @@ impl<'f> Reader<'f> {
 
     /// The same for rules that only watch: what is not understood of them is listed, since they let
     /// nothing in.
-    pub(crate) fn watching(mut self) -> Self {
-        self.unread = Unread::Watching;
+    pub(crate) fn shadow_rules(mut self) -> Self {
+        self.unread = Unread::ReportAlways;
         self
     }
 
@@ -104,8 +106,8 @@ impl<'f> Reader<'f> {
     }
 
     /// A refusal of a field of this message.
-    pub(crate) fn refuse(&self, field: &str, reason: impl Into<String>) -> Refused {
-        Refused { path: join(&self.path, field), reason: reason.into() }
+    pub(crate) fn refuse(&self, field: &str, reason: impl Into<String>) -> FieldError {
+        FieldError { path: join(&self.path, field), reason: reason.into() }
     }
 
     /// Notes that a setting is in force and weakens security.
@@ -174,7 +176,7 @@ impl<'f> Reader<'f> {
     }
 
     /// A string that must not be empty.
-    pub(crate) fn required_text(&mut self, field: &str) -> Result<String, Refused> {
+    pub(crate) fn required_text(&mut self, field: &str) -> Result<String, FieldError> {
         let text = self.text(field);
         if text.is_empty() { Err(self.refuse(field, "it is missing")) } else { Ok(text) }
     }
@@ -237,7 +239,7 @@ impl<'f> Reader<'f> {
     }
 
     /// A duration that is not negative.
-    pub(crate) fn duration(&mut self, field: &str) -> Result<Option<Duration>, Refused> {
+    pub(crate) fn duration(&mut self, field: &str) -> Result<Option<Duration>, FieldError> {
         let Some(Value::Message(message)) = self.take(field) else {
             return Ok(None);
         };
@@ -283,7 +285,7 @@ impl<'f> Reader<'f> {
     }
 
     /// A message that must be there.
-    pub(crate) fn required_child(&mut self, field: &str) -> Result<Self, Refused> {
+    pub(crate) fn required_child(&mut self, field: &str) -> Result<Self, FieldError> {
         self.child(field).ok_or_else(|| self.refuse(field, "it is missing"))
     }
 
@@ -295,7 +297,7 @@ impl<'f> Reader<'f> {
     pub(crate) fn messages(
         &mut self,
         field: &str,
-    ) -> impl Iterator<Item = Result<DynamicMessage, Refused>> + use<> {
+    ) -> impl Iterator<Item = Result<DynamicMessage, FieldError>> + use<> {
         let kind = self.message.descriptor().get_field_by_name(field).map(|field| field.kind());
         let mut bytes = Vec::new();
         if let Some(Value::List(list)) = self.take(field) {
@@ -311,7 +313,7 @@ impl<'f> Reader<'f> {
             let outcome = message.merge_length_delimited(&mut bytes);
             Some(outcome.map(|()| message).map_err(|error| {
                 bytes.clear();
-                Refused { path: path.clone(), reason: error.to_string() }
+                FieldError { path: path.clone(), reason: error.to_string() }
             }))
         })
     }
@@ -320,8 +322,8 @@ impl<'f> Reader<'f> {
     pub(crate) fn many<T>(
         &mut self,
         field: &str,
-        mut read: impl FnMut(Self) -> Result<T, Refused>,
-    ) -> Result<Vec<T>, Refused> {
+        mut read: impl FnMut(Self) -> Result<T, FieldError>,
+    ) -> Result<Vec<T>, FieldError> {
         let mut items = Vec::new();
         for (index, message) in self.messages(field).enumerate() {
             items.push(read(self.nested(message?, &format!("{field}[{index}]")))?);
@@ -366,7 +368,7 @@ impl<'f> Reader<'f> {
     ///
     /// # Errors
     /// When the type is none that we know, or the bytes are not of it.
-    pub(crate) fn any(&mut self, field: &str) -> Result<Option<Self>, Refused> {
+    pub(crate) fn any(&mut self, field: &str) -> Result<Option<Self>, FieldError> {
         let Some(any) = self.child(field) else {
             return Ok(None);
         };
@@ -393,7 +395,7 @@ impl<'f> Reader<'f> {
     }
 
     /// The message inside this `Any`.
-    pub(crate) fn unpacked(mut self) -> Result<Self, Refused> {
+    pub(crate) fn unpacked(mut self) -> Result<Self, FieldError> {
         let type_url = self.text("type_url");
         let bytes = self.bytes("value");
         let message =
@@ -417,9 +419,9 @@ impl<'f> Reader<'f> {
     fn is_refused(&self, field: &FieldDescriptor) -> bool {
         let kind = self.message.descriptor().name().to_owned();
         match self.unread {
-            Unread::Watching => false,
-            Unread::Refused => true,
-            Unread::Listed => {
+            Unread::ReportAlways => false,
+            Unread::RejectResource => true,
+            Unread::Report => {
                 let kind_of_field = field.kind();
                 let message = kind_of_field.as_message();
                 message.is_some_and(|message| is_security(message.full_name()))
@@ -429,14 +431,14 @@ impl<'f> Reader<'f> {
     }
 }
 
-impl Drop for Reader<'_> {
+impl Drop for MessageReader<'_> {
     /// Records what nobody read.
     fn drop(&mut self) {
         let mut findings = self.findings.borrow_mut();
         let mut note = |name: &str, is_refused: bool| {
             let path = join(&self.path, name);
             if is_refused {
-                findings.refused.get_or_insert_with(|| Refused {
+                findings.refused.get_or_insert_with(|| FieldError {
                     path: path.clone(),
                     reason: "it is not implemented here, and ignoring it would weaken security"
                         .into(),
@@ -449,7 +451,7 @@ impl Drop for Reader<'_> {
         }
         for unknown in self.message.unknown_fields() {
             let name = format!("unknown field {}", unknown.number());
-            note(&name, self.unread == Unread::Refused);
+            note(&name, self.unread == Unread::RejectResource);
         }
     }
 }

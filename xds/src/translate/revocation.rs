@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    DistributionPoint, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy, Validation,
+    DistributionPoint, ExpiredCrlAction, RevocationDepth, RevocationMode, RevocationPolicy,
+    Validation,
 };
 
-use super::{Reader, Refused, values};
+use super::{FieldError, MessageReader, values};
 
 /// The validator that is ours, and its settings.
 const REVOCATION: &str = "weft.revocation";
@@ -29,10 +30,10 @@ const REFRESH_DEFAULT: u64 = 300;
 /// What the lists decide, where Envoy has no field for it: a validator of our own, whose settings are a
 /// `google.protobuf.Struct`.
 pub(super) fn revocation_policy(
-    mut ours: Reader<'_>,
+    mut ours: MessageReader<'_>,
     policy: &mut RevocationPolicy,
     points: &mut Vec<DistributionPoint>,
-) -> Result<(), Refused> {
+) -> Result<(), FieldError> {
     let name = ours.text("name");
     if name != REVOCATION {
         let right = format!("{name:?} is not known; {REVOCATION} is");
@@ -50,7 +51,7 @@ pub(super) fn revocation_policy(
     for (field, mut value) in settings.map("fields") {
         match field.as_str() {
             MODE => policy.mode = word(value, &RevocationMode::WORDS)?,
-            ON_EXPIRED => policy.on_expired = word(value, &OnExpired::WORDS)?,
+            ON_EXPIRED => policy.on_expired = word(value, &ExpiredCrlAction::WORDS)?,
             DEPTH => policy.depth = word(value, &RevocationDepth::WORDS)?,
             DRAIN => policy.drain = Duration::from_secs(whole(value)? as u64),
             BYTES_LIMIT => policy.bytes_limit = whole(value)?,
@@ -74,7 +75,7 @@ pub(super) fn revocation_policy(
 }
 
 /// Where a list is fetched: `{uri, cluster, refresh_seconds}`.
-fn point(mut value: Reader<'_>) -> Result<DistributionPoint, Refused> {
+fn point(mut value: MessageReader<'_>) -> Result<DistributionPoint, FieldError> {
     let (mut uri, mut cluster, mut refresh) = (String::new(), String::new(), REFRESH_DEFAULT);
     let Some(mut fields) = value.child("struct_value") else {
         return Err(value.refuse("", format!("it must be an object with {URI} and {CLUSTER}")));
@@ -101,7 +102,10 @@ fn point(mut value: Reader<'_>) -> Result<DistributionPoint, Refused> {
 }
 
 /// One of several words.
-fn word<T: Copy>(mut value: Reader<'_>, words: &[(&'static str, T)]) -> Result<T, Refused> {
+fn word<T: Copy>(
+    mut value: MessageReader<'_>,
+    words: &[(&'static str, T)],
+) -> Result<T, FieldError> {
     let said = value.text("string_value");
     let found = words.iter().find(|(word, _)| *word == said);
     found.map(|(_, meant)| *meant).ok_or_else(|| {
@@ -110,7 +114,7 @@ fn word<T: Copy>(mut value: Reader<'_>, words: &[(&'static str, T)]) -> Result<T
     })
 }
 
-fn whole(mut value: Reader<'_>) -> Result<usize, Refused> {
+fn whole(mut value: MessageReader<'_>) -> Result<usize, FieldError> {
     let number = value.number("number_value").and_then(|number| usize::try_from(number).ok());
     number.ok_or_else(|| value.refuse("", "it must be a whole number that is not negative"))
 }
@@ -129,7 +133,7 @@ pub(super) fn revocation_policy_json(validation: &Validation) -> Option<Value> {
         }
     };
     add(MODE, policy.mode != default.mode, word(&policy.mode, &RevocationMode::WORDS));
-    let on_expired = word(&policy.on_expired, &OnExpired::WORDS);
+    let on_expired = word(&policy.on_expired, &ExpiredCrlAction::WORDS);
     add(ON_EXPIRED, policy.on_expired != default.on_expired, on_expired);
     add(DRAIN, policy.drain != default.drain, json!(policy.drain.as_secs()));
     let (bytes, entries) = (policy.bytes_limit, policy.entries_limit);

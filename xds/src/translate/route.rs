@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use weft_model::{
-    Action, DEFAULT_ROUTE_TIMEOUT, HeaderMutations, PathMatch, PathRewrite, Redirect, Route,
+    DEFAULT_ROUTE_TIMEOUT, HeaderMutations, PathMatch, PathRewrite, Redirect, Route, RouteAction,
     RouteTable, Substitution, VirtualHost, WeightedCluster,
 };
 
-use super::{Reader, Refused, mutation, route_match, values};
+use super::{FieldError, MessageReader, mutation, route_match, values};
 
 /// Reads a route table. The name may be empty when it stands inside a listener.
-pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
+pub(super) fn decode(mut table: MessageReader<'_>) -> Result<RouteTable, FieldError> {
     table.harmless(&["validate_clusters"]);
     let name = table.text("name");
     let hosts = table.many("virtual_hosts", virtual_host)?;
@@ -38,7 +38,7 @@ pub(super) fn decode(mut table: Reader<'_>) -> Result<RouteTable, Refused> {
     })
 }
 
-fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
+fn virtual_host(mut host: MessageReader<'_>) -> Result<VirtualHost, FieldError> {
     let name = host.text("name").into();
     let domains: Vec<String> =
         host.texts("domains").iter().map(|d| d.to_ascii_lowercase()).collect();
@@ -53,14 +53,16 @@ fn virtual_host(mut host: Reader<'_>) -> Result<VirtualHost, Refused> {
     })
 }
 
-fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
+fn route(mut route: MessageReader<'_>) -> Result<Route, FieldError> {
     route.harmless(&["metadata", "stat_prefix"]);
     let name = route.text("name").into();
     let matches = route_match::decode(route.required_child("match")?)?;
     let action = if let Some(forward) = route.child("route") {
         let action = forwarding(forward)?;
-        let rewrites =
-            matches!(&action, Action::Forward { path_rewrite: Some(PathRewrite::Prefix(_)), .. });
+        let rewrites = matches!(
+            &action,
+            RouteAction::Forward { path_rewrite: Some(PathRewrite::Prefix(_)), .. }
+        );
         if rewrites && matches!(matches.path, PathMatch::Template(_)) {
             let reason = "prefix_rewrite is not supported beside path_match_policy";
             return Err(route.refuse("route", reason));
@@ -76,7 +78,7 @@ fn route(mut route: Reader<'_>) -> Result<Route, Refused> {
     Ok(Route { name, matches, action, mutations: mutation::decode(&mut route)? })
 }
 
-fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
+fn forwarding(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> {
     let clusters = if action.has("cluster") {
         vec![WeightedCluster::new(action.required_text("cluster")?.into(), 1)]
     } else if let Some(weighted) = action.child("weighted_clusters") {
@@ -88,7 +90,7 @@ fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
         None => Some(DEFAULT_ROUTE_TIMEOUT),
         Some(timeout) => Some(timeout).filter(|t| !t.is_zero()),
     };
-    Ok(Action::Forward {
+    Ok(RouteAction::Forward {
         clusters,
         path_rewrite: path_rewrite(&mut action)?,
         host_rewrite: values::uri_part(&mut action, "host_rewrite_literal")?,
@@ -98,7 +100,7 @@ fn forwarding(mut action: Reader<'_>) -> Result<Action, Refused> {
 }
 
 /// What becomes of the path, of a request that is sent on or of one that is sent elsewhere.
-fn path_rewrite(action: &mut Reader<'_>) -> Result<Option<PathRewrite>, Refused> {
+fn path_rewrite(action: &mut MessageReader<'_>) -> Result<Option<PathRewrite>, FieldError> {
     let prefix = values::uri_part(action, "prefix_rewrite")?;
     let Some(mut regex) = action.child("regex_rewrite") else {
         return Ok(prefix.map(PathRewrite::Prefix));
@@ -114,7 +116,7 @@ fn path_rewrite(action: &mut Reader<'_>) -> Result<Option<PathRewrite>, Refused>
 }
 
 /// Whether tunnels end here. What else a route may say of upgrades, the filter says for all of them.
-fn ends_tunnels(action: &mut Reader<'_>) -> Result<bool, Refused> {
+fn ends_tunnels(action: &mut MessageReader<'_>) -> Result<bool, FieldError> {
     let mut ends = false;
     for mut upgrade in action.children("upgrade_configs") {
         let kind = upgrade.required_text("upgrade_type")?;
@@ -133,15 +135,15 @@ fn ends_tunnels(action: &mut Reader<'_>) -> Result<bool, Refused> {
 }
 
 /// Reads clusters of requests with their shares.
-fn clusters_of_requests(weighted: Reader<'_>) -> Result<Vec<WeightedCluster>, Refused> {
+fn clusters_of_requests(weighted: MessageReader<'_>) -> Result<Vec<WeightedCluster>, FieldError> {
     weighted_clusters(weighted, mutation::decode)
 }
 
 /// Reads clusters with their shares. `mutations` reads what changes in headers.
 pub(super) fn weighted_clusters(
-    mut weighted: Reader<'_>,
-    mutations: impl Fn(&mut Reader<'_>) -> Result<Option<Arc<HeaderMutations>>, Refused>,
-) -> Result<Vec<WeightedCluster>, Refused> {
+    mut weighted: MessageReader<'_>,
+    mutations: impl Fn(&mut MessageReader<'_>) -> Result<Option<Arc<HeaderMutations>>, FieldError>,
+) -> Result<Vec<WeightedCluster>, FieldError> {
     weighted.harmless(&["total_weight"]);
     let clusters = values::each(weighted.children("clusters"), |mut cluster| {
         let weight = cluster.number("weight").unwrap_or(0);
@@ -154,7 +156,7 @@ pub(super) fn weighted_clusters(
     Ok(clusters)
 }
 
-fn redirect(mut action: Reader<'_>) -> Result<Action, Refused> {
+fn redirect(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> {
     let status = match action.choice("response_code").as_str() {
         "FOUND" => 302,
         "SEE_OTHER" => 303,
@@ -180,10 +182,18 @@ fn redirect(mut action: Reader<'_>) -> Result<Action, Refused> {
         })?),
     };
     let strip_query = action.flag("strip_query").unwrap_or(false);
-    Ok(Action::Redirect(Redirect { status, scheme, host, port, path, path_rewrite, strip_query }))
+    Ok(RouteAction::Redirect(Redirect {
+        status,
+        scheme,
+        host,
+        port,
+        path,
+        path_rewrite,
+        strip_query,
+    }))
 }
 
-fn direct(mut action: Reader<'_>) -> Result<Action, Refused> {
+fn direct(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> {
     let status = action.number("status").unwrap_or(0);
     let status = u16::try_from(status)
         .ok()
@@ -194,7 +204,7 @@ fn direct(mut action: Reader<'_>) -> Result<Action, Refused> {
         Some(body) => return Err(body.refuse("", "only inline_string is supported")),
         None => String::new(),
     };
-    Ok(Action::Respond { status, body })
+    Ok(RouteAction::Respond { status, body })
 }
 
 /// The JSON form of a route table.
@@ -227,7 +237,7 @@ fn route_json(route: &Route) -> Value {
     let mut json = json!({"name": &*route.name, "match": route_match::encode(&route.matches)});
     mutation::encode(route.mutations.as_deref(), &mut json);
     match &route.action {
-        Action::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
+        RouteAction::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let mut action = json!({"timeout": values::duration(timeout.unwrap_or_default())});
             match clusters.as_slice() {
                 [only] if only.mutations.is_none() => action["cluster"] = json!(&*only.name),
@@ -243,8 +253,8 @@ fn route_json(route: &Route) -> Value {
             }
             json["route"] = action;
         }
-        Action::Redirect(redirect) => json["redirect"] = redirect_json(redirect),
-        Action::Respond { status, body } => {
+        RouteAction::Redirect(redirect) => json["redirect"] = redirect_json(redirect),
+        RouteAction::Respond { status, body } => {
             json["direct_response"] = json!({"status": status, "body": {"inline_string": body}});
         }
     }

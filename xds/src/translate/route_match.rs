@@ -11,20 +11,20 @@ use weft_model::{
     has_query_or_fragment,
 };
 
-use super::values::Form;
-use super::{Reader, Refused, values};
+use super::values::StringMatchConstructor;
+use super::{FieldError, MessageReader, values};
 
 /// Content types of gRPC calls, as Envoy's `grpc` matcher takes them.
 const GRPC: &str = r"application/grpc(\+.*)?";
 
 /// Reads the match of a route.
-pub(super) fn decode(mut matches: Reader<'_>) -> Result<RouteMatch, Refused> {
+pub(super) fn decode(mut matches: MessageReader<'_>) -> Result<RouteMatch, FieldError> {
     let is_grpc = matches.child("grpc").is_some();
     runtime_fraction(&mut matches)?;
     let mut covered = decode_rule(matches)?;
     if is_grpc {
         let kind =
-            Pattern::parse(GRPC).map_err(|reason| Refused { path: "grpc".into(), reason })?;
+            Pattern::parse(GRPC).map_err(|reason| FieldError { path: "grpc".into(), reason })?;
         covered.headers.push(HeaderMatch::new("content-type", StringMatch::Regex(kind)));
     }
     Ok(covered)
@@ -32,14 +32,14 @@ pub(super) fn decode(mut matches: Reader<'_>) -> Result<RouteMatch, Refused> {
 
 /// Reads the match of a rule about tokens. Envoy ignores all but path, headers and query parameters there:
 /// a rule that wants a token of gRPC calls wants one of every request. So the rest is refused.
-pub(super) fn decode_rule(mut matches: Reader<'_>) -> Result<RouteMatch, Refused> {
+pub(super) fn decode_rule(mut matches: MessageReader<'_>) -> Result<RouteMatch, FieldError> {
     let path = path(&mut matches)?;
     let headers = values::each(matches.children("headers"), header)?;
     let query = values::each(matches.children("query_parameters"), query)?;
     Ok(RouteMatch { path, headers, query })
 }
 
-fn path(matches: &mut Reader<'_>) -> Result<PathMatch, Refused> {
+fn path(matches: &mut MessageReader<'_>) -> Result<PathMatch, FieldError> {
     let ignores_case = matches.flag("case_sensitive") == Some(false);
     // Envoy compares the paths of extensions and expressions with case, whatever is set.
     if let Some(extension) = matches.child("path_match_policy") {
@@ -74,7 +74,7 @@ fn path(matches: &mut Reader<'_>) -> Result<PathMatch, Refused> {
 }
 
 /// A share of requests that a route covers: all of them, or it is refused.
-fn runtime_fraction(matches: &mut Reader<'_>) -> Result<(), Refused> {
+fn runtime_fraction(matches: &mut MessageReader<'_>) -> Result<(), FieldError> {
     let Some(mut fraction) = matches.child("runtime_fraction") else { return Ok(()) };
     // Nothing changes values of the runtime here.
     fraction.harmless(&["runtime_key"]);
@@ -91,7 +91,7 @@ fn runtime_fraction(matches: &mut Reader<'_>) -> Result<(), Refused> {
     Err(matches.refuse("runtime_fraction", reason))
 }
 
-fn query(mut parameter: Reader<'_>) -> Result<QueryMatch, Refused> {
+fn query(mut parameter: MessageReader<'_>) -> Result<QueryMatch, FieldError> {
     let name = parameter.required_text("name")?;
     let check = match parameter.child("string_match") {
         Some(matcher) => QueryCheck::Value(values::string_match(matcher)?),
@@ -102,7 +102,7 @@ fn query(mut parameter: Reader<'_>) -> Result<QueryMatch, Refused> {
 }
 
 /// Reads a condition on a header.
-pub(super) fn header(mut header: Reader<'_>) -> Result<HeaderMatch, Refused> {
+pub(super) fn header(mut header: MessageReader<'_>) -> Result<HeaderMatch, FieldError> {
     let name = header.required_text("name")?.to_ascii_lowercase();
     let mut invert = header.flag("invert_match").unwrap_or(false);
     let missing_is_empty = header.flag("treat_missing_header_as_empty").unwrap_or(false);
@@ -115,8 +115,8 @@ pub(super) fn header(mut header: Reader<'_>) -> Result<HeaderMatch, Refused> {
     Ok(HeaderMatch { name, check, invert, missing_is_empty })
 }
 
-fn header_check(header: &mut Reader<'_>) -> Result<HeaderCheck, Refused> {
-    let old: [(&str, Form); 4] = [
+fn header_check(header: &mut MessageReader<'_>) -> Result<HeaderCheck, FieldError> {
+    let old: [(&str, StringMatchConstructor); 4] = [
         ("exact_match", StringMatch::Exact),
         ("prefix_match", StringMatch::Prefix),
         ("suffix_match", StringMatch::Suffix),

@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 use weft_model::{
-    ClientCertificates, DataSource, DownstreamTls, Name, RevocationDepth, RevocationPolicy, Secret,
-    SecretSource, StringMatch, TlsIdentity, TlsParameters, UpstreamTls, Validation,
+    ClientCertificateMode, DataSource, DownstreamTls, Name, RevocationDepth, RevocationPolicy,
+    Secret, SecretSource, StringMatch, TlsIdentity, TlsParameters, UpstreamTls, Validation,
 };
 
 use super::revocation::{revocation_policy, revocation_policy_json};
-use super::{Reader, Refused, tls_parameters, values};
+use super::{FieldError, MessageReader, tls_parameters, values};
 
 const COMMON: &str = "envoy.extensions.transport_sockets.tls.v3";
 
@@ -30,7 +30,7 @@ const SDS_CLUSTER: &str = "sds";
 const DEPTH_LIMIT: usize = 7;
 
 /// Reads a secret.
-pub(super) fn decode(mut secret: Reader<'_>) -> Result<(Name, Secret), Refused> {
+pub(super) fn decode(mut secret: MessageReader<'_>) -> Result<(Name, Secret), FieldError> {
     let name: Name = secret.required_text("name")?.into();
     if let Some(certificate) = secret.child("tls_certificate") {
         return Ok((name, Secret::Identity(identity(certificate)?)));
@@ -41,14 +41,14 @@ pub(super) fn decode(mut secret: Reader<'_>) -> Result<(Name, Secret), Refused> 
     Err(secret.refuse("", "only tls_certificate and validation_context are understood"))
 }
 
-fn identity(mut certificate: Reader<'_>) -> Result<TlsIdentity, Refused> {
+fn identity(mut certificate: MessageReader<'_>) -> Result<TlsIdentity, FieldError> {
     certificate.unenforced(&["watched_directory"]);
     let chain = values::data(certificate.required_child("certificate_chain")?)?;
     let key = values::data(certificate.required_child("private_key")?)?;
     Ok(TlsIdentity { chain, key })
 }
 
-fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
+fn validation(mut context: MessageReader<'_>) -> Result<Validation, FieldError> {
     context.harmless(&["suppress_client_ca_list"]);
     let roots = roots(&mut context)?;
     let revocations = context.child("crl").map(values::data).transpose()?;
@@ -70,7 +70,7 @@ fn validation(mut context: Reader<'_>) -> Result<Validation, Refused> {
     Ok(Validation { roots, revocations, points, policy, names: names(&mut context)? })
 }
 
-fn roots(context: &mut Reader<'_>) -> Result<DataSource, Refused> {
+fn roots(context: &mut MessageReader<'_>) -> Result<DataSource, FieldError> {
     context.unenforced(&["watched_directory"]);
     match (context.child("trusted_ca"), context.child("system_root_certs")) {
         (Some(given), None) => values::data(given),
@@ -85,7 +85,7 @@ fn roots(context: &mut Reader<'_>) -> Result<DataSource, Refused> {
 }
 
 /// The names of which a peer must have one. Only URI and DNS names can be asked for.
-fn names(context: &mut Reader<'_>) -> Result<Vec<StringMatch>, Refused> {
+fn names(context: &mut MessageReader<'_>) -> Result<Vec<StringMatch>, FieldError> {
     let mut typed = Vec::new();
     for mut matcher in context.children("match_typed_subject_alt_names") {
         match matcher.choice("san_type").as_str() {
@@ -102,7 +102,7 @@ fn names(context: &mut Reader<'_>) -> Result<Vec<StringMatch>, Refused> {
 }
 
 /// Reads how TLS with a client is done.
-pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refused> {
+pub(super) fn downstream(mut context: MessageReader<'_>) -> Result<DownstreamTls, FieldError> {
     let required = context.flag("require_client_certificate").unwrap_or(false);
     context.harmless(&[
         "disable_stateful_session_resumption",
@@ -117,30 +117,35 @@ pub(super) fn downstream(mut context: Reader<'_>) -> Result<DownstreamTls, Refus
     let Some(identity) = common.identity.take() else {
         return Err(context.refuse("common_tls_context", "a server needs a certificate"));
     };
-    let clients = match (common.validation, common.accepts_untrusted) {
+    let client_certificates = match (common.validation, common.accepts_untrusted) {
         (Some(validation), _) => {
-            ClientCertificates::Checked { validation, names: common.names, required }
+            ClientCertificateMode::Verify { validation, names: common.names, required }
         }
-        (None, true) => ClientCertificates::Passed { required },
+        (None, true) => ClientCertificateMode::PassThrough { required },
         (None, false) if required => {
             return Err(context.refuse(
                 "require_client_certificate",
                 "it needs a validation context with trusted_ca to check the certificate against",
             ));
         }
-        (None, false) => ClientCertificates::Unasked,
+        (None, false) => ClientCertificateMode::NotRequested,
     };
-    Ok(DownstreamTls { identity, clients, alpn: common.alpn, parameters: common.parameters })
+    Ok(DownstreamTls {
+        identity,
+        client_certificates,
+        alpn: common.alpn,
+        parameters: common.parameters,
+    })
 }
 
 /// Reads how TLS to an endpoint is done.
-pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> {
+pub(super) fn upstream(mut context: MessageReader<'_>) -> Result<UpstreamTls, FieldError> {
     // Renegotiation is never done.
     context.harmless(&["max_session_keys", "enforce_rsa_key_usage", "allow_renegotiation"]);
     let sni = Some(context.text("sni")).filter(|sni| !sni.is_empty());
     let common = match context.child("common_tls_context") {
         Some(common_context) => common(common_context, true)?,
-        None => Common::default(),
+        None => CommonTls::default(),
     };
     if common.validation.is_none() {
         context.warn(
@@ -159,7 +164,7 @@ pub(super) fn upstream(mut context: Reader<'_>) -> Result<UpstreamTls, Refused> 
 }
 
 #[derive(Default)]
-struct Common {
+struct CommonTls {
     identity: Option<SecretSource>,
     validation: Option<SecretSource>,
     /// Whether any certificate is taken, unchecked.
@@ -171,7 +176,7 @@ struct Common {
 
 /// Reads what both sides of TLS share. An endpoint's context may lack roots (`takes_any_server`), as
 /// Envoy takes it; a client's must say `ACCEPT_UNTRUSTED` for that.
-fn common(mut context: Reader<'_>, takes_any_server: bool) -> Result<Common, Refused> {
+fn common(mut context: MessageReader<'_>, takes_any_server: bool) -> Result<CommonTls, FieldError> {
     let alpn = context.texts("alpn_protocols");
     let parameters = context.child("tls_params").map(tls_parameters::decode).transpose()?;
     let parameters = parameters.unwrap_or_default();
@@ -206,12 +211,12 @@ fn common(mut context: Reader<'_>, takes_any_server: bool) -> Result<Common, Ref
         None
     };
     let identity = identities.pop();
-    Ok(Common { identity, validation, accepts_untrusted, names: names_here, alpn, parameters })
+    Ok(CommonTls { identity, validation, accepts_untrusted, names: names_here, alpn, parameters })
 }
 
 /// Whether a context asks for no check at all. One that asks for some, and to let in whoever fails it, is
 /// refused: what would be checked for?
-fn takes_any(context: &mut Reader<'_>, takes_any_server: bool) -> Result<bool, Refused> {
+fn takes_any(context: &mut MessageReader<'_>, takes_any_server: bool) -> Result<bool, FieldError> {
     const FIELD: &str = "trust_chain_verification";
     match context.choice(FIELD).as_str() {
         // What else a context without roots may ask for cannot be checked, and is refused below.
@@ -236,7 +241,7 @@ fn takes_any(context: &mut Reader<'_>, takes_any_server: bool) -> Result<bool, R
 
 /// Reads the name of a secret. Where the reference says to ask for it counts for Envoy alone: a data
 /// plane of weft makes [`WORKLOAD_IDENTITY`] itself and requests the others over ADS.
-fn named(mut sds: Reader<'_>) -> Result<SecretSource, Refused> {
+fn named(mut sds: MessageReader<'_>) -> Result<SecretSource, FieldError> {
     let name = sds.required_text("name")?;
     let source = ["sds_config", "api_config_source", "grpc_services", "envoy_grpc", "cluster_name"];
     if name == WORKLOAD_IDENTITY || sds.peek(&source).as_deref() == Some(SDS_CLUSTER) {
@@ -306,15 +311,15 @@ pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
 
 /// The JSON form of a server-side socket.
 pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
-    let (validation, names, required) = match &tls.clients {
-        ClientCertificates::Unasked => (None, &[][..], false),
-        ClientCertificates::Checked { validation, names, required } => {
+    let (validation, names, required) = match &tls.client_certificates {
+        ClientCertificateMode::NotRequested => (None, &[][..], false),
+        ClientCertificateMode::Verify { validation, names, required } => {
             (Some(validation), &names[..], *required)
         }
-        ClientCertificates::Passed { required } => (None, &[][..], *required),
+        ClientCertificateMode::PassThrough { required } => (None, &[][..], *required),
     };
     let mut context = common_json(Some(&tls.identity), validation, names);
-    if matches!(tls.clients, ClientCertificates::Passed { .. }) {
+    if matches!(tls.client_certificates, ClientCertificateMode::PassThrough { .. }) {
         context["validation_context"] = json!({"trust_chain_verification": "ACCEPT_UNTRUSTED"});
     }
     context["alpn_protocols"] = json!(tls.alpn);

@@ -3,27 +3,27 @@
 use std::time::Duration;
 
 use weft_model::{
-    AmbiguousPath, ClientCertificates, DesyncMode, EscapedSlashes, Forwarded, ForwardedFor,
-    HostPort, HttpLimits, HttpService, HttpTimeouts, JwtRequirement, OnExpired, PathRules,
-    RevocationDepth, RevocationMode, RevocationPolicy, RouteSource, StreamIdle, Underscores,
-    Upgrades,
+    AmbiguousPath, ClientCertificateMode, DesyncMode, EscapedSlashes, ExpiredCrlAction,
+    ForwardedFor, ForwardedHeaders, HeadersWithUnderscores, HostPort, HttpLimits, HttpService,
+    HttpTimeouts, JwtRequirement, PathRules, RevocationDepth, RevocationMode, RevocationPolicy,
+    RouteSource, StreamIdle, Upgrades,
 };
 
 use super::*;
 
-fn message(kind: Kind, yaml: &str) -> DynamicMessage {
+fn message(kind: ResourceKind, yaml: &str) -> DynamicMessage {
     let file = crate::located::Located::parse(yaml).expect("YAML");
     let (message, mistakes) = crate::json_form::read(kind.message(), &file);
     assert_eq!(mistakes, []);
     message.expect("a message")
 }
 
-pub(super) fn read_yaml(kind: Kind, yaml: &str) -> Result<Accepted, Rejection> {
+pub(super) fn read_yaml(kind: ResourceKind, yaml: &str) -> Result<DecodedResource, Rejection> {
     read(kind, message(kind, yaml), String::new())
 }
 
 /// Reads the YAML, writes it, reads that, and compares.
-pub(super) fn round_trip(kind: Kind, yaml: &str) -> Resource {
+pub(super) fn round_trip(kind: ResourceKind, yaml: &str) -> Resource {
     let first = read_yaml(kind, yaml).expect("accepted").resource;
     let second = decode(kind, &first.encode().expect("encoded")).expect("accepted again");
     assert_eq!(first, second.resource);
@@ -31,10 +31,10 @@ pub(super) fn round_trip(kind: Kind, yaml: &str) -> Resource {
     first
 }
 
-pub(super) fn refused(kind: Kind, yaml: &str, path: &str, reason: &str) {
+pub(super) fn refused(kind: ResourceKind, yaml: &str, path: &str, reason: &str) {
     let rejection = read_yaml(kind, yaml).expect_err("refused");
-    assert_eq!(rejection.refused.path, path, "{rejection}");
-    assert!(rejection.refused.reason.contains(reason), "{rejection}");
+    assert_eq!(rejection.error.path, path, "{rejection}");
+    assert!(rejection.error.reason.contains(reason), "{rejection}");
 }
 
 const LISTENER: &str = r#"
@@ -90,13 +90,13 @@ filter_chains:
 
 #[test]
 fn a_listener_comes_back_as_it_went_out() {
-    let Resource::Listener(listener) = round_trip(Kind::Listener, LISTENER) else {
+    let Resource::Listener(listener) = round_trip(ResourceKind::Listener, LISTENER) else {
         panic!("a listener")
     };
     assert!(listener.use_original_destination && listener.bind);
     let chain = &listener.chains[0];
-    let clients = &chain.tls.as_ref().expect("TLS").clients;
-    assert!(matches!(clients, ClientCertificates::Checked { required: true, .. }), "{clients:?}");
+    let clients = &chain.tls.as_ref().expect("TLS").client_certificates;
+    assert!(matches!(clients, ClientCertificateMode::Verify { required: true, .. }), "{clients:?}");
     let weft_model::Filter::Http(http) = &chain.filter else { panic!("HTTP") };
     assert_eq!(http.filters.len(), 2);
     assert!(http.upgrades.websocket);
@@ -139,7 +139,7 @@ filter_chains:
 
 #[test]
 fn what_is_said_of_http_comes_back_as_it_went_out() {
-    let Resource::Listener(listener) = round_trip(Kind::Listener, EDGE) else {
+    let Resource::Listener(listener) = round_trip(ResourceKind::Listener, EDGE) else {
         panic!("a listener")
     };
     let weft_model::Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
@@ -148,8 +148,8 @@ fn what_is_said_of_http_comes_back_as_it_went_out() {
         limits: HttpLimits {
             head_bytes: 65_536,
             target_bytes: 1024,
-            field_bytes: 2048,
-            field_count: 50,
+            header_bytes: 2048,
+            header_count: 50,
             requests_per_connection: Some(10_000),
             streams: 128,
         },
@@ -168,14 +168,14 @@ fn what_is_said_of_http_comes_back_as_it_went_out() {
             ambiguous: AmbiguousPath::Refuse,
         },
         desync: DesyncMode::Strictest,
-        forwarded: Forwarded {
+        forwarded: ForwardedHeaders {
             addresses: ForwardedFor::Append,
             client_port: true,
             is_edge: true,
             trusted_hops: 2,
         },
         host_port: HostPort::Canonical,
-        underscores: Underscores::Drop,
+        underscores: HeadersWithUnderscores::Drop,
         upgrades: Upgrades { websocket: true, connect: true },
         ..HttpService::new(RouteSource::Named("r".into()))
     };
@@ -195,7 +195,7 @@ filter_chains:
 "#
         );
         let at = format!("filter_chains[0].metadata.filter_metadata[\"weft\"].fields[\"{field}\"]");
-        refused(Kind::Listener, &text, &at, why);
+        refused(ResourceKind::Listener, &text, &at, why);
     };
     check("{desync_mode: strict}", "desync_mode", "monitor, defensive and strictest are");
     check("{forwarded_for: add}", "forwarded_for", "use_remote_address");
@@ -207,7 +207,7 @@ filter_chains:
 #[test]
 fn proxies_come_back_as_they_went_out() {
     round_trip(
-        Kind::Listener,
+        ResourceKind::Listener,
         r#"
 name: vip
 address: {socket_address: {protocol: UDP, address: "fd00::1", port_value: 53}}
@@ -225,7 +225,7 @@ listener_filters:
 "#,
     );
     round_trip(
-        Kind::Listener,
+        ResourceKind::Listener,
         r#"
 name: vip
 address: {socket_address: {address: 10.96.0.1, port_value: 80}}
@@ -253,14 +253,14 @@ fn connect_timeout_of_zero_is_refused_as_by_envoy() {
             "{{name: any, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: {timeout}}}"
         )
     };
-    refused(Kind::Cluster, &cluster("0s"), "connect_timeout", "more than 0s");
-    round_trip(Kind::Cluster, &cluster("0.001s"));
+    refused(ResourceKind::Cluster, &cluster("0s"), "connect_timeout", "more than 0s");
+    round_trip(ResourceKind::Cluster, &cluster("0.001s"));
 }
 
 #[test]
 fn clusters_come_back_as_they_went_out() {
     round_trip(
-        Kind::Cluster,
+        ResourceKind::Cluster,
         r#"
 name: orders
 type: EDS
@@ -280,12 +280,15 @@ transport_socket:
 "#,
     );
     round_trip(
-        Kind::Cluster,
+        ResourceKind::Cluster,
         "{name: flows, type: STATIC, lb_policy: MAGLEV, maglev_lb_config: {table_size: 2039}, load_assignment: {cluster_name: flows, endpoints: [{lb_endpoints: [{load_balancing_weight: 3, endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 80}}}}]}]}}",
     );
-    round_trip(Kind::Cluster, "{name: any, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}");
     round_trip(
-        Kind::Cluster,
+        ResourceKind::Cluster,
+        "{name: any, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED}",
+    );
+    round_trip(
+        ResourceKind::Cluster,
         "{name: dns, type: STRICT_DNS, load_assignment: {cluster_name: dns, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: idp.example, port_value: 443}}}}]}]}}",
     );
 }
@@ -293,20 +296,20 @@ transport_socket:
 #[test]
 fn endpoints_secrets_and_routes_come_back_as_they_went_out() {
     round_trip(
-        Kind::Endpoints,
+        ResourceKind::Endpoints,
         "{cluster_name: orders, endpoints: [{lb_endpoints: [{health_status: DRAINING, endpoint: {address: {socket_address: {address: \"fd00::2\", port_value: 80}}}}]}]}",
     );
-    round_trip(Kind::Endpoints, "{cluster_name: empty}");
+    round_trip(ResourceKind::Endpoints, "{cluster_name: empty}");
     round_trip(
-        Kind::Secret,
+        ResourceKind::Secret,
         "{name: trust, validation_context: {trusted_ca: {inline_string: PEM}, crl: {filename: /etc/crl.pem}}}",
     );
     round_trip(
-        Kind::Secret,
+        ResourceKind::Secret,
         "{name: id, tls_certificate: {certificate_chain: {inline_string: PEM}, private_key: {inline_string: PEM}}}",
     );
     round_trip(
-        Kind::Routes,
+        ResourceKind::Routes,
         r#"
 name: r
 most_specific_header_mutations_wins: true
@@ -364,14 +367,14 @@ filter_chains:
 
 #[test]
 fn tokens_come_back_as_they_went_out() {
-    let Resource::Listener(listener) = round_trip(Kind::Listener, TOKENS) else {
+    let Resource::Listener(listener) = round_trip(ResourceKind::Listener, TOKENS) else {
         panic!("a listener")
     };
     let weft_model::Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
     let weft_model::HttpFilter::Jwt(policy) = &http.filters[0] else { panic!("tokens") };
     let a = &policy.providers["a"];
     assert!(a.bound && a.ends_streams && a.audiences.is_empty());
-    assert_eq!((a.places.len(), a.claims.len(), a.claim_fields.len()), (3, 1, 1));
+    assert_eq!((a.token_locations.len(), a.claims.len(), a.claim_headers.len()), (3, 1, 1));
     assert_eq!(a.longest_life, Some(Duration::from_secs(60)));
     let any = |name: &str| JwtRequirement::Provider(name.into(), Vec::new());
     let narrower = JwtRequirement::Provider("b".into(), vec!["x".into()]);
@@ -386,11 +389,12 @@ fn tokens_come_back_as_they_went_out() {
     );
     let check = |from: &str, to: &str, reason: &str| {
         assert!(TOKENS.contains(from), "{from}");
-        let rejection = read_yaml(Kind::Listener, &TOKENS.replace(from, to)).expect_err("refused");
-        assert!(rejection.refused.reason.contains(reason), "{rejection}");
+        let rejection =
+            read_yaml(ResourceKind::Listener, &TOKENS.replace(from, to)).expect_err("refused");
+        assert!(rejection.error.reason.contains(reason), "{rejection}");
     };
     let unsaid = TOKENS.replace("any_audience: true, ", "");
-    let warnings = read_yaml(Kind::Listener, &unsaid).expect("accepted").notes.warnings;
+    let warnings = read_yaml(ResourceKind::Listener, &unsaid).expect("accepted").notes.warnings;
     assert!(warnings.len() == 1 && warnings[0].contains("[\"a\"].audiences: none"), "{warnings:?}");
     check("jwt: {a:", "jwt: {z: {}, a:", "\"z\", which is no provider");
     check("format: space", "format: x", "single-string, string-array");
@@ -416,7 +420,7 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
             "  custom_validator_config: {{name: weft.revocation, typed_config: {{\"@type\": {kind}, value: {settings}}}}}"
         ))
     };
-    let read = |yaml: &str| match round_trip(Kind::Secret, yaml) {
+    let read = |yaml: &str| match round_trip(ResourceKind::Secret, yaml) {
         Resource::Secret(_, secret) => match secret.as_ref() {
             Secret::Validation(validation) => validation.policy,
             Secret::Identity(_) => panic!("a validation"),
@@ -424,7 +428,7 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
         _ => panic!("a secret"),
     };
     let at = "{uri: \"http://lists.test/a\", cluster: c, refresh_seconds: 60}";
-    round_trip(Kind::Secret, &ours(&format!("{{distribution_points: [{at}, {at}]}}")));
+    round_trip(ResourceKind::Secret, &ours(&format!("{{distribution_points: [{at}, {at}]}}")));
     let default = RevocationPolicy::default();
     assert_eq!(read(&secret("")), default);
     let leaf = RevocationPolicy { depth: RevocationDepth::Leaf, ..default };
@@ -434,7 +438,7 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
         "{mode: soft, on_expired: warn, drain_seconds: 30, entries_limit: 5, bytes_limit: 6}";
     let expected = RevocationPolicy {
         mode: RevocationMode::Soft,
-        on_expired: OnExpired::Warn,
+        on_expired: ExpiredCrlAction::Warn,
         drain: Duration::from_secs(30),
         entries_limit: 5,
         bytes_limit: 6,
@@ -443,7 +447,7 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
     assert_eq!(read(&ours(settings)), expected);
     let check = |yaml: &str, field: &str, reason: &str| {
         let path = format!("validation_context.custom_validator_config{field}");
-        refused(Kind::Secret, yaml, &path, reason);
+        refused(ResourceKind::Secret, yaml, &path, reason);
     };
     let value = |field: &str| format!(".typed_config.fields[\"{field}\"]");
     check(&ours("{mode: maybe}"), &value("mode"), "\"maybe\" is not known; off, soft, strict are");
@@ -478,17 +482,17 @@ fn certificates_that_nobody_checks_are_asked_for_by_name() {
         [&LISTENER[..from], identity, "\n        ", context, tail, &LISTENER[to..]].concat()
     };
     let any = "validation_context: {trust_chain_verification: ACCEPT_UNTRUSTED}";
-    let Resource::Listener(read) = round_trip(Kind::Listener, &listener(any)) else {
+    let Resource::Listener(read) = round_trip(ResourceKind::Listener, &listener(any)) else {
         panic!("a listener")
     };
-    let clients = &read.chains[0].tls.as_ref().expect("TLS").clients;
-    assert_eq!(*clients, ClientCertificates::Passed { required: true });
+    let clients = &read.chains[0].tls.as_ref().expect("TLS").client_certificates;
+    assert_eq!(*clients, ClientCertificateMode::PassThrough { required: true });
     let field = "filter_chains[0].transport_socket.typed_config.common_tls_context.\
                  validation_context.trust_chain_verification";
     let check = |more: &str, asked: &str| {
         let context =
             format!("validation_context: {{trust_chain_verification: ACCEPT_UNTRUSTED, {more}}}");
-        refused(Kind::Listener, &listener(&context), field, asked);
+        refused(ResourceKind::Listener, &listener(&context), field, asked);
     };
     check("trusted_ca: {filename: r}", "fails the check by trusted_ca");
     check("crl: {filename: r}", "fails the check by crl");
@@ -499,64 +503,69 @@ fn certificates_that_nobody_checks_are_asked_for_by_name() {
         format!("validation_context: {{trust_chain_verification: ACCEPT_UNTRUSTED, {email}}}");
     let of_names =
         field.replace("trust_chain_verification", "match_typed_subject_alt_names[0].san_type");
-    refused(Kind::Listener, &listener(&context), &of_names, "EMAIL is not supported");
+    refused(ResourceKind::Listener, &listener(&context), &of_names, "EMAIL is not supported");
     let served = "{name: s, validation_context: {trust_chain_verification: ACCEPT_UNTRUSTED}}";
-    refused(Kind::Secret, served, "validation_context.trusted_ca", "missing");
+    refused(ResourceKind::Secret, served, "validation_context.trusted_ca", "missing");
 }
 
 #[test]
 fn a_mistake_names_its_place() {
-    refused(Kind::Cluster, "{name: c, type: STATIC}", "load_assignment", "needs its endpoints");
     refused(
-        Kind::Cluster,
+        ResourceKind::Cluster,
+        "{name: c, type: STATIC}",
+        "load_assignment",
+        "needs its endpoints",
+    );
+    refused(
+        ResourceKind::Cluster,
         "{name: c, type: EDS, eds_cluster_config: {}, lb_policy: RING_HASH}",
         "lb_policy",
         "RING_HASH",
     );
     refused(
-        Kind::Cluster,
+        ResourceKind::Cluster,
         "{name: c, type: EDS, eds_cluster_config: {}, lb_policy: MAGLEV, maglev_lb_config: {table_size: 100}}",
         "maglev_lb_config.table_size",
         "prime",
     );
     refused(
-        Kind::Endpoints,
+        ResourceKind::Endpoints,
         "{cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: localhost, port_value: 80}}}}]}]}",
         "endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",
         "localhost",
     );
     refused(
-        Kind::Endpoints,
+        ResourceKind::Endpoints,
         "{cluster_name: c, endpoints: [{lb_endpoints: [{endpoint: {address: {socket_address: {address: 10.0.0.1, port_value: 70000}}}}]}]}",
         "endpoints[0].lb_endpoints[0].endpoint.address.socket_address.port_value",
         "70000",
     );
     refused(
-        Kind::Secret,
+        ResourceKind::Secret,
         "{name: s, validation_context: {}}",
         "validation_context.trusted_ca",
         "missing",
     );
     refused(
-        Kind::Routes,
+        ResourceKind::Routes,
         "{name: r, virtual_hosts: [{name: h, domains: [a]}, {name: i, domains: [A]}]}",
         "virtual_hosts",
         "twice",
     );
     refused(
-        Kind::Routes,
+        ResourceKind::Routes,
         "{name: r, virtual_hosts: [{name: h, domains: [a], routes: [{match: {case_sensitive: true}, route: {cluster: c}}]}]}",
         "virtual_hosts[0].routes[0].match",
         "one of prefix",
     );
     refused(
-        Kind::Listener,
+        ResourceKind::Listener,
         &LISTENER.replace("destination_port: 80", "destination_port: 70000"),
         "filter_chains[0].filter_chain_match.destination_port",
         "70000",
     );
     refused(
-        Kind::Listener,
+        ResourceKind::Listener,
         &LISTENER.replace(
             "require_client_certificate: true",
             "require_client_certificate: true\n      require_sni: true",
@@ -573,7 +582,7 @@ fn an_extension_that_nobody_knows_is_refused_unless_it_is_optional() {
             type_url: "type.googleapis.com/does.not.Exist".into(),
             value: Vec::new(),
         };
-        let mut message = message(Kind::Listener, LISTENER);
+        let mut message = message(ResourceKind::Listener, LISTENER);
         let chains = message
             .get_field_by_name_mut("filter_chains")
             .and_then(|v| v.as_list_mut())
@@ -616,12 +625,12 @@ fn an_extension_that_nobody_knows_is_refused_unless_it_is_optional() {
             "value",
             prost_reflect::Value::Bytes(manager.encode_to_vec().into()),
         );
-        read(Kind::Listener, message, String::new())
+        read(ResourceKind::Listener, message, String::new())
     };
     let rejection = unknown(false).expect_err("refused");
     assert!(rejection.to_string().contains("does.not.Exist"), "{rejection}");
     assert_eq!(
-        rejection.refused.path,
+        rejection.error.path,
         "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config"
     );
     assert!(unknown(true).is_ok());
@@ -629,13 +638,13 @@ fn an_extension_that_nobody_knows_is_refused_unless_it_is_optional() {
 
 #[test]
 fn what_has_no_effect_is_listed() {
-    let accepted = read_yaml(Kind::Cluster, "{name: c, type: EDS, eds_cluster_config: {}, preconnect_policy: {per_upstream_preconnect_ratio: 1.5}}").expect("accepted");
+    let accepted = read_yaml(ResourceKind::Cluster, "{name: c, type: EDS, eds_cluster_config: {}, preconnect_policy: {per_upstream_preconnect_ratio: 1.5}}").expect("accepted");
     assert_eq!(accepted.notes.not_honoured, ["preconnect_policy"]);
     // Field 2047 of a cluster, a number: nobody knows it.
     let mut bytes = accepted.resource.encode().expect("encoded");
     bytes.extend([0xf8, 0x7f, 0x01]);
     assert_eq!(
-        decode(Kind::Cluster, &bytes).expect("accepted").notes.not_honoured,
+        decode(ResourceKind::Cluster, &bytes).expect("accepted").notes.not_honoured,
         ["unknown field 2047"]
     );
 }
@@ -658,7 +667,7 @@ filter_chains:
 
 #[test]
 fn rules_of_connections_come_back_as_they_went_out() {
-    let Resource::Listener(listener) = round_trip(Kind::Listener, WATCHED) else {
+    let Resource::Listener(listener) = round_trip(ResourceKind::Listener, WATCHED) else {
         panic!("a listener")
     };
     let [rules] = listener.chains[0].rules.as_slice() else { panic!("one filter") };
@@ -669,13 +678,13 @@ fn rules_of_connections_come_back_as_they_went_out() {
     let unknown = |rules: &str| WATCHED.replace(rules, &rules.replace("any: true", "metadata: {}"));
     let watching = "yes: {permissions: [{destination_port: 1}], principals: [{any: true}]";
     let Resource::Listener(listener) =
-        read_yaml(Kind::Listener, &unknown(watching)).expect("accepted").resource
+        read_yaml(ResourceKind::Listener, &unknown(watching)).expect("accepted").resource
     else {
         panic!("a listener")
     };
     assert_eq!(listener.chains[0].rules[0].shadow, None);
     refused(
-        Kind::Listener,
+        ResourceKind::Listener,
         &unknown("no: {permissions: [{any: true}]"),
         "filter_chains[0].filters[0].typed_config.rules.policies[\"no\"].permissions[0]",
         "a permission of this kind is not supported",
@@ -683,7 +692,7 @@ fn rules_of_connections_come_back_as_they_went_out() {
     let (head, tail) = WATCHED.split_once("  - name: doors").expect("a filter");
     let tcp = tail.split_once("  - name: tcp").expect("a filter").1;
     refused(
-        Kind::Listener,
+        ResourceKind::Listener,
         &format!("{head}  - name: tcp{tcp}  - name: tcp{tcp}"),
         "filter_chains[0].filters[0].typed_config",
         "is not known here before the last filter",
@@ -699,9 +708,9 @@ fn unknown_types_in_what_is_left_out_are_noted_the_same_by_file_and_by_wire() {
         &format!("stat_prefix: inbound\n      {fields}"),
         1,
     );
-    let by_file = read_yaml(Kind::Listener, &listener).expect("accepted");
-    let bytes = prost::Message::encode_to_vec(&message(Kind::Listener, &listener));
-    let by_wire = decode(Kind::Listener, &bytes).expect("accepted");
+    let by_file = read_yaml(ResourceKind::Listener, &listener).expect("accepted");
+    let bytes = prost::Message::encode_to_vec(&message(ResourceKind::Listener, &listener));
+    let by_wire = decode(ResourceKind::Listener, &bytes).expect("accepted");
     assert_eq!(by_file, by_wire);
     let noted = |end: &str| by_wire.notes.not_honoured.iter().any(|path| path.ends_with(end));
     assert!(noted(".tracing"), "{by_wire:?}");
@@ -718,15 +727,19 @@ fn with_unknown_field(mut bytes: Vec<u8>) -> Vec<u8> {
 #[test]
 fn unknown_field_refuses_a_security_message_and_is_listed_elsewhere() {
     let secret = "{name: s, validation_context: {trusted_ca: {filename: /roots.pem}}}";
-    let secret =
-        read_yaml(Kind::Secret, secret).expect("a secret").resource.encode().expect("bytes");
-    let rejection = decode(Kind::Secret, &with_unknown_field(secret)).expect_err("refused");
-    assert_eq!(rejection.refused.path, "unknown field 9999");
-    assert!(rejection.refused.reason.contains("weaken security"), "{rejection}");
+    let secret = read_yaml(ResourceKind::Secret, secret)
+        .expect("a secret")
+        .resource
+        .encode()
+        .expect("bytes");
+    let rejection = decode(ResourceKind::Secret, &with_unknown_field(secret)).expect_err("refused");
+    assert_eq!(rejection.error.path, "unknown field 9999");
+    assert!(rejection.error.reason.contains("weaken security"), "{rejection}");
 
     let table = "{name: r, virtual_hosts: []}";
-    let table = read_yaml(Kind::Routes, table).expect("a table").resource.encode().expect("bytes");
-    let accepted = decode(Kind::Routes, &with_unknown_field(table)).expect("accepted");
+    let table =
+        read_yaml(ResourceKind::Routes, table).expect("a table").resource.encode().expect("bytes");
+    let accepted = decode(ResourceKind::Routes, &with_unknown_field(table)).expect("accepted");
     assert_eq!(accepted.notes.not_honoured, ["unknown field 9999"]);
 }
 
@@ -741,7 +754,7 @@ fn unread_field_inside_a_security_message_refuses_the_resource_by_default() {
             "require_client_certificate: true",
             &format!("require_client_certificate: true\n      {field}"),
         );
-        refused(Kind::Listener, &yaml, &format!("{context}.{path}"), "weaken security");
+        refused(ResourceKind::Listener, &yaml, &format!("{context}.{path}"), "weaken security");
     }
 }
 
@@ -753,7 +766,7 @@ validation_context:
   watched_directory: {path: /etc}
   trusted_ca: {filename: /roots.pem, watched_directory: {path: /etc}}
 "#;
-    let notes = read_yaml(Kind::Secret, yaml).expect("accepted").notes.not_honoured;
+    let notes = read_yaml(ResourceKind::Secret, yaml).expect("accepted").notes.not_honoured;
     let of_roots = "validation_context.trusted_ca.watched_directory";
     assert_eq!(notes, ["validation_context.watched_directory", of_roots]);
 }
@@ -778,9 +791,9 @@ filter_chains:
       - {name: router, typed_config: {"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
       rds: {route_config_name: r, config_source: {ads: {}}}
 "#;
-    let accepted = read_yaml(Kind::Listener, &yaml.replace("SHADOW", "shadow_rules"));
+    let accepted = read_yaml(ResourceKind::Listener, &yaml.replace("SHADOW", "shadow_rules"));
     let notes = accepted.expect("accepted").notes.not_honoured;
     assert!(notes.iter().any(|path| path.ends_with(".condition")), "{notes:?}");
     let condition = "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.rules.policies[\"p\"].condition";
-    refused(Kind::Listener, &yaml.replace("SHADOW", "rules"), condition, "weaken security");
+    refused(ResourceKind::Listener, &yaml.replace("SHADOW", "rules"), condition, "weaken security");
 }

@@ -9,9 +9,9 @@
 )]
 
 use serde_json::{Value, json};
-use weft_model::{CipherSuite, Group, TlsParameters, TlsVersion};
+use weft_model::{CipherSuite, KeyExchangeGroup, TlsParameters, TlsVersion};
 
-use super::{Reader, Refused};
+use super::{FieldError, MessageReader};
 
 const MINIMUM: &str = "tls_minimum_protocol_version";
 const MAXIMUM: &str = "tls_maximum_protocol_version";
@@ -42,7 +42,7 @@ const GROUPS_NOT_OFFERED: [&str; 5] =
     ["P-521", "P-224", "X25519Kyber768Draft00", "CECPQ2", "MLKEM1024"];
 
 /// Reads the parameters.
-pub(super) fn decode(mut parameters: Reader<'_>) -> Result<TlsParameters, Refused> {
+pub(super) fn decode(mut parameters: MessageReader<'_>) -> Result<TlsParameters, FieldError> {
     let minimum = minimum(&mut parameters)?;
     let maximum = maximum(&mut parameters)?;
     if maximum < minimum {
@@ -56,7 +56,7 @@ pub(super) fn decode(mut parameters: Reader<'_>) -> Result<TlsParameters, Refuse
 }
 
 /// The lowest version. One below TLS 1.2 is a wish for more than we speak, which the peer need not use.
-fn minimum(parameters: &mut Reader<'_>) -> Result<TlsVersion, Refused> {
+fn minimum(parameters: &mut MessageReader<'_>) -> Result<TlsVersion, FieldError> {
     match parameters.choice(MINIMUM).as_str() {
         "TLS_AUTO" | "TLSv1_2" => Ok(TlsVersion::V1_2),
         "TLSv1_3" => Ok(TlsVersion::V1_3),
@@ -69,7 +69,7 @@ fn minimum(parameters: &mut Reader<'_>) -> Result<TlsVersion, Refused> {
     }
 }
 
-fn maximum(parameters: &mut Reader<'_>) -> Result<TlsVersion, Refused> {
+fn maximum(parameters: &mut MessageReader<'_>) -> Result<TlsVersion, FieldError> {
     match parameters.choice(MAXIMUM).as_str() {
         "TLS_AUTO" | "TLSv1_3" => Ok(TlsVersion::V1_3),
         "TLSv1_2" => Ok(TlsVersion::V1_2),
@@ -86,9 +86,9 @@ fn unknown_version(version: &str) -> String {
 /// The suites of TLS 1.2. Brackets with `|` between them give several suites the same preference, which has no
 /// meaning here: all that are offered have a preference of their own.
 fn cipher_suites(
-    parameters: &mut Reader<'_>,
+    parameters: &mut MessageReader<'_>,
     bounds: &TlsParameters,
-) -> Result<Vec<CipherSuite>, Refused> {
+) -> Result<Vec<CipherSuite>, FieldError> {
     const FIELD: &str = "cipher_suites";
     let wanted = parameters.texts(FIELD);
     let mut offered = Vec::new();
@@ -135,14 +135,17 @@ fn suites() -> String {
     CipherSuite::WORDS.map(|(word, _)| word).join(", ")
 }
 
-fn groups(parameters: &mut Reader<'_>, bounds: &TlsParameters) -> Result<Vec<Group>, Refused> {
+fn groups(
+    parameters: &mut MessageReader<'_>,
+    bounds: &TlsParameters,
+) -> Result<Vec<KeyExchangeGroup>, FieldError> {
     const FIELD: &str = "ecdh_curves";
     let wanted = parameters.texts(FIELD);
-    let words = Group::WORDS.map(|(word, _)| word).join(", ");
+    let words = KeyExchangeGroup::WORDS.map(|(word, _)| word).join(", ");
     let mut offered = Vec::new();
     for (at, name) in wanted.iter().enumerate() {
         let place = format!("{FIELD}[{at}]");
-        if let Some((_, group)) = Group::WORDS.iter().find(|(word, _)| word == name) {
+        if let Some((_, group)) = KeyExchangeGroup::WORDS.iter().find(|(word, _)| word == name) {
             offered.extend(Some(*group).filter(|group| !offered.contains(group)));
         } else if GROUPS_NOT_OFFERED.contains(&name.as_str()) {
             parameters.not_honoured(&place, &format!("{name} is not offered"));
@@ -158,7 +161,7 @@ fn groups(parameters: &mut Reader<'_>, bounds: &TlsParameters) -> Result<Vec<Gro
         let reason = format!("no curve of the list is offered: must name one of {words}");
         return Err(parameters.refuse(FIELD, reason));
     }
-    let is_classical = |group: &Group| Group::CLASSICAL.contains(group);
+    let is_classical = |group: &KeyExchangeGroup| KeyExchangeGroup::CLASSICAL.contains(group);
     if bounds.maximum == TlsVersion::V1_2 && !offered.iter().any(is_classical) {
         let reason = "TLS 1.2 has no hybrid groups: must name one of X25519, P-256, P-384";
         return Err(parameters.refuse(FIELD, reason));
@@ -184,7 +187,7 @@ mod tests {
     use weft_model::UpstreamTls;
 
     use super::super::tests::{read_yaml, refused, round_trip};
-    use super::super::{Kind, Resource};
+    use super::super::{Resource, ResourceKind};
     use super::*;
 
     const PLACE: &str = "transport_socket.typed_config.common_tls_context.tls_params";
@@ -205,14 +208,14 @@ mod tests {
 
     #[track_caller]
     fn read(text: &str) -> (TlsParameters, Vec<String>) {
-        let accepted = read_yaml(Kind::Cluster, &cluster(text)).expect("accepted");
+        let accepted = read_yaml(ResourceKind::Cluster, &cluster(text)).expect("accepted");
         (parameters(accepted.resource), accepted.notes.not_honoured)
     }
 
     #[test]
     fn parameters_come_back_as_they_went_out() {
         use CipherSuite::{EcdsaChaCha20, RsaAes256Gcm};
-        let written = |text: &str| parameters(round_trip(Kind::Cluster, &cluster(text)));
+        let written = |text: &str| parameters(round_trip(ResourceKind::Cluster, &cluster(text)));
         assert_eq!(written(""), TlsParameters::default());
         let full = written(
             "tls_minimum_protocol_version: TLSv1_2, tls_maximum_protocol_version: TLSv1_2,
@@ -223,7 +226,7 @@ mod tests {
             minimum: TlsVersion::V1_2,
             maximum: TlsVersion::V1_2,
             cipher_suites: vec![RsaAes256Gcm, EcdsaChaCha20],
-            groups: vec![Group::P256, Group::X25519],
+            groups: vec![KeyExchangeGroup::P256, KeyExchangeGroup::X25519],
         };
         assert_eq!(full, expected);
         let meshed = written("tls_minimum_protocol_version: TLSv1_3");
@@ -243,7 +246,7 @@ mod tests {
     #[test]
     fn maximum_below_tls_1_2_or_below_the_minimum_is_refused() {
         let check = |text: &str, reason: &str| {
-            refused(Kind::Cluster, &cluster(text), &format!("{PLACE}.{MAXIMUM}"), reason);
+            refused(ResourceKind::Cluster, &cluster(text), &format!("{PLACE}.{MAXIMUM}"), reason);
         };
         check("tls_maximum_protocol_version: TLSv1_0", "TLSv1_0 is not spoken");
         check("tls_maximum_protocol_version: TLSv1_1", "TLSv1_1 is not spoken");
@@ -269,7 +272,7 @@ mod tests {
     #[test]
     fn unknown_suites_and_lists_without_an_offered_one_are_refused() {
         let check = |text: &str, field: &str, reason: &str| {
-            refused(Kind::Cluster, &cluster(text), &format!("{PLACE}.{field}"), reason);
+            refused(ResourceKind::Cluster, &cluster(text), &format!("{PLACE}.{field}"), reason);
         };
         check("cipher_suites: [AES128-SHA]", "cipher_suites", "no cipher suite of the list");
         for unknown in ["ALL", "!aNULL", "ECDHE-RSA-AES128-GCM-SHA999", ""] {
@@ -281,7 +284,7 @@ mod tests {
         let hybrid = "tls_maximum_protocol_version: TLSv1_2, ecdh_curves: [X25519MLKEM768]";
         check(hybrid, "ecdh_curves", "no hybrid groups");
         let (parameters, listed) = read("ecdh_curves: [P-521, P-384]");
-        assert_eq!(parameters.groups, [Group::P384]);
+        assert_eq!(parameters.groups, [KeyExchangeGroup::P384]);
         assert_eq!(listed, [format!("{PLACE}.ecdh_curves[0] (P-521 is not offered)")]);
     }
 }

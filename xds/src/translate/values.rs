@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_model::{Cidr, DataSource, PathTemplate, Pattern, StringMatch, Transport, is_uri_part};
 
-use super::{Reader, Refused};
+use super::{FieldError, MessageReader};
 
 const STDERR_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
 const STDOUT_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
@@ -24,7 +24,7 @@ pub(super) fn any(message: &str, mut fields: Value) -> Value {
 }
 
 /// The limit of a `max_headers_count`.
-pub(super) fn header_count(options: &Reader<'_>, count: u32) -> Result<usize, Refused> {
+pub(super) fn header_count(options: &MessageReader<'_>, count: u32) -> Result<usize, FieldError> {
     match usize::try_from(count) {
         Ok(count @ 1..=1024) => Ok(count),
         _ => Err(options.refuse("max_headers_count", format!("{count} is not between 1 and 1024"))),
@@ -37,7 +37,9 @@ pub(super) fn duration(value: Duration) -> Value {
 }
 
 /// The `socket_address` of a `core.v3.Address`.
-pub(crate) fn socket(mut address: Reader<'_>) -> Result<(SocketAddr, Transport), Refused> {
+pub(crate) fn socket(
+    mut address: MessageReader<'_>,
+) -> Result<(SocketAddr, Transport), FieldError> {
     let Some(mut socket) = address.child("socket_address") else {
         return Err(address.refuse("", "only a socket_address is understood"));
     };
@@ -53,7 +55,7 @@ pub(crate) fn socket(mut address: Reader<'_>) -> Result<(SocketAddr, Transport),
 }
 
 /// The `port_value` of a `SocketAddress`.
-pub(super) fn port(socket: &mut Reader<'_>) -> Result<u16, Refused> {
+pub(super) fn port(socket: &mut MessageReader<'_>) -> Result<u16, FieldError> {
     let port = socket.number("port_value").unwrap_or(0);
     u16::try_from(port).map_err(|_| socket.refuse("port_value", format!("{port} is above 65535")))
 }
@@ -69,7 +71,7 @@ pub(super) fn socket_json(address: SocketAddr, transport: Transport) -> Value {
 }
 
 /// A `core.v3.CidrRange`.
-pub(super) fn cidr(mut range: Reader<'_>) -> Result<Cidr, Refused> {
+pub(super) fn cidr(mut range: MessageReader<'_>) -> Result<Cidr, FieldError> {
     let text = range.required_text("address_prefix")?;
     let bits = range.number("prefix_len").unwrap_or(0);
     Cidr::parse(&format!("{text}/{bits}")).map_err(|error| range.refuse("", error.to_string()))
@@ -83,7 +85,7 @@ pub(super) fn cidr_json(range: &Cidr) -> Value {
 const URI_TEMPLATE: &str = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
 
 /// The template of a `core.v3.TypedExtensionConfig` that matches paths.
-pub(super) fn path_template(mut extension: Reader<'_>) -> Result<PathTemplate, Refused> {
+pub(super) fn path_template(mut extension: MessageReader<'_>) -> Result<PathTemplate, FieldError> {
     extension.harmless(&["name"]);
     let config = extension.any("typed_config")?;
     let Some(mut config) = config.filter(|config| config.kind() == URI_TEMPLATE) else {
@@ -104,7 +106,7 @@ pub(super) fn path_template_json(template: &PathTemplate) -> Value {
 }
 
 /// A `core.v3.DataSource`.
-pub(super) fn data(mut source: Reader<'_>) -> Result<DataSource, Refused> {
+pub(super) fn data(mut source: MessageReader<'_>) -> Result<DataSource, FieldError> {
     // Files are read again when they change, in whatever folder they are.
     source.unenforced(&["watched_directory"]);
     if source.has("filename") {
@@ -130,10 +132,10 @@ pub(super) fn data_json(source: &DataSource) -> Value {
 }
 
 /// What a text becomes a match by.
-pub(super) type Form = fn(String) -> StringMatch;
+pub(super) type StringMatchConstructor = fn(String) -> StringMatch;
 
 /// A `matcher.v3.StringMatcher`.
-pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refused> {
+pub(super) fn string_match(mut matcher: MessageReader<'_>) -> Result<StringMatch, FieldError> {
     let ignores_case = matcher.flag("ignore_case") == Some(true);
     if let Some(regex) = matcher.child("safe_regex") {
         if ignores_case {
@@ -143,7 +145,7 @@ pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refus
         }
         return pattern(regex).map(StringMatch::Regex);
     }
-    let forms: [(&str, Form, Form); 4] = [
+    let forms: [(&str, StringMatchConstructor, StringMatchConstructor); 4] = [
         ("exact", StringMatch::Exact, StringMatch::ExactIgnoreCase),
         ("prefix", StringMatch::Prefix, StringMatch::PrefixIgnoreCase),
         ("suffix", StringMatch::Suffix, StringMatch::SuffixIgnoreCase),
@@ -165,7 +167,7 @@ pub(super) fn string_match(mut matcher: Reader<'_>) -> Result<StringMatch, Refus
 }
 
 /// A `matcher.v3.RegexMatcher`. There is one engine, so the field that names it means nothing.
-pub(super) fn pattern(mut matcher: Reader<'_>) -> Result<Pattern, Refused> {
+pub(super) fn pattern(mut matcher: MessageReader<'_>) -> Result<Pattern, FieldError> {
     matcher.harmless(&["google_re2"]);
     let source = matcher.required_text("regex")?;
     Pattern::parse(&source).map_err(|reason| matcher.refuse("regex", reason))
@@ -190,7 +192,10 @@ pub(super) fn string_match_json(value: &StringMatch) -> Value {
 ///
 /// # Errors
 /// When a character of it may not be in a URI: a blank or a line end would forge a request.
-pub(super) fn uri_part(reader: &mut Reader<'_>, field: &str) -> Result<Option<String>, Refused> {
+pub(super) fn uri_part(
+    reader: &mut MessageReader<'_>,
+    field: &str,
+) -> Result<Option<String>, FieldError> {
     let text = reader.text(field);
     if is_uri_part(&text) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
@@ -201,9 +206,9 @@ pub(super) fn uri_part(reader: &mut Reader<'_>, field: &str) -> Result<Option<St
 
 /// Every item read, or the first refusal.
 pub(super) fn each<'f, T>(
-    readers: Vec<Reader<'f>>,
-    read: impl Fn(Reader<'f>) -> Result<T, Refused>,
-) -> Result<Vec<T>, Refused> {
+    readers: Vec<MessageReader<'f>>,
+    read: impl Fn(MessageReader<'f>) -> Result<T, FieldError>,
+) -> Result<Vec<T>, FieldError> {
     let mut items = readers.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
     // It stays as long as the configuration, and most lists hold one item where there is room for four.
     items.shrink_to_fit();
@@ -212,7 +217,7 @@ pub(super) fn each<'f, T>(
 
 /// Whether access logging is asked for. One line per request or connection goes to the output of
 /// this process, in our own form: any other place, form or filter is noted as not honoured.
-pub(super) fn access_log(reader: &mut Reader<'_>) -> Result<bool, Refused> {
+pub(super) fn access_log(reader: &mut MessageReader<'_>) -> Result<bool, FieldError> {
     let mut logs = reader.children("access_log");
     for log in &mut logs {
         log.harmless(&["name"]);
@@ -236,7 +241,7 @@ pub(super) fn access_log(reader: &mut Reader<'_>) -> Result<bool, Refused> {
 }
 
 /// Reads where a resource is asked for: over the one aggregated stream, whatever the source says.
-pub(super) fn config_source(reader: &mut Reader<'_>, field: &str) {
+pub(super) fn config_source(reader: &mut MessageReader<'_>, field: &str) {
     let Some(mut source) = reader.child(field) else { return };
     source.harmless(&["resource_api_version"]);
     if source.child("ads").is_none() && source.child("self").is_none() {

@@ -30,14 +30,14 @@ use envoy_types::pb::envoy::service::discovery::v3::{
 };
 use envoy_types::pb::google::protobuf::Any;
 use prost::Message as _;
-use weft_model::{Missing, Snapshot};
-use weft_xds::client::Variant::{self, Delta, StateOfTheWorld};
-use weft_xds::client::{ClientSession, Node, Outcome, Request};
+use weft_model::{MissingReference, Snapshot};
+use weft_xds::client::XdsVariant::{self, Delta, StateOfTheWorld};
+use weft_xds::client::{ClientSession, ResponseOutcome, XdsNode, XdsRequest};
 use weft_xds::server::ResourceSet;
-use weft_xds::translate::Kind;
+use weft_xds::translate::ResourceKind;
 
 /// Plays what is put in and compares what comes out.
-pub(crate) fn check(variant: Variant, script: &str) {
+pub(crate) fn check(variant: XdsVariant, script: &str) {
     let script: Vec<&str> = script
         .lines()
         .map(str::trim)
@@ -63,12 +63,12 @@ pub(crate) fn check(variant: Variant, script: &str) {
     assert_eq!(transcript.join("\n"), script.join("\n"), "left is what happened");
 }
 
-pub(crate) fn session(variant: Variant) -> ClientSession {
-    let node = Node { id: "me".into(), cluster: "mine".into(), ..Node::default() };
+pub(crate) fn session(variant: XdsVariant) -> ClientSession {
+    let node = XdsNode { id: "me".into(), cluster: "mine".into(), ..XdsNode::default() };
     ClientSession::new(variant, node, BTreeSet::from(["default".into()]))
 }
 
-pub(crate) fn respond(session: &mut ClientSession, text: &str) -> Outcome {
+pub(crate) fn respond(session: &mut ClientSession, text: &str) -> ResponseOutcome {
     let mut words = text.split_whitespace();
     let (letter, nonce) = words.next().and_then(|w| w.split_once('#')).expect("letter#nonce");
     let type_url =
@@ -136,11 +136,11 @@ fn wrapped(inner: &Resource) -> Resource {
 }
 
 /// A message that bears its name and lacks or spoils something else.
-fn bad(kind: Kind, name: &str) -> Vec<u8> {
+fn bad(kind: ResourceKind, name: &str) -> Vec<u8> {
     let name = name.to_owned();
     match kind {
-        Kind::Cluster => cluster::Cluster { name, ..Default::default() }.encode_to_vec(),
-        Kind::Endpoints => {
+        ResourceKind::Cluster => cluster::Cluster { name, ..Default::default() }.encode_to_vec(),
+        ResourceKind::Endpoints => {
             let member = endpoint::LbEndpoint::default();
             let locality =
                 endpoint::LocalityLbEndpoints { lb_endpoints: vec![member], ..Default::default() };
@@ -151,9 +151,9 @@ fn bad(kind: Kind, name: &str) -> Vec<u8> {
             }
             .encode_to_vec()
         }
-        Kind::Secret => tls::Secret { name, ..Default::default() }.encode_to_vec(),
-        Kind::Listener => listener::Listener { name, ..Default::default() }.encode_to_vec(),
-        Kind::Routes => {
+        ResourceKind::Secret => tls::Secret { name, ..Default::default() }.encode_to_vec(),
+        ResourceKind::Listener => listener::Listener { name, ..Default::default() }.encode_to_vec(),
+        ResourceKind::Routes => {
             let host = route::VirtualHost::default();
             route::RouteConfiguration { name, virtual_hosts: vec![host], ..Default::default() }
                 .encode_to_vec()
@@ -166,12 +166,12 @@ fn in_force(session: &ClientSession) -> String {
     session.fill(&mut snapshot);
     let set = ResourceSet::new(snapshot.clone(), &["default", "t", "u"]).expect("good resources");
     let mut line = "=".to_owned();
-    for kind in Kind::ALL {
+    for kind in ResourceKind::ALL {
         for (name, published) in set.of(kind) {
             let here = match kind {
-                Kind::Routes => snapshot.routes.contains_key(name),
-                Kind::Endpoints => snapshot.endpoints.contains_key(name),
-                Kind::Cluster | Kind::Secret | Kind::Listener => true,
+                ResourceKind::Routes => snapshot.routes.contains_key(name),
+                ResourceKind::Endpoints => snapshot.endpoints.contains_key(name),
+                ResourceKind::Cluster | ResourceKind::Secret | ResourceKind::Listener => true,
             };
             if here {
                 line +=
@@ -185,24 +185,27 @@ fn in_force(session: &ClientSession) -> String {
 fn is_absent(session: &ClientSession, what: &str) -> bool {
     let (letter, name) = what.split_once('/').expect("letter/name");
     session.is_absent(&match world::kind(letter) {
-        Kind::Cluster | Kind::Listener => Missing::Cluster(name.into()),
-        Kind::Endpoints => Missing::Endpoints(name.into()),
-        Kind::Secret => Missing::Secret(name.into()),
-        Kind::Routes => Missing::Routes(name.into()),
+        ResourceKind::Cluster | ResourceKind::Listener => MissingReference::Cluster(name.into()),
+        ResourceKind::Endpoints => MissingReference::Endpoints(name.into()),
+        ResourceKind::Secret => MissingReference::Secret(name.into()),
+        ResourceKind::Routes => MissingReference::Routes(name.into()),
     })
 }
 
-fn line_of(request: &Request) -> String {
+fn line_of(request: &XdsRequest) -> String {
     let (type_url, node, nonce, error) = match request {
-        Request::Delta(r) => (&r.type_url, &r.node, &r.response_nonce, &r.error_detail),
-        Request::StateOfTheWorld(r) => (&r.type_url, &r.node, &r.response_nonce, &r.error_detail),
+        XdsRequest::Delta(r) => (&r.type_url, &r.node, &r.response_nonce, &r.error_detail),
+        XdsRequest::StateOfTheWorld(r) => {
+            (&r.type_url, &r.node, &r.response_nonce, &r.error_detail)
+        }
     };
-    let mut line = format!("> {}", Kind::from_type_url(type_url).map_or("x", world::letter));
+    let mut line =
+        format!("> {}", ResourceKind::from_type_url(type_url).map_or("x", world::letter));
     if node.is_some() {
         line += " node";
     }
     match request {
-        Request::Delta(request) => {
+        XdsRequest::Delta(request) => {
             let names = request.resource_names_subscribe.iter().map(|name| format!(" +{name}"));
             line.extend(names);
             let names = request.resource_names_unsubscribe.iter().map(|name| format!(" -{name}"));
@@ -211,7 +214,7 @@ fn line_of(request: &Request) -> String {
             held.sort();
             line.extend(held.iter().map(|(name, version)| format!(" has:{name}={version}")));
         }
-        Request::StateOfTheWorld(request) => {
+        XdsRequest::StateOfTheWorld(request) => {
             if !request.version_info.is_empty() {
                 line += &format!(" v={}", request.version_info);
             }

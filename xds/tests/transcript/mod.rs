@@ -17,14 +17,14 @@ use std::sync::Arc;
 
 use envoy_types::pb::envoy::service::discovery::v3::{DeltaDiscoveryRequest, DiscoveryRequest};
 use envoy_types::pb::google::rpc::Status;
-use weft_xds::client::Variant;
-use weft_xds::server::{ResourceSet, Response, ServerSession};
-use weft_xds::translate::Kind;
+use weft_xds::client::XdsVariant;
+use weft_xds::server::{ResourceSet, ServerSession, XdsResponse};
+use weft_xds::translate::ResourceKind;
 
 use crate::world;
 
 /// Plays what is put in and compares what comes out.
-pub(crate) fn check(variant: Variant, script: &str) {
+pub(crate) fn check(variant: XdsVariant, script: &str) {
     let script: Vec<&str> = script
         .lines()
         .map(str::trim)
@@ -41,8 +41,8 @@ pub(crate) fn check(variant: Variant, script: &str) {
                 Ok(session.flush(&set))
             }
             (_, text) => match variant {
-                Variant::Delta => session.on_delta(delta(text), &set),
-                Variant::StateOfTheWorld => session.on_state(state(text), &set),
+                XdsVariant::Delta => session.on_delta(delta(text), &set),
+                XdsVariant::StateOfTheWorld => session.on_state(state(text), &set),
             },
         };
         transcript.push((*line).to_owned());
@@ -100,21 +100,21 @@ fn state(text: &str) -> DiscoveryRequest {
     request
 }
 
-fn line_of(response: &Response) -> String {
+fn line_of(response: &XdsResponse) -> String {
     let (type_url, nonce, resources, removed) = match response {
-        Response::Delta(response) => {
+        XdsResponse::Delta(response) => {
             let bodies: Vec<_> =
                 response.resources.iter().filter_map(|r| r.resource.clone()).collect();
             (&response.type_url, &response.nonce, bodies, response.removed_resources.clone())
         }
-        Response::StateOfTheWorld(response) => {
+        XdsResponse::StateOfTheWorld(response) => {
             (&response.type_url, &response.nonce, response.resources.clone(), Vec::new())
         }
     };
-    let kind = Kind::from_type_url(type_url);
+    let kind = ResourceKind::from_type_url(type_url);
     let mut line = format!("< {}#{nonce}", kind.map_or("x", world::letter));
     for any in resources {
-        let kind = Kind::from_type_url(&any.type_url).expect("a known type");
+        let kind = ResourceKind::from_type_url(&any.type_url).expect("a known type");
         line += &format!(" {}", world::shown(kind, &any.value));
     }
     for name in removed {

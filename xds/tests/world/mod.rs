@@ -10,29 +10,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, ChainMatch, Cluster, DEFAULT_RESPONSE_FIELD_COUNT, DEFAULT_RESPONSE_HEAD_BYTES,
+    Balance, ChainMatch, Cluster, DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_RESPONSE_HEADER_COUNT,
     DEFAULT_UPSTREAM_IDLE, DataSource, Discovery, Endpoint, EndpointSet, Filter, FilterChain,
     Health, HttpService, Listener, Name, RevocationPolicy, RouteSource, RouteTable, Secret,
     SecretSource, Snapshot, SourceAddress, StringMatch, TlsParameters, Transport, UpstreamProtocol,
     UpstreamTls, Validation, VirtualHost,
 };
-use weft_xds::translate::{self, Kind, Resource};
+use weft_xds::translate::{self, Resource, ResourceKind};
 
-const LETTERS: [(&str, Kind); 5] = [
-    ("c", Kind::Cluster),
-    ("e", Kind::Endpoints),
-    ("s", Kind::Secret),
-    ("l", Kind::Listener),
-    ("r", Kind::Routes),
+const LETTERS: [(&str, ResourceKind); 5] = [
+    ("c", ResourceKind::Cluster),
+    ("e", ResourceKind::Endpoints),
+    ("s", ResourceKind::Secret),
+    ("l", ResourceKind::Listener),
+    ("r", ResourceKind::Routes),
 ];
 
 /// The kind of a letter.
-pub(crate) fn kind(letter: &str) -> Kind {
+pub(crate) fn kind(letter: &str) -> ResourceKind {
     LETTERS.iter().find(|(l, _)| *l == letter).expect("one of c, e, s, l and r").1
 }
 
 /// The letter of a kind.
-pub(crate) fn letter(kind: Kind) -> &'static str {
+pub(crate) fn letter(kind: ResourceKind) -> &'static str {
     LETTERS.iter().find(|(_, k)| *k == kind).expect("every kind has a letter").0
 }
 
@@ -54,21 +54,21 @@ pub(crate) fn snapshot(text: &str) -> Snapshot {
                 .collect::<Vec<_>>()
         };
         match kind(letter) {
-            Kind::Cluster => {
+            ResourceKind::Cluster => {
                 let cluster = cluster(name.clone(), form, refers("e").pop(), refers("s").pop());
                 snapshot.clusters.insert(name, cluster.into());
             }
-            Kind::Endpoints => {
+            ResourceKind::Endpoints => {
                 snapshot.endpoints.insert(name, endpoints(form).into());
             }
-            Kind::Secret => {
+            ResourceKind::Secret => {
                 snapshot.secrets.insert(name, secret(form).into());
             }
-            Kind::Listener => {
+            ResourceKind::Listener => {
                 let listener = listener(name.clone(), form, refers("r"));
                 snapshot.listeners.insert(name, listener.into());
             }
-            Kind::Routes => {
+            ResourceKind::Routes => {
                 snapshot.routes.insert(name.clone(), routes(name, form).into());
             }
         }
@@ -77,7 +77,7 @@ pub(crate) fn snapshot(text: &str) -> Snapshot {
 }
 
 /// A resource as `name:form`, from its bytes.
-pub(crate) fn shown(kind: Kind, bytes: &[u8]) -> String {
+pub(crate) fn shown(kind: ResourceKind, bytes: &[u8]) -> String {
     let resource = translate::decode(kind, bytes).expect("a good resource").resource;
     let form = match &resource {
         Resource::Cluster(cluster) => cluster.connect_timeout.as_secs().to_string(),
@@ -117,7 +117,7 @@ fn cluster(name: Name, form: u16, endpoints: Option<Name>, trust: Option<Name>) 
         connection_limit: 1024,
         request_limit: 1024,
         response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
-        response_field_count: DEFAULT_RESPONSE_FIELD_COUNT,
+        response_header_count: DEFAULT_RESPONSE_HEADER_COUNT,
         idle_timeout: DEFAULT_UPSTREAM_IDLE,
     }
 }

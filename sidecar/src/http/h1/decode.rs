@@ -194,8 +194,8 @@ impl HeaderSection {
         let mut few = [httparse::EMPTY_HEADER; STACK_HEADERS];
         let mut many = Vec::new();
         let mut parsed = httparse::parse_headers(part, &mut few);
-        if parsed == Err(httparse::Error::TooManyHeaders) && limits.field_count > STACK_HEADERS {
-            many.resize(limits.field_count, httparse::EMPTY_HEADER);
+        if parsed == Err(httparse::Error::TooManyHeaders) && limits.header_count > STACK_HEADERS {
+            many.resize(limits.header_count, httparse::EMPTY_HEADER);
             parsed = httparse::parse_headers(part, &mut many);
         }
         let (length, headers) = match parsed {
@@ -204,8 +204,8 @@ impl HeaderSection {
             Err(httparse::Error::TooManyHeaders) => return Err(Denial::HeadTooLarge),
             Err(_) => return Err(Denial::Desync(header_fault(part))),
         };
-        let too_large = |h: &Header<'_>| h.name.len() + h.value.len() > limits.field_bytes;
-        if headers.len() > limits.field_count || headers.iter().any(too_large) {
+        let too_large = |h: &Header<'_>| h.name.len() + h.value.len() > limits.header_bytes;
+        if headers.len() > limits.header_count || headers.iter().any(too_large) {
             return Err(Denial::HeadTooLarge);
         }
         let section = part.get(..length).unwrap_or_default();
@@ -292,7 +292,7 @@ pub(crate) struct ResponseLimits {
 impl ResponseLimits {
     /// The limits for the endpoints of a cluster.
     pub(crate) fn of(cluster: &Cluster) -> Self {
-        Self { head_bytes: cluster.response_head_bytes, header_count: cluster.response_field_count }
+        Self { head_bytes: cluster.response_head_bytes, header_count: cluster.response_header_count }
     }
 }
 
@@ -446,8 +446,8 @@ mod tests {
     const LIMITS: HttpLimits = HttpLimits {
         head_bytes: 4096,
         target_bytes: 1024,
-        field_bytes: 2048,
-        field_count: 100,
+        header_bytes: 2048,
+        header_count: 100,
         requests_per_connection: None,
         streams: 1,
     };

@@ -8,7 +8,8 @@ use weft_control::mesh::{
 };
 use weft_control::resources::{checks, routes};
 use weft_model::{
-    Found, HttpFilter, JwtPolicy, JwtRequirement, RbacFilter, Redirect, RouteIndex, judge_readings,
+    HttpFilter, JwtPolicy, JwtRequirement, MatchedRoute, RbacFilter, Redirect, RouteIndex,
+    evaluate_rbac_readings,
 };
 
 use super::request::{Arrival, Request};
@@ -125,7 +126,7 @@ pub(super) fn port_of(service: &Service, number: u16) -> Option<&Port> {
 fn rule_of<'m>(
     mesh: &'m Mesh,
     callee: (&Service, &Port),
-    found: Found<'_>,
+    found: MatchedRoute<'_>,
 ) -> Option<(RulePlace<'m>, &'m RouteRule)> {
     let (service, port) = callee;
     let has_host = |route: &MeshRoute| match route.hostnames.as_slice() {
@@ -180,13 +181,13 @@ fn outcome(
             HttpFilter::Jwt(_) => None,
         })
         .collect();
-    let judgement = judge_readings(&rules.into_iter(), arrival.each());
+    let judgement = evaluate_rbac_readings(&rules.into_iter(), arrival.each());
     let name = |clause: Option<&str>| clause.map(str::to_owned);
     let shadow = judgement.shadow.filter(|shadow| shadow.refused);
     Outcome::Judged(Judged {
-        is_refused: judgement.verdict.refused,
-        clause: name(judgement.verdict.by.map(|by| &**by)),
-        shadow: shadow.map(|shadow| name(shadow.by.map(|by| &**by))),
+        is_refused: judgement.enforced.refused,
+        clause: name(judgement.enforced.policy.map(|by| &**by)),
+        shadow: shadow.map(|shadow| name(shadow.policy.map(|by| &**by))),
     })
 }
 

@@ -24,10 +24,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, Cidr, ClaimRule, FlowKey, Group, IdleEnd, PathMatch, PathPattern, PathRules,
-    RevocationPolicy, RouteMatch, SourceAddress, SpiffeId, StreamIdle, StringMatch, Underscores,
+    Balance, Cidr, ClaimRule, FlowKey, HeadersWithUnderscores, IdleEnd, KeyExchangeGroup,
+    PathMatch, PathPattern, PathRules, RevocationPolicy, RouteMatch, SourceAddress, SpiffeId,
+    StreamIdle, StringMatch,
 };
-use weft_xds::bootstrap::Problem;
+use weft_xds::bootstrap::ConfigError;
 
 /// A mesh, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,9 +52,9 @@ pub struct Mesh {
     /// What revocation lists decide.
     pub revocation: RevocationPolicy,
     /// How sidecars agree on keys, most wanted first; empty: as they prefer.
-    pub groups: Vec<Group>,
+    pub groups: Vec<KeyExchangeGroup>,
     /// What the file may not mean, though it is valid: such as services that no caller may reach.
-    pub warnings: Vec<Problem>,
+    pub warnings: Vec<ConfigError>,
 }
 
 /// Whether a workload may talk to what is no service of the mesh.
@@ -89,7 +90,7 @@ pub struct Service {
     /// What becomes of the paths of requests.
     pub paths: PathRules,
     /// What becomes of headers with `_` in their names.
-    pub underscores: Underscores,
+    pub underscores: HeadersWithUnderscores,
     /// Whether its replicas have sidecars, and so speak mutual TLS only.
     pub meshed: bool,
 }
@@ -131,9 +132,9 @@ impl Default for HttpTuning {
         let limits = weft_model::HttpLimits::default();
         Self {
             request_head_bytes: limits.head_bytes,
-            request_headers: limits.field_count,
+            request_headers: limits.header_count,
             response_head_bytes: weft_model::DEFAULT_RESPONSE_HEAD_BYTES,
-            response_headers: weft_model::DEFAULT_RESPONSE_FIELD_COUNT,
+            response_headers: weft_model::DEFAULT_RESPONSE_HEADER_COUNT,
             stream_idle: StreamIdle::default(),
         }
     }
@@ -226,7 +227,7 @@ pub struct Issuer {
     /// What claims beside these must be.
     pub claims: Vec<ClaimRule>,
     /// Which claims are told to the service, and in which field.
-    pub claim_fields: Vec<(String, String)>,
+    pub claim_headers: Vec<(String, String)>,
     /// Whether a token must name the client's certificate.
     pub bound: bool,
     /// Whether a stream ends when its token does.
@@ -367,7 +368,7 @@ impl Mesh {
     ///
     /// # Errors
     /// Every mistake, each with its line and field.
-    pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<Problem>> {
+    pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<ConfigError>> {
         reader::MeshReader::default().read(&text.into(), &file::ReferencedFiles::below(folder))
     }
 

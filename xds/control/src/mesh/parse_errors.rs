@@ -1,6 +1,6 @@
 //! All mistakes of a file that does not have the form of a mesh, beside the first, at which reading ends.
 
-use weft_xds::bootstrap::Problem;
+use weft_xds::bootstrap::ConfigError;
 use weft_xds::located::Located;
 use weft_xds::recover::{MISSING, Recovered, recover};
 
@@ -13,7 +13,7 @@ const SERVICES: &str = "services";
 
 /// All mistakes of a file, by line: those of its form, and those in what could be read of it. `first` is
 /// the one at which reading ended.
-pub(super) fn all(text: &str, files: &ReferencedFiles, first: Problem) -> Vec<Problem> {
+pub(super) fn all(text: &str, files: &ReferencedFiles, first: ConfigError) -> Vec<ConfigError> {
     let Ok(file) = Located::parse_with_repetitions(text) else {
         // Without its syntax nothing else of it is known.
         return vec![first];
@@ -21,11 +21,11 @@ pub(super) fn all(text: &str, files: &ReferencedFiles, first: Problem) -> Vec<Pr
     let mut found: Recovered<raw::RawMesh> = recover(&file);
     let problem = |path: &str, reason: &str| {
         let place = if path.is_empty() { String::new() } else { format!("{path}: ") };
-        Problem { line: file.line_of(path), text: format!("{place}{reason}") }
+        ConfigError { line: file.line_of(path), text: format!("{place}{reason}") }
     };
-    let mut problems: Vec<Problem> =
+    let mut problems: Vec<ConfigError> =
         found.mistakes.iter().map(|(path, reason)| problem(path, reason)).collect();
-    let is_found = |problem: &Problem| problem.line == first.line;
+    let is_found = |problem: &ConfigError| problem.line == first.line;
     if !problems.iter().any(is_found) && !is_of_missing_field(&first, &found) {
         problems.push(first);
     }
@@ -37,11 +37,11 @@ pub(super) fn all(text: &str, files: &ReferencedFiles, first: Problem) -> Vec<Pr
             let may_be_good = match &mistake.refers_to {
                 Some(Reference::Service(service)) => may_be_good(service, &names, &found),
                 Some(Reference::Issuer(issuer)) => {
-                    found.is_without(&format!("security.issuers[{issuer:?}]"))
+                    found.is_omitted(&format!("security.issuers[{issuer:?}]"))
                 }
                 None => false,
             };
-            if !may_be_good && !found.is_without(&path) {
+            if !may_be_good && !found.is_omitted(&path) {
                 problems.push(problem(&path, &mistake.reason));
             }
         }
@@ -52,7 +52,7 @@ pub(super) fn all(text: &str, files: &ReferencedFiles, first: Problem) -> Vec<Pr
 
 /// Whether a problem is that of a missing field which was found as well. The parser reports it at the end of the map
 /// that should have the field.
-fn is_of_missing_field(problem: &Problem, found: &Recovered<raw::RawMesh>) -> bool {
+fn is_of_missing_field(problem: &ConfigError, found: &Recovered<raw::RawMesh>) -> bool {
     let Some(field) = problem.text.strip_prefix("missing field `") else { return false };
     let field = field.split('`').next().unwrap_or_default();
     let is_same = |(path, reason): &(String, String)| {
@@ -67,13 +67,13 @@ fn may_be_good(service: &str, names: &[Option<String>], found: &Recovered<raw::R
     let is_incomplete = |index: usize| {
         let path = format!("{SERVICES}[{index}]");
         let fields = ["name", "ports", "meshed"];
-        found.is_without(&path)
+        found.is_omitted(&path)
             || fields.iter().any(|field| found.is_incomplete(&format!("{path}.{field}")))
     };
     let mut named =
         (0..).zip(names).filter(|(_, name)| name.as_deref() == Some(service)).peekable();
     match named.peek() {
         Some(_) => named.any(|(index, _)| is_incomplete(index)),
-        None => names.contains(&None) || found.is_without(SERVICES),
+        None => names.contains(&None) || found.is_omitted(SERVICES),
     }
 }

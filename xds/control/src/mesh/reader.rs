@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use weft_xds::bootstrap::Problem;
+use weft_xds::bootstrap::ConfigError;
 use weft_xds::located::{self, Located};
 
 use super::check::{self, Diagnostic};
@@ -27,7 +27,7 @@ pub(super) struct MeshReader {
 #[derive(Debug, Default)]
 struct LocatedWarnings {
     warnings: Vec<Diagnostic>,
-    located: Vec<Problem>,
+    located: Vec<ConfigError>,
 }
 
 impl MeshReader {
@@ -39,7 +39,7 @@ impl MeshReader {
         &mut self,
         text: &Arc<str>,
         files: &ReferencedFiles,
-    ) -> Result<Mesh, Vec<Problem>> {
+    ) -> Result<Mesh, Vec<ConfigError>> {
         let parsed = self.last.take().and_then(|last| last.changed_to(text));
         let parsed = parsed.map_or_else(|| ParsedFile::new(text), Ok);
         let parsed = parsed.map_err(|first| parse_errors::all(text, files, first))?;
@@ -69,7 +69,7 @@ struct ParsedFile {
 }
 
 impl ParsedFile {
-    fn new(text: &Arc<str>) -> Result<Self, Problem> {
+    fn new(text: &Arc<str>) -> Result<Self, ConfigError> {
         let mut raw: raw::RawMesh = located::read(text)?;
         raw.shrink();
         Ok(Self { text: text.clone(), sections: ListSections::find(text), raw })
@@ -105,7 +105,7 @@ impl ParsedFile {
     }
 
     /// The mistakes with their lines, by line.
-    fn locate(&self, mistakes: &[Diagnostic]) -> Vec<Problem> {
+    fn locate(&self, mistakes: &[Diagnostic]) -> Vec<ConfigError> {
         let alone = mistakes.len() <= LOCATED_ALONE;
         let alone = |mistake: &Diagnostic| alone.then(|| self.line_alone(&mistake.path)).flatten();
         let lines: Vec<Option<u64>> = mistakes.iter().map(alone).collect();
@@ -113,9 +113,9 @@ impl ParsedFile {
         let problem = |(mistake, line): (&Diagnostic, Option<u64>)| {
             let whole = || whole.as_ref().map_or(0, |located| located.line_of(&mistake.path));
             let text = format!("{}: {}", mistake.path, mistake.reason);
-            Problem { line: line.unwrap_or_else(whole), text }
+            ConfigError { line: line.unwrap_or_else(whole), text }
         };
-        let mut problems: Vec<Problem> = mistakes.iter().zip(lines).map(problem).collect();
+        let mut problems: Vec<ConfigError> = mistakes.iter().zip(lines).map(problem).collect();
         problems.sort_by_key(|problem| problem.line);
         problems
     }

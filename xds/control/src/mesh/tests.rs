@@ -360,7 +360,7 @@ fn a_route_selects_one_port_of_a_service() {
 
 #[test]
 fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
-    use weft_model::{EscapedSlashes, Underscores};
+    use weft_model::{EscapedSlashes, HeadersWithUnderscores};
     let with =
         |settings: &str| GOOD.replace("balance: least_requests", &format!("http: {settings}"));
     let orders = |settings: &str| {
@@ -371,13 +371,13 @@ fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
     assert_eq!(default.paths.ambiguous, weft_model::AmbiguousPath::RouteNormalized);
     assert!(!default.paths.normalize && !default.paths.merge_slashes);
     assert_eq!(default.paths.escaped_slashes, EscapedSlashes::Keep);
-    assert_eq!(default.underscores, Underscores::Allow);
+    assert_eq!(default.underscores, HeadersWithUnderscores::Allow);
     let set = orders(
         "{paths: {normalize: true, merge_slashes: true, escaped_slashes: reject}, headers_with_underscores: drop}",
     );
     assert!(set.paths.normalize && set.paths.merge_slashes);
     assert_eq!(set.paths.escaped_slashes, EscapedSlashes::Reject);
-    assert_eq!(set.underscores, Underscores::Drop);
+    assert_eq!(set.underscores, HeadersWithUnderscores::Drop);
     for (settings, expected) in [
         (
             "{paths: {escaped_slashes: decode}}",

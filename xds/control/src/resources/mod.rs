@@ -19,13 +19,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use weft_model::{
-    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_FIELD_COUNT,
-    DEFAULT_RESPONSE_HEAD_BYTES, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
+    Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES,
+    DEFAULT_RESPONSE_HEADER_COUNT, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
     HttpFilter, RevocationPolicy, RouteTable, Secret, Snapshot, UpstreamProtocol, UpstreamTls,
     Validation,
 };
-use weft_xds::server::Holders;
-use weft_xds::translate::Kind;
+use weft_xds::server::ResourceSubscribers;
+use weft_xds::translate::ResourceKind;
 
 use crate::mesh::{Mesh, Port, Protocol, Service};
 
@@ -50,8 +50,8 @@ pub struct Trust {
 }
 
 /// Who has taken what everybody must trust.
-pub(crate) fn trust_subscribers() -> Holders {
-    Holders::new(Kind::Secret, TRUST)
+pub(crate) fn trust_subscribers() -> ResourceSubscribers {
+    ResourceSubscribers::new(ResourceKind::Secret, TRUST)
 }
 
 /// What the sidecar of a service asks of whoever calls a port of it, in this order.
@@ -110,7 +110,7 @@ fn cluster(name: &str, discovery: Discovery, balance: Balance) -> Cluster {
         connection_limit: LIMIT,
         request_limit: LIMIT,
         response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
-        response_field_count: DEFAULT_RESPONSE_FIELD_COUNT,
+        response_header_count: DEFAULT_RESPONSE_HEADER_COUNT,
         idle_timeout: DEFAULT_UPSTREAM_IDLE,
     }
 }

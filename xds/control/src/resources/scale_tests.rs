@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use weft_model::SpiffeId;
-use weft_xds::client::{ClientSession, Node, Request, Variant};
-use weft_xds::server::{Directory, RequestLimits, ResourceSet, Response, ServerSession};
+use weft_xds::client::{ClientSession, XdsNode, XdsRequest, XdsVariant};
+use weft_xds::server::{RequestLimits, ResourceProvider, ResourceSet, ServerSession, XdsResponse};
 
 use super::{Trust, Views, check_inbound};
 use crate::mesh::MeshFile;
@@ -56,7 +56,7 @@ impl Published {
 
     fn set_of(&self, service: &str) -> Arc<ResourceSet> {
         let peer = SpiffeId::parse(&format!("spiffe://mesh.local/ns/default/sa/{service}"));
-        let set = self.views.resources(&Node::default(), Some(&peer.expect("an id")));
+        let set = self.views.resources(&XdsNode::default(), Some(&peer.expect("an id")));
         set.expect("the service is there")
     }
 }
@@ -76,8 +76,8 @@ struct Stream {
 
 impl Stream {
     fn new() -> Self {
-        let client = ClientSession::new(Variant::Delta, Node::default(), BTreeSet::new());
-        Self { client, server: ServerSession::new(Variant::Delta) }
+        let client = ClientSession::new(XdsVariant::Delta, XdsNode::default(), BTreeSet::new());
+        Self { client, server: ServerSession::new(XdsVariant::Delta) }
     }
 
     /// The client begins to ask, and gets all that it asks for.
@@ -96,20 +96,20 @@ impl Stream {
     fn exchange(
         &mut self,
         set: &Arc<ResourceSet>,
-        mut requests: Vec<Request>,
-        mut responses: Vec<Response>,
+        mut requests: Vec<XdsRequest>,
+        mut responses: Vec<XdsResponse>,
     ) -> Sent {
         let mut sent = Sent::default();
         loop {
             for request in std::mem::take(&mut requests) {
-                let Request::Delta(request) = request else { panic!("delta is spoken") };
+                let XdsRequest::Delta(request) = request else { panic!("delta is spoken") };
                 responses.extend(self.server.on_delta(*request, set).expect("within limits"));
             }
             if responses.is_empty() {
                 return sent;
             }
             for response in std::mem::take(&mut responses) {
-                let Response::Delta(response) = response else { panic!("delta is spoken") };
+                let XdsResponse::Delta(response) = response else { panic!("delta is spoken") };
                 sent.resources += response.resources.len();
                 let bodies = response.resources.iter().filter_map(|sent| sent.resource.as_ref());
                 sent.bytes += bodies.map(|body| body.value.len()).sum::<usize>();
@@ -154,8 +154,8 @@ fn changed_policy_among_1000_services_has_one_inbound_side_checked() {
 }
 
 /// The names and versions of a request, with what keys and lengths add to them at most, in bytes.
-fn text_bytes(request: &Request) -> usize {
-    let Request::Delta(request) = request else { panic!("delta is spoken") };
+fn text_bytes(request: &XdsRequest) -> usize {
+    let XdsRequest::Delta(request) = request else { panic!("delta is spoken") };
     let names = request.resource_names_subscribe.iter().map(|name| name.len() + 4);
     let versions = request.initial_resource_versions.iter();
     let versions = versions.map(|(name, version)| name.len() + version.len() + 8);
@@ -171,11 +171,11 @@ fn reconnect_with_10000_services_stays_within_the_request_limit_and_sends_no_res
     let set = published.set_of("service-0");
     let mut stream = Stream::new();
     stream.open(&set);
-    stream.server = ServerSession::new(Variant::Delta);
+    stream.server = ServerSession::new(XdsVariant::Delta);
     let asked = stream.client.open();
     let largest = asked.iter().map(text_bytes).max().expect("it asks");
-    let limit = RequestLimits::for_messages_of(RequestLimits::DEFAULT_MESSAGE_BYTES);
-    let identified = limit.identified.message_bytes;
+    let limit = RequestLimits::for_message_bytes(RequestLimits::DEFAULT_MESSAGE_BYTES);
+    let identified = limit.authenticated.message_bytes;
     assert!(largest * TIMES < identified, "{largest} bytes for {SERVICES} services");
     let sent = stream.exchange(&set, asked, Vec::new());
     assert_eq!(sent, Sent::default());

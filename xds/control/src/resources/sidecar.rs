@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Action, AmbiguousPath, Balance, CertificateKey, ChainMatch, ClientCertificateDetails,
-    ClientCertificates, Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter,
+    AmbiguousPath, Balance, CertificateKey, ChainMatch, ClientCertificateDetails,
+    ClientCertificateMode, Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter,
     FilterChain, FlowKey, Health, HttpFilter, HttpLimits, HttpService, HttpTimeouts, JwtPolicy,
     JwtProvider, JwtRule, KeySource, Listener, Name, PathMatch, PathRules, Route as ModelRoute,
-    RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress, StringMatch,
-    TcpProxy, TlsParameters, Transport, Upgrades, UpstreamProtocol, UpstreamTls, VirtualHost,
-    WeightedCluster,
+    RouteAction, RouteMatch, RouteSource, RouteTable, SecretSource, Snapshot, SourceAddress,
+    StringMatch, TcpProxy, TlsParameters, Transport, Upgrades, UpstreamProtocol, UpstreamTls,
+    VirtualHost, WeightedCluster,
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
@@ -68,7 +68,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
         let target = Cluster {
             protocol: spoken_by_program(port.protocol),
             response_head_bytes: port.http.response_head_bytes,
-            response_field_count: port.http.response_headers,
+            response_header_count: port.http.response_headers,
             ..target
         };
         snapshot.clusters.insert(name.clone(), Arc::new(target));
@@ -80,7 +80,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
                 service.path = own.paths;
                 service.underscores = own.underscores;
                 service.filters = filters(mesh, own, port, snapshot);
-                service.client_certificate = ClientCertificateDetails::FromProof;
+                service.client_certificate = ClientCertificateDetails::SanitizeSet;
                 service.certificate_keys = vec![CertificateKey::Uri];
                 Filter::Http(Arc::new(service))
             }
@@ -116,7 +116,7 @@ fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
     let alpn: &[&str] = if port.protocol == Protocol::Tcp { &[] } else { &["h2", "http/1.1"] };
     DownstreamTls {
         identity: SecretSource::Named(WORKLOAD_IDENTITY.into()),
-        clients: ClientCertificates::Checked {
+        client_certificates: ClientCertificateMode::Verify {
             validation: SecretSource::Named(TRUST.into()),
             names: vec![StringMatch::Prefix(format!("spiffe://{}/", mesh.trust_domain))],
             required: true,
@@ -170,10 +170,10 @@ fn tokens(mesh: &Mesh, rules: Vec<JwtRule>, snapshot: &mut Snapshot) -> JwtPolic
             claims: issuer.claims.clone(),
             longest_life: None,
             keys,
-            places: Vec::new(),
+            token_locations: Vec::new(),
             forward: issuer.forward,
-            claim_fields: issuer.claim_fields.clone(),
-            payload_field: None,
+            claim_headers: issuer.claim_headers.clone(),
+            payload_header: None,
             payload_name: Some(name.as_str().into()),
             leeway: LEEWAY,
             bound: issuer.bound,
@@ -208,7 +208,7 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let name: Name = cluster_name(&service.name, port.port).into();
     let mut target = cluster(&name, Discovery::Endpoints(name.clone()), service.balance);
     target.response_head_bytes = port.http.response_head_bytes;
-    target.response_field_count = port.http.response_headers;
+    target.response_header_count = port.http.response_headers;
     if service.meshed {
         target.tls = Some(UpstreamTls {
             identity: Some(SecretSource::Named(WORKLOAD_IDENTITY.into())),
@@ -295,10 +295,10 @@ fn routes_of(route: &MeshRoute) -> Vec<ModelRoute> {
 
 /// A response may take as long as it likes unless the rule has a timeout: streams, downloads and long
 /// polls must pass. Idle timeouts end what is silent.
-fn action(rule: &RouteRule, matched: &PathMatch) -> Action {
+fn action(rule: &RouteRule, matched: &PathMatch) -> RouteAction {
     match &rule.target {
-        RouteTarget::Redirect(redirect) => Action::Redirect(redirect.clone()),
-        RouteTarget::Backends { backends, prefix_replacement } => Action::Forward {
+        RouteTarget::Redirect(redirect) => RouteAction::Redirect(redirect.clone()),
+        RouteTarget::Backends { backends, prefix_replacement } => RouteAction::Forward {
             clusters: backends
                 .iter()
                 .map(|(service, port, weight)| {
@@ -315,7 +315,7 @@ fn action(rule: &RouteRule, matched: &PathMatch) -> Action {
 
 fn to(cluster: &Name) -> ModelRoute {
     let clusters = vec![WeightedCluster::new(cluster.clone(), 1)];
-    let action = Action::Forward {
+    let action = RouteAction::Forward {
         clusters,
         path_rewrite: None,
         host_rewrite: None,
@@ -342,8 +342,8 @@ fn http(routes: RouteSource, tuning: HttpTuning) -> HttpService {
         head_bytes,
         // A token or a target may be as long as the head.
         target_bytes: head_bytes,
-        field_bytes: head_bytes,
-        field_count: tuning.request_headers,
+        header_bytes: head_bytes,
+        header_count: tuning.request_headers,
         ..HttpLimits::default()
     };
     HttpService {

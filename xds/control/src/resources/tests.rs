@@ -1,8 +1,8 @@
 //! What a mesh becomes: closed, and different for each client.
 
 use weft_model::SpiffeId;
-use weft_xds::client::Node;
-use weft_xds::server::{Directory, ResourceSet};
+use weft_xds::client::XdsNode;
+use weft_xds::server::{ResourceProvider, ResourceSet};
 
 use super::*;
 
@@ -37,7 +37,7 @@ fn all_sets(views: &Views) -> Vec<Option<Arc<ResourceSet>>> {
         ["ns/weft/sa/agent", "ns/default/sa/web", "ns/default/sa/orders", "ns/default/sa/new"];
     let set = |id: &str| {
         let peer = SpiffeId::parse(&format!("spiffe://mesh.local/{id}")).expect("an id");
-        views.resources(&Node::default(), Some(&peer)).ok()
+        views.resources(&XdsNode::default(), Some(&peer)).ok()
     };
     ids.into_iter().map(set).collect()
 }
@@ -47,18 +47,21 @@ fn a_client_sees_what_its_certificate_says_and_nothing_else() {
     let views = views();
     let see = |id: &str| {
         let peer = SpiffeId::parse(id).expect("an id");
-        views.resources(&Node::default(), Some(&peer))
+        views.resources(&XdsNode::default(), Some(&peer))
     };
     let web = see("spiffe://mesh.local/ns/default/sa/web").expect("a view");
     let orders = see("spiffe://mesh.local/ns/default/sa/orders").expect("a view");
     let agent = see("spiffe://mesh.local/ns/weft/sa/agent").expect("a view");
     assert_ne!(web, orders);
-    assert!(agent.get(Kind::Secret, TRUST).is_none() && web.get(Kind::Secret, TRUST).is_some());
-    assert!(agent.get(Kind::Listener, "orders|53/udp 10.96.0.2").is_some());
+    assert!(
+        agent.get(ResourceKind::Secret, TRUST).is_none()
+            && web.get(ResourceKind::Secret, TRUST).is_some()
+    );
+    assert!(agent.get(ResourceKind::Listener, "orders|53/udp 10.96.0.2").is_some());
     assert!(see("spiffe://mesh.local/ns/other/sa/web").is_err());
     assert!(see("spiffe://other/ns/default/sa/web").is_err());
     assert!(see("spiffe://mesh.local/ns/default/sa/nobody").is_err());
-    assert!(views.resources(&Node::default(), None).is_err());
+    assert!(views.resources(&XdsNode::default(), None).is_err());
 }
 
 #[test]
@@ -109,7 +112,7 @@ fn inbound_side_is_not_encoded_again_after_two_changes_of_another_service() {
     let (mut mesh, mut views) = (mesh(), views());
     let inbound = |views: &Views| {
         let web = all_sets(views).into_iter().flatten().nth(1).expect("the set of web");
-        web.get(Kind::Listener, "inbound").expect("it has an inbound side").bytes.clone()
+        web.get(ResourceKind::Listener, "inbound").expect("it has an inbound side").bytes.clone()
     };
     let before = inbound(&views);
     for last in [8, 9] {
@@ -139,8 +142,8 @@ services:
     let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
     let views = views_after(&mesh, &Views::default());
     let peer = SpiffeId::parse("spiffe://mesh.local/ns/default/sa/all").expect("an id");
-    let set = views.resources(&Node::default(), Some(&peer)).expect("a set");
-    for kind in Kind::ALL {
+    let set = views.resources(&XdsNode::default(), Some(&peer)).expect("a set");
+    for kind in ResourceKind::ALL {
         for (name, published) in set.of(kind) {
             let accepted = weft_xds::translate::decode(kind, &published.bytes);
             assert_eq!(accepted.map(|a| a.resource.name().clone()), Ok(name.clone()));
@@ -222,8 +225,8 @@ routes:
     let timeouts = |table: &str| -> Vec<Option<std::time::Duration>> {
         let routes = snapshot.routes[table].hosts.iter().flat_map(|host| &host.routes);
         let timeout = |route: &weft_model::Route| match &route.action {
-            weft_model::Action::Forward { timeout, .. } => *timeout,
-            weft_model::Action::Redirect(_) | weft_model::Action::Respond { .. } => None,
+            weft_model::RouteAction::Forward { timeout, .. } => *timeout,
+            weft_model::RouteAction::Redirect(_) | weft_model::RouteAction::Respond { .. } => None,
         };
         routes.map(timeout).collect()
     };
@@ -282,7 +285,7 @@ security:
 
 #[test]
 fn prefix_rewrites_in_generated_routes_are_the_same_for_envoy() {
-    use weft_model::{Action, PathMatch, PathRewrite};
+    use weft_model::{PathMatch, PathRewrite, RouteAction};
     let rewritten = |path: &str, replacement: &str, target: &str| {
         let text = format!(
             r#"
@@ -302,15 +305,15 @@ routes:
             Mesh::parse(&text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
         let views = views_after(&mesh, &Views::default());
         let peer = SpiffeId::parse("spiffe://mesh.local/ns/default/sa/api").expect("an id");
-        let set = views.resources(&Node::default(), Some(&peer)).expect("a set");
-        let encoded = set.get(Kind::Routes, "api|80").expect("a route table");
+        let set = views.resources(&XdsNode::default(), Some(&peer)).expect("a set");
+        let encoded = set.get(ResourceKind::Routes, "api|80").expect("a route table");
         let decoded =
-            weft_xds::translate::decode(Kind::Routes, &encoded.bytes).expect("it is read");
+            weft_xds::translate::decode(ResourceKind::Routes, &encoded.bytes).expect("it is read");
         let weft_xds::translate::Resource::Routes(table) = decoded.resource else {
             panic!("another kind")
         };
         let route = &table.hosts[0].routes[0];
-        let Action::Forward { path_rewrite, .. } = &route.action else { panic!("no cluster") };
+        let RouteAction::Forward { path_rewrite, .. } = &route.action else { panic!("no cluster") };
         // What Envoy does: it concatenates without a look at slashes.
         match (path_rewrite, &route.matches.path) {
             (None, _) => target.to_owned(),

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weft_model::SpiffeId;
-use weft_xds::client::Node;
-use weft_xds::server::{Directory, Fragment, ResourceSet};
-use weft_xds::translate::{Kind, WORKLOAD_IDENTITY};
+use weft_xds::client::XdsNode;
+use weft_xds::server::{Fragment, ResourceProvider, ResourceSet};
+use weft_xds::translate::{ResourceKind, WORKLOAD_IDENTITY};
 
 use super::scope::{self, CallerScope, InboundParts, InboundScope, PolicyIndex, Scopes};
 use super::{TRUST, Trust, agent, agent_identity, sidecar};
@@ -178,13 +178,17 @@ impl Views {
     /// The version of the trust bundle; none where no client is sent one.
     pub(crate) fn trust_version(&self) -> Option<&str> {
         self.mesh.as_ref()?.mesh.services.values().find(|service| service.meshed)?;
-        self.outbound.get(Kind::Secret, TRUST).map(|published| &*published.version)
+        self.outbound.get(ResourceKind::Secret, TRUST).map(|published| &*published.version)
     }
 }
 
-impl Directory for Views {
+impl ResourceProvider for Views {
     /// What a client may see follows from its certificate; the node it claims to be does not count.
-    fn resources(&self, node: &Node, peer: Option<&SpiffeId>) -> Result<Arc<ResourceSet>, String> {
+    fn resources(
+        &self,
+        node: &XdsNode,
+        peer: Option<&SpiffeId>,
+    ) -> Result<Arc<ResourceSet>, String> {
         let Some(peer) = peer else {
             return Err("configuration is for those that show a certificate".into());
         };

@@ -7,12 +7,12 @@
 
 use serde_json::{Value, json};
 use weft_model::{
-    AmbiguousPath, CertificateKey, ClientCertificateDetails, Codec, EscapedSlashes, Forwarded,
-    ForwardedFor, HostPort, HttpFilter, HttpLimits, HttpService, HttpTimeouts, PathRules,
-    RouteSource, StreamIdle, Underscores, Upgrades,
+    AmbiguousPath, CertificateKey, ClientCertificateDetails, Codec, EscapedSlashes, ForwardedFor,
+    ForwardedHeaders, HeadersWithUnderscores, HostPort, HttpFilter, HttpLimits, HttpService,
+    HttpTimeouts, PathRules, RouteSource, StreamIdle, Upgrades,
 };
 
-use super::super::{Reader, Refused, route, values};
+use super::super::{FieldError, MessageReader, route, values};
 use super::http_ours::OurHttp;
 use super::{http_versions, jwt, rbac};
 
@@ -47,9 +47,9 @@ fn unsupported(kind: &str) -> String {
 
 /// Reads `HttpConnectionManager`.
 pub(in super::super) fn http_service(
-    mut manager: Reader<'_>,
+    mut manager: MessageReader<'_>,
     ours: &OurHttp,
-) -> Result<HttpService, Refused> {
+) -> Result<HttpService, FieldError> {
     manager.harmless(&[
         "stat_prefix",
         // Expectations are always forwarded, as RFC 9110, section 10.1.1, asks of a proxy.
@@ -58,15 +58,15 @@ pub(in super::super) fn http_service(
     let codec = codec(&mut manager)?;
     let mut limits = HttpLimits { head_bytes: head_bytes(&mut manager)?, ..HttpLimits::default() };
     limits.target_bytes = ours.target_bytes.unwrap_or(limits.head_bytes).min(limits.head_bytes);
-    limits.field_bytes = ours.field_bytes.unwrap_or(limits.head_bytes).min(limits.head_bytes);
+    limits.header_bytes = ours.header_bytes.unwrap_or(limits.head_bytes).min(limits.head_bytes);
     let mut timeouts = timeouts(&mut manager)?;
     timeouts.stall = ours.stall;
-    let mut underscores = Underscores::default();
+    let mut underscores = HeadersWithUnderscores::default();
     if let Some(common) = manager.child("common_http_protocol_options") {
         underscores = common_options(common, &mut limits, &mut timeouts)?;
     }
     if ours.allows_underscores {
-        underscores = Underscores::Allow;
+        underscores = HeadersWithUnderscores::Allow;
     }
     let http1 = http_versions::http1_options(&mut manager)?;
     let keepalive = http_versions::http2_options(&mut manager, &mut limits)?;
@@ -99,7 +99,7 @@ pub(in super::super) fn http_service(
     })
 }
 
-fn head_bytes(manager: &mut Reader<'_>) -> Result<usize, Refused> {
+fn head_bytes(manager: &mut MessageReader<'_>) -> Result<usize, FieldError> {
     match manager.number("max_request_headers_kb") {
         None => Ok(HttpLimits::default().head_bytes),
         Some(kib @ 1..=8192) => Ok(usize::try_from(kib).unwrap_or(60) * 1024),
@@ -110,7 +110,7 @@ fn head_bytes(manager: &mut Reader<'_>) -> Result<usize, Refused> {
     }
 }
 
-fn timeouts(manager: &mut Reader<'_>) -> Result<HttpTimeouts, Refused> {
+fn timeouts(manager: &mut MessageReader<'_>) -> Result<HttpTimeouts, FieldError> {
     let mut timeouts = HttpTimeouts::default();
     if let Some(head) = manager.duration("request_headers_timeout")? {
         timeouts.head = head;
@@ -124,23 +124,23 @@ fn timeouts(manager: &mut Reader<'_>) -> Result<HttpTimeouts, Refused> {
 
 /// Reads `HttpProtocolOptions`, and what becomes of fields with `_`.
 fn common_options(
-    mut common: Reader<'_>,
+    mut common: MessageReader<'_>,
     limits: &mut HttpLimits,
     timeouts: &mut HttpTimeouts,
-) -> Result<Underscores, Refused> {
+) -> Result<HeadersWithUnderscores, FieldError> {
     if let Some(idle) = common.duration("idle_timeout")? {
         timeouts.idle = idle;
     }
     timeouts.age = common.duration("max_connection_duration")?.filter(|t| !t.is_zero());
     if let Some(count) = common.number("max_headers_count") {
-        limits.field_count = values::header_count(&common, count)?;
+        limits.header_count = values::header_count(&common, count)?;
     }
     limits.requests_per_connection =
         common.number("max_requests_per_connection").filter(|n| *n > 0);
     match common.choice("headers_with_underscores_action").as_str() {
-        "ALLOW" => Ok(Underscores::Allow),
-        "DROP_HEADER" => Ok(Underscores::Drop),
-        "REJECT_REQUEST" => Ok(Underscores::Reject),
+        "ALLOW" => Ok(HeadersWithUnderscores::Allow),
+        "DROP_HEADER" => Ok(HeadersWithUnderscores::Drop),
+        "REJECT_REQUEST" => Ok(HeadersWithUnderscores::Reject),
         other => Err(common.refuse(
             "headers_with_underscores_action",
             format!("{other} is not supported; ALLOW, DROP_HEADER and REJECT_REQUEST are"),
@@ -149,7 +149,7 @@ fn common_options(
 }
 
 /// What may be upgraded to.
-fn upgrades(manager: &mut Reader<'_>) -> Result<Upgrades, Refused> {
+fn upgrades(manager: &mut MessageReader<'_>) -> Result<Upgrades, FieldError> {
     let mut upgrades = Upgrades::default();
     for mut upgrade in manager.children("upgrade_configs") {
         let kind = upgrade.required_text("upgrade_type")?;
@@ -169,16 +169,16 @@ fn upgrades(manager: &mut Reader<'_>) -> Result<Upgrades, Refused> {
 }
 
 fn client_certificate(
-    manager: &mut Reader<'_>,
+    manager: &mut MessageReader<'_>,
     ours: &OurHttp,
-) -> Result<ClientCertificateDetails, Refused> {
+) -> Result<ClientCertificateDetails, FieldError> {
     match manager.choice("forward_client_cert_details").as_str() {
         "SANITIZE" if ours.certificate.is_some() => {
             let reason = "the chain's metadata wants the certificate told: SANITIZE_SET does that";
             Err(manager.refuse("forward_client_cert_details", reason))
         }
-        "SANITIZE" => Ok(ClientCertificateDetails::Nothing),
-        "SANITIZE_SET" => Ok(ours.certificate.unwrap_or(ClientCertificateDetails::FromProof)),
+        "SANITIZE" => Ok(ClientCertificateDetails::Sanitize),
+        "SANITIZE_SET" => Ok(ours.certificate.unwrap_or(ClientCertificateDetails::SanitizeSet)),
         other => Err(manager.refuse(
             "forward_client_cert_details",
             format!("{other} would let a client claim an identity; SANITIZE and SANITIZE_SET are supported"),
@@ -187,7 +187,7 @@ fn client_certificate(
 }
 
 /// The keys of `x-forwarded-client-cert` that a file asks for.
-fn certificate_keys(manager: &mut Reader<'_>) -> Vec<CertificateKey> {
+fn certificate_keys(manager: &mut MessageReader<'_>) -> Vec<CertificateKey> {
     let Some(mut details) = manager.child("set_current_client_cert_details") else {
         return Vec::new();
     };
@@ -195,7 +195,7 @@ fn certificate_keys(manager: &mut Reader<'_>) -> Vec<CertificateKey> {
     CertificateKey::FIELDS.iter().filter(is_wanted).map(|(_, key)| *key).collect()
 }
 
-fn path_rules(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<PathRules, Refused> {
+fn path_rules(manager: &mut MessageReader<'_>, ours: &OurHttp) -> Result<PathRules, FieldError> {
     let ambiguous = ours.ambiguous_paths.unwrap_or_default();
     let escaped_slashes = match manager.choice("path_with_escaped_slashes_action").as_str() {
         "IMPLEMENTATION_SPECIFIC_DEFAULT" if ambiguous == AmbiguousPath::Refuse => {
@@ -220,7 +220,7 @@ fn path_rules(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<PathRules, Ref
     })
 }
 
-fn forwarded(manager: &mut Reader<'_>, ours: &OurHttp) -> Forwarded {
+fn forwarded(manager: &mut MessageReader<'_>, ours: &OurHttp) -> ForwardedHeaders {
     let appends = manager.flag("use_remote_address").unwrap_or(false);
     let skips = manager.flag("skip_xff_append").unwrap_or(false);
     let addresses = match (ours.removes_forwarded, appends && !skips) {
@@ -230,10 +230,15 @@ fn forwarded(manager: &mut Reader<'_>, ours: &OurHttp) -> Forwarded {
     };
     let is_edge = appends || ours.removes_forwarded;
     let trusted_hops = manager.number("xff_num_trusted_hops").unwrap_or(0);
-    Forwarded { addresses, client_port: ours.client_port.unwrap_or(false), is_edge, trusted_hops }
+    ForwardedHeaders {
+        addresses,
+        client_port: ours.client_port.unwrap_or(false),
+        is_edge,
+        trusted_hops,
+    }
 }
 
-fn host_port(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<HostPort, Refused> {
+fn host_port(manager: &mut MessageReader<'_>, ours: &OurHttp) -> Result<HostPort, FieldError> {
     let matching = manager.flag("strip_matching_host_port").unwrap_or(false);
     let any = manager.flag("strip_any_host_port").unwrap_or(false);
     match (matching, any, ours.canonical_host_port) {
@@ -248,7 +253,7 @@ fn host_port(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<HostPort, Refus
     }
 }
 
-fn codec(manager: &mut Reader<'_>) -> Result<Codec, Refused> {
+fn codec(manager: &mut MessageReader<'_>) -> Result<Codec, FieldError> {
     match manager.choice("codec_type").as_str() {
         "AUTO" => Ok(Codec::Auto),
         "HTTP1" => Ok(Codec::Http1),
@@ -258,7 +263,7 @@ fn codec(manager: &mut Reader<'_>) -> Result<Codec, Refused> {
     }
 }
 
-fn routes(manager: &mut Reader<'_>) -> Result<RouteSource, Refused> {
+fn routes(manager: &mut MessageReader<'_>) -> Result<RouteSource, FieldError> {
     if let Some(table) = manager.child("route_config") {
         return Ok(RouteSource::Inline(route::decode(table)?.into()));
     }
@@ -269,7 +274,10 @@ fn routes(manager: &mut Reader<'_>) -> Result<RouteSource, Refused> {
     Ok(RouteSource::Named(rds.required_text("route_config_name")?.into()))
 }
 
-fn http_filters(manager: &mut Reader<'_>, ours: &OurHttp) -> Result<Vec<HttpFilter>, Refused> {
+fn http_filters(
+    manager: &mut MessageReader<'_>,
+    ours: &OurHttp,
+) -> Result<Vec<HttpFilter>, FieldError> {
     let mut filters = Vec::new();
     let mut routed = false;
     for mut filter in manager.children("http_filters") {
@@ -342,8 +350,10 @@ pub(in super::super) fn http_service_json(http: &HttpService) -> Value {
         Codec::Http2 => "HTTP2",
     };
     let details = match http.client_certificate {
-        ClientCertificateDetails::Nothing => "SANITIZE",
-        ClientCertificateDetails::FromProof | ClientCertificateDetails::Whole => "SANITIZE_SET",
+        ClientCertificateDetails::Sanitize => "SANITIZE",
+        ClientCertificateDetails::SanitizeSet | ClientCertificateDetails::SanitizeSetWhole => {
+            "SANITIZE_SET"
+        }
     };
     let mut fields = json!({
         "stat_prefix": "http",
@@ -430,8 +440,8 @@ fn add_rules(http: &HttpService, fields: &mut Value) {
 
 fn common_options_json(http: &HttpService) -> Value {
     let mut common = json!({"idle_timeout": values::duration(http.timeouts.idle)});
-    if http.limits.field_count != HttpLimits::default().field_count {
-        common["max_headers_count"] = json!(http.limits.field_count);
+    if http.limits.header_count != HttpLimits::default().header_count {
+        common["max_headers_count"] = json!(http.limits.header_count);
     }
     if let Some(requests) = http.limits.requests_per_connection {
         common["max_requests_per_connection"] = json!(requests);
@@ -440,9 +450,13 @@ fn common_options_json(http: &HttpService) -> Value {
         common["max_connection_duration"] = json!(values::duration(age));
     }
     match http.underscores {
-        Underscores::Allow => {}
-        Underscores::Drop => common["headers_with_underscores_action"] = json!("DROP_HEADER"),
-        Underscores::Reject => common["headers_with_underscores_action"] = json!("REJECT_REQUEST"),
+        HeadersWithUnderscores::Allow => {}
+        HeadersWithUnderscores::Drop => {
+            common["headers_with_underscores_action"] = json!("DROP_HEADER")
+        }
+        HeadersWithUnderscores::Reject => {
+            common["headers_with_underscores_action"] = json!("REJECT_REQUEST")
+        }
     }
     common
 }

@@ -9,7 +9,7 @@ use weft_model::{
     HttpLimits, HttpService,
 };
 
-use super::super::{Reader, Refused};
+use super::super::{FieldError, MessageReader};
 use super::jwt;
 use super::jwt_ours::{self, OurProvider};
 
@@ -49,7 +49,7 @@ pub(in super::super) struct OurHttp {
     pub(super) allows_underscores: bool,
     pub(super) ambiguous_paths: Option<AmbiguousPath>,
     pub(super) target_bytes: Option<usize>,
-    pub(super) field_bytes: Option<usize>,
+    pub(super) header_bytes: Option<usize>,
     pub(super) stall: Option<Duration>,
     pub(super) tokens: BTreeMap<String, OurProvider>,
     pub(super) certificate: Option<ClientCertificateDetails>,
@@ -60,14 +60,14 @@ impl OurHttp {
     pub(in super::super) fn read(
         &mut self,
         field: &str,
-        mut value: Reader<'_>,
-    ) -> Result<(), Refused> {
+        mut value: MessageReader<'_>,
+    ) -> Result<(), FieldError> {
         if field == TOKENS {
             self.tokens = jwt_ours::read(value)?;
             return Ok(());
         }
         let word = value.text("string_value");
-        let refuse = |value: &Reader<'_>, right: &str| {
+        let refuse = |value: &MessageReader<'_>, right: &str| {
             value.refuse("", format!("{word:?} is not known for {field}; {right}"))
         };
         match field {
@@ -103,7 +103,7 @@ impl OurHttp {
                 ));
             }
             CERTIFICATE if word == "whole" => {
-                self.certificate = Some(ClientCertificateDetails::Whole);
+                self.certificate = Some(ClientCertificateDetails::SanitizeSetWhole);
             }
             CERTIFICATE => {
                 let right = "whole is; forward_client_cert_details says the rest";
@@ -111,7 +111,7 @@ impl OurHttp {
             }
             CLIENT_PORT => self.client_port = value.flag("bool_value"),
             TARGET_LIMIT => self.target_bytes = Some(size(&mut value, field)?),
-            FIELD_LIMIT => self.field_bytes = Some(size(&mut value, field)?),
+            FIELD_LIMIT => self.header_bytes = Some(size(&mut value, field)?),
             STALL => {
                 let milliseconds = size(&mut value, field)?;
                 self.stall = Some(Duration::from_millis(milliseconds as u64));
@@ -125,7 +125,7 @@ impl OurHttp {
     }
 }
 
-fn size(value: &mut Reader<'_>, field: &str) -> Result<usize, Refused> {
+fn size(value: &mut MessageReader<'_>, field: &str) -> Result<usize, FieldError> {
     let number = value.number("number_value").and_then(|n| usize::try_from(n).ok());
     number
         .filter(|n| *n > 0)
@@ -149,12 +149,12 @@ pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> 
         AmbiguousPath::RouteNormalized => add(PATH, true, json!("as_sent")),
         AmbiguousPath::Refuse => add(PATH, true, json!("strict")),
     }
-    let whole = http.client_certificate == ClientCertificateDetails::Whole;
+    let whole = http.client_certificate == ClientCertificateDetails::SanitizeSetWhole;
     add(CERTIFICATE, whole, json!("whole"));
     // Left out, both are as large as the head may be.
-    let HttpLimits { head_bytes, target_bytes, field_bytes, .. } = http.limits;
+    let HttpLimits { head_bytes, target_bytes, header_bytes, .. } = http.limits;
     add(TARGET_LIMIT, target_bytes < head_bytes, json!(target_bytes));
-    add(FIELD_LIMIT, field_bytes < head_bytes, json!(field_bytes));
+    add(FIELD_LIMIT, header_bytes < head_bytes, json!(header_bytes));
     if let Some(stall) = http.timeouts.stall {
         add(STALL, true, json!(u64::try_from(stall.as_millis()).unwrap_or(u64::MAX)));
     }

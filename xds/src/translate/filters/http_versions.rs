@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_model::{HeaderCase, Http1Options, HttpLimits, HttpService, Keepalive};
 
-use super::super::{Reader, Refused, values};
+use super::super::{FieldError, MessageReader, values};
 
 const HTTP1: &str = "http_protocol_options";
 const HTTP2: &str = "http2_protocol_options";
@@ -22,7 +22,7 @@ const SHORTEST: Duration = Duration::from_millis(1);
 const DEFAULT_JITTER_PERCENT: u8 = 15;
 
 /// Reads `http_protocol_options`.
-pub(super) fn http1_options(manager: &mut Reader<'_>) -> Result<Http1Options, Refused> {
+pub(super) fn http1_options(manager: &mut MessageReader<'_>) -> Result<Http1Options, FieldError> {
     let Some(mut options) = manager.child(HTTP1) else {
         return Ok(Http1Options::default());
     };
@@ -52,7 +52,7 @@ pub(super) fn http1_options(manager: &mut Reader<'_>) -> Result<Http1Options, Re
     })
 }
 
-fn header_case(mut format: Reader<'_>) -> Result<HeaderCase, Refused> {
+fn header_case(mut format: MessageReader<'_>) -> Result<HeaderCase, FieldError> {
     if format.child("proper_case_words").is_some() {
         return Ok(HeaderCase::Words);
     }
@@ -76,9 +76,9 @@ fn header_case(mut format: Reader<'_>) -> Result<HeaderCase, Refused> {
 
 /// Reads `http2_protocol_options`.
 pub(super) fn http2_options(
-    manager: &mut Reader<'_>,
+    manager: &mut MessageReader<'_>,
     limits: &mut HttpLimits,
-) -> Result<Option<Keepalive>, Refused> {
+) -> Result<Option<Keepalive>, FieldError> {
     let Some(mut options) = manager.child(HTTP2) else {
         return Ok(None);
     };
@@ -95,17 +95,18 @@ pub(super) fn http2_options(
     options.child("connection_keepalive").map_or(Ok(None), keepalive)
 }
 
-fn keepalive(mut settings: Reader<'_>) -> Result<Option<Keepalive>, Refused> {
+fn keepalive(mut settings: MessageReader<'_>) -> Result<Option<Keepalive>, FieldError> {
     // Envoy sends this PING before it opens a stream; a listener opens none.
     settings.harmless(&["connection_idle_interval"]);
-    let at_least = |settings: &Reader<'_>, field: &str, duration: Option<Duration>| match duration {
-        Some(short) if short < SHORTEST => {
-            let reason =
-                format!("invalid duration {}: must be 0.001s or more", values::duration(short));
-            Err(settings.refuse(field, reason))
-        }
-        duration => Ok(duration),
-    };
+    let at_least =
+        |settings: &MessageReader<'_>, field: &str, duration: Option<Duration>| match duration {
+            Some(short) if short < SHORTEST => {
+                let reason =
+                    format!("invalid duration {}: must be 0.001s or more", values::duration(short));
+                Err(settings.refuse(field, reason))
+            }
+            duration => Ok(duration),
+        };
     let timeout = settings.duration("timeout")?;
     let timeout = at_least(&settings, "timeout", timeout)?
         .ok_or_else(|| settings.refuse("timeout", "it is missing"))?;

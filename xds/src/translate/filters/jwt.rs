@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_model::{
-    JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenPlace, claim_header,
+    JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenLocation, claim_header,
     token_header,
 };
 
 use super::jwt_ours::OurProvider;
-use crate::translate::{Reader, Refused, route_match, values};
+use crate::translate::{FieldError, MessageReader, route_match, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 
@@ -31,9 +31,9 @@ const LIMIT: usize = 100;
 
 /// Reads the policy. `ours` is what the chain's metadata says of its providers.
 pub(super) fn decode(
-    mut filter: Reader<'_>,
+    mut filter: MessageReader<'_>,
     ours: &BTreeMap<String, OurProvider>,
-) -> Result<JwtPolicy, Refused> {
+) -> Result<JwtPolicy, FieldError> {
     filter.harmless(&["strip_failure_response", "stat_prefix"]);
     let passes_preflight = filter.flag("bypass_cors_preflight").unwrap_or(false);
     let mut providers = BTreeMap::new();
@@ -57,7 +57,7 @@ pub(super) fn decode(
     Ok(JwtPolicy { providers, rules, passes_preflight })
 }
 
-fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, Refused> {
+fn provider(mut provider: MessageReader<'_>, ours: OurProvider) -> Result<JwtProvider, FieldError> {
     // A token without `exp` is refused in any case; the rest is Envoy's own bookkeeping.
     provider.harmless(&["jwt_cache_config", "require_expiration", "clear_route_cache"]);
     // Metadata that no filter here reads.
@@ -95,10 +95,10 @@ fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, 
         claims: ours.claims,
         longest_life: provider.duration("max_lifetime")?.filter(|life| !life.is_zero()),
         keys,
-        places: places(&mut provider)?,
+        token_locations: token_locations(&mut provider)?,
         forward: provider.flag("forward").unwrap_or(false),
-        claim_fields: claim_fields(&mut provider)?,
-        payload_field: header_name(&mut provider, "forward_payload_header", claim_header)?,
+        claim_headers: claim_headers(&mut provider)?,
+        payload_header: header_name(&mut provider, "forward_payload_header", claim_header)?,
         payload_name: Some(provider.text("payload_in_metadata"))
             .filter(|name| !name.is_empty())
             .map(Name::from),
@@ -110,23 +110,23 @@ fn provider(mut provider: Reader<'_>, ours: OurProvider) -> Result<JwtProvider, 
 
 /// Where a token may stand. Without any it is the `authorization` field alone: in a URI, which is Envoy's
 /// other default, it would stand in logs.
-fn places(provider: &mut Reader<'_>) -> Result<Vec<TokenPlace>, Refused> {
-    let mut places = Vec::new();
+fn token_locations(provider: &mut MessageReader<'_>) -> Result<Vec<TokenLocation>, FieldError> {
+    let mut locations = Vec::new();
     for mut place in provider.children("from_headers") {
         let prefix = place.text("value_prefix");
         let name = header_name(&mut place, "name", token_header)?;
         let name = name.ok_or_else(|| place.refuse("name", "it is missing"))?;
-        places.push(TokenPlace::Field { name, prefix });
+        locations.push(TokenLocation::Header { name, prefix });
     }
-    places.extend(provider.texts("from_params").into_iter().map(TokenPlace::Parameter));
-    places.extend(provider.texts("from_cookies").into_iter().map(TokenPlace::Cookie));
-    if places.len() > LIMIT {
+    locations.extend(provider.texts("from_params").into_iter().map(TokenLocation::QueryParameter));
+    locations.extend(provider.texts("from_cookies").into_iter().map(TokenLocation::Cookie));
+    if locations.len() > LIMIT {
         return Err(provider.refuse("from_headers", format!("more than {LIMIT} places")));
     }
-    Ok(places)
+    Ok(locations)
 }
 
-fn claim_fields(provider: &mut Reader<'_>) -> Result<Vec<(String, String)>, Refused> {
+fn claim_headers(provider: &mut MessageReader<'_>) -> Result<Vec<(String, String)>, FieldError> {
     let mut fields = Vec::new();
     for mut told in provider.children("claim_to_headers") {
         let claim = told.required_text("claim_name")?;
@@ -139,10 +139,10 @@ fn claim_fields(provider: &mut Reader<'_>) -> Result<Vec<(String, String)>, Refu
 
 /// The name of a header, in lower case, by this rule; none when it is empty.
 fn header_name(
-    reader: &mut Reader<'_>,
+    reader: &mut MessageReader<'_>,
     field: &str,
     rule: fn(&str) -> Result<String, String>,
-) -> Result<Option<String>, Refused> {
+) -> Result<Option<String>, FieldError> {
     let name = reader.text(field);
     if name.is_empty() {
         return Ok(None);
@@ -150,7 +150,7 @@ fn header_name(
     rule(&name).map(Some).map_err(|reason| reader.refuse(field, reason))
 }
 
-fn remote_keys(mut remote: Reader<'_>, redirects: u8) -> Result<KeySource, Refused> {
+fn remote_keys(mut remote: MessageReader<'_>, redirects: u8) -> Result<KeySource, FieldError> {
     remote.harmless(&["async_fetch", "retry_policy"]);
     let cache = remote.duration("cache_duration")?.unwrap_or(DEFAULT_CACHE);
     let mut http = remote.required_child("http_uri")?;
@@ -164,10 +164,10 @@ fn remote_keys(mut remote: Reader<'_>, redirects: u8) -> Result<KeySource, Refus
 }
 
 fn rule(
-    mut rule: Reader<'_>,
+    mut rule: MessageReader<'_>,
     providers: &[Name],
     named: &BTreeMap<String, JwtRequirement>,
-) -> Result<JwtRule, Refused> {
+) -> Result<JwtRule, FieldError> {
     let matches = route_match::decode_rule(rule.required_child("match")?)?;
     let name = rule.text("requirement_name");
     if !name.is_empty() {
@@ -183,14 +183,14 @@ fn rule(
 }
 
 fn requirement(
-    mut reader: Reader<'_>,
+    mut reader: MessageReader<'_>,
     providers: &[Name],
     depth: usize,
-) -> Result<JwtRequirement, Refused> {
+) -> Result<JwtRequirement, FieldError> {
     let Some(depth) = depth.checked_sub(1) else {
         return Err(reader.refuse("", format!("requirements nest deeper than {DEPTH_LIMIT}")));
     };
-    let known = |reader: &mut Reader<'_>| {
+    let known = |reader: &mut MessageReader<'_>| {
         let name: Name = reader.text("provider_name").into();
         if providers.contains(&name) {
             return Ok(name);
@@ -204,7 +204,7 @@ fn requirement(
         let audiences = narrower.texts("audiences");
         return Ok(JwtRequirement::Provider(known(&mut narrower)?, audiences));
     }
-    let several = |mut set: Reader<'_>| {
+    let several = |mut set: MessageReader<'_>| {
         let all = values::each(set.children("requirements"), |r| requirement(r, providers, depth))?;
         if all.is_empty() {
             return Err(set.refuse("requirements", "it is empty"));
@@ -266,22 +266,22 @@ fn provider_json(provider: &JwtProvider) -> Value {
         json["max_lifetime"] = values::duration(life);
     }
     let (mut fields, mut parameters, mut cookies) = (Vec::new(), Vec::new(), Vec::new());
-    for place in &provider.places {
+    for place in &provider.token_locations {
         match place {
-            TokenPlace::Field { name, prefix } => {
+            TokenLocation::Header { name, prefix } => {
                 fields.push(json!({"name": name, "value_prefix": prefix}));
             }
-            TokenPlace::Parameter(name) => parameters.push(name.as_str()),
-            TokenPlace::Cookie(name) => cookies.push(name.as_str()),
+            TokenLocation::QueryParameter(name) => parameters.push(name.as_str()),
+            TokenLocation::Cookie(name) => cookies.push(name.as_str()),
         }
     }
-    let told = provider.claim_fields.iter();
+    let told = provider.claim_headers.iter();
     let told = told.map(|(claim, name)| json!({"claim_name": claim, "header_name": name}));
     json["from_headers"] = fields.into();
     json["from_params"] = json!(parameters);
     json["from_cookies"] = json!(cookies);
     json["claim_to_headers"] = told.collect();
-    json["forward_payload_header"] = json!(provider.payload_field.as_deref().unwrap_or_default());
+    json["forward_payload_header"] = json!(provider.payload_header.as_deref().unwrap_or_default());
     json["payload_in_metadata"] = json!(provider.payload_name.as_deref().unwrap_or_default());
     json
 }

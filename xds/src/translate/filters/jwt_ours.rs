@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 use weft_model::{ClaimFormat, ClaimRule, JwtProvider, KeySource, REDIRECTS_LIMIT};
 
-use super::super::{Reader, Refused};
+use super::super::{FieldError, MessageReader};
 
 const CLAIMS: &str = "claims";
 const ANY_AUDIENCE: &str = "any_audience";
@@ -29,7 +29,9 @@ pub(super) struct OurProvider {
 }
 
 /// Reads what is said of each provider.
-pub(super) fn read(mut value: Reader<'_>) -> Result<BTreeMap<String, OurProvider>, Refused> {
+pub(super) fn read(
+    mut value: MessageReader<'_>,
+) -> Result<BTreeMap<String, OurProvider>, FieldError> {
     let mut providers = BTreeMap::new();
     for (name, provider) in fields(&mut value)? {
         providers.insert(name, one(provider)?);
@@ -37,7 +39,7 @@ pub(super) fn read(mut value: Reader<'_>) -> Result<BTreeMap<String, OurProvider
     Ok(providers)
 }
 
-fn one(mut value: Reader<'_>) -> Result<OurProvider, Refused> {
+fn one(mut value: MessageReader<'_>) -> Result<OurProvider, FieldError> {
     let mut ours = OurProvider::default();
     for (field, mut value) in fields(&mut value)? {
         match field.as_str() {
@@ -57,7 +59,7 @@ fn one(mut value: Reader<'_>) -> Result<OurProvider, Refused> {
     Ok(ours)
 }
 
-fn claim(mut value: Reader<'_>) -> Result<ClaimRule, Refused> {
+fn claim(mut value: MessageReader<'_>) -> Result<ClaimRule, FieldError> {
     let mut rule = ClaimRule {
         name: String::new(),
         format: ClaimFormat::Single,
@@ -100,14 +102,16 @@ fn claim(mut value: Reader<'_>) -> Result<ClaimRule, Refused> {
     Ok(rule)
 }
 
-fn fields<'f>(value: &mut Reader<'f>) -> Result<Vec<(String, Reader<'f>)>, Refused> {
+fn fields<'f>(
+    value: &mut MessageReader<'f>,
+) -> Result<Vec<(String, MessageReader<'f>)>, FieldError> {
     match value.child("struct_value") {
         Some(mut fields) => Ok(fields.map("fields")),
         None => Err(value.refuse("", "it must be an object")),
     }
 }
 
-fn list<'f>(value: &mut Reader<'f>) -> Result<Vec<Reader<'f>>, Refused> {
+fn list<'f>(value: &mut MessageReader<'f>) -> Result<Vec<MessageReader<'f>>, FieldError> {
     let Some(mut list) = value.child("list_value") else {
         return Err(value.refuse("", "it must be a list"));
     };
@@ -118,11 +122,11 @@ fn list<'f>(value: &mut Reader<'f>) -> Result<Vec<Reader<'f>>, Refused> {
     Ok(values)
 }
 
-fn yes(value: &mut Reader<'_>) -> Result<bool, Refused> {
+fn yes(value: &mut MessageReader<'_>) -> Result<bool, FieldError> {
     value.flag("bool_value").ok_or_else(|| value.refuse("", "it must be true or false"))
 }
 
-fn redirects(value: &mut Reader<'_>) -> Result<u8, Refused> {
+fn redirects(value: &mut MessageReader<'_>) -> Result<u8, FieldError> {
     let said = value.number("number_value");
     let count = (0..=REDIRECTS_LIMIT).find(|count| Some(u32::from(*count)) == said);
     count.ok_or_else(|| {

@@ -21,7 +21,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_model::{FlowKey, SourceAddress, TcpProxy, UdpProxy, WeightedCluster};
 
-use super::{Reader, Refused, route, values};
+use super::{FieldError, MessageReader, route, values};
 
 const TCP: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const UDP: &str = "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
@@ -32,7 +32,7 @@ const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DEFAULT_UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reads `TcpProxy`.
-pub(super) fn tcp_proxy(mut filter: Reader<'_>) -> Result<TcpProxy, Refused> {
+pub(super) fn tcp_proxy(mut filter: MessageReader<'_>) -> Result<TcpProxy, FieldError> {
     filter.harmless(&["stat_prefix"]);
     let flow_key = flow_key(filter.children("hash_policy"), |policy| {
         if policy.child("source_ip").is_some() {
@@ -62,9 +62,9 @@ const TCP_SEQUENCE: &str = "weft.tcp_sequence";
 
 /// What the hash policies of a flow come to: without any, its 5-tuple decides.
 fn flow_key(
-    policies: Vec<Reader<'_>>,
-    read: impl Fn(&mut Reader<'_>) -> Result<FlowKey, String>,
-) -> Result<FlowKey, Refused> {
+    policies: Vec<MessageReader<'_>>,
+    read: impl Fn(&mut MessageReader<'_>) -> Result<FlowKey, String>,
+) -> Result<FlowKey, FieldError> {
     let mut key = FlowKey::FiveTuple;
     for mut policy in policies {
         key = read(&mut policy).map_err(|supported| {
@@ -97,7 +97,7 @@ pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
 }
 
 /// Reads `UdpProxyConfig`.
-pub(super) fn udp_proxy(mut filter: Reader<'_>) -> Result<UdpProxy, Refused> {
+pub(super) fn udp_proxy(mut filter: MessageReader<'_>) -> Result<UdpProxy, FieldError> {
     filter.harmless(&["stat_prefix"]);
     let flow_key = flow_key(filter.children("hash_policies"), |policy| {
         let is_by_source = policy.flag("source_ip").unwrap_or(false);

@@ -7,7 +7,7 @@ use weft_model::{
     Name, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, StringMatch,
 };
 
-use crate::translate::{Reader, Refused, route_match, values};
+use crate::translate::{FieldError, MessageReader, route_match, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 const NETWORK_MESSAGE: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
@@ -19,14 +19,16 @@ const TOKENS: &str = "envoy.filters.http.jwt_authn";
 const DEPTH_LIMIT: usize = 16;
 
 /// Reads the filter of requests.
-pub(super) fn decode(mut filter: Reader<'_>) -> Result<RbacFilter, Refused> {
+pub(super) fn decode(mut filter: MessageReader<'_>) -> Result<RbacFilter, FieldError> {
     filter.harmless(&["rules_stat_prefix", "shadow_rules_stat_prefix", "track_per_rule_stats"]);
     filter_of(filter)
 }
 
 /// Reads the filter of connections. That of others looks at the first bytes, or at each; here a
 /// connection is judged before any, and again when the rules change.
-pub(in super::super) fn decode_network(mut filter: Reader<'_>) -> Result<RbacFilter, Refused> {
+pub(in super::super) fn decode_network(
+    mut filter: MessageReader<'_>,
+) -> Result<RbacFilter, FieldError> {
     filter.harmless(&[
         "stat_prefix",
         "shadow_rules_stat_prefix",
@@ -37,15 +39,16 @@ pub(in super::super) fn decode_network(mut filter: Reader<'_>) -> Result<RbacFil
     filter_of(filter)
 }
 
-fn filter_of(mut filter: Reader<'_>) -> Result<RbacFilter, Refused> {
+fn filter_of(mut filter: MessageReader<'_>) -> Result<RbacFilter, FieldError> {
     let rules = filter.child("rules").map(decode_rules).transpose()?;
     // Those that are not understood are listed as not honoured: they decide nothing.
-    let shadow = filter.child("shadow_rules").and_then(|rules| decode_rules(rules.watching()).ok());
+    let shadow =
+        filter.child("shadow_rules").and_then(|rules| decode_rules(rules.shadow_rules()).ok());
     filter.unenforced(&["shadow_matcher"]);
     Ok(RbacFilter { rules, shadow })
 }
 
-fn decode_rules(mut rules: Reader<'_>) -> Result<Rbac, Refused> {
+fn decode_rules(mut rules: MessageReader<'_>) -> Result<Rbac, FieldError> {
     rules.unenforced(&["audit_logging_options"]);
     let action = match rules.choice("action").as_str() {
         "ALLOW" => RbacAction::Allow,
@@ -67,15 +70,15 @@ fn decode_rules(mut rules: Reader<'_>) -> Result<Rbac, Refused> {
 
 /// Every item of a list that must not be empty: a set of no conditions is met by everything or nothing.
 fn some<'f, T>(
-    reader: &mut Reader<'f>,
+    reader: &mut MessageReader<'f>,
     field: &str,
-    read: impl Fn(Reader<'f>) -> Result<T, Refused>,
-) -> Result<Vec<T>, Refused> {
+    read: impl Fn(MessageReader<'f>) -> Result<T, FieldError>,
+) -> Result<Vec<T>, FieldError> {
     let items = values::each(reader.children(field), read)?;
     if items.is_empty() { Err(reader.refuse(field, "it is empty")) } else { Ok(items) }
 }
 
-fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refused> {
+fn permission(mut reader: MessageReader<'_>, depth: usize) -> Result<Permission, FieldError> {
     let Some(depth) = depth.checked_sub(1) else {
         return Err(reader.refuse("", format!("conditions nest deeper than {DEPTH_LIMIT}")));
     };
@@ -124,7 +127,7 @@ fn permission(mut reader: Reader<'_>, depth: usize) -> Result<Permission, Refuse
     Err(reader.refuse("", "a permission of this kind is not supported"))
 }
 
-fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused> {
+fn principal(mut reader: MessageReader<'_>, depth: usize) -> Result<Principal, FieldError> {
     let Some(depth) = depth.checked_sub(1) else {
         return Err(reader.refuse("", format!("conditions nest deeper than {DEPTH_LIMIT}")));
     };
@@ -166,7 +169,7 @@ fn principal(mut reader: Reader<'_>, depth: usize) -> Result<Principal, Refused>
 }
 
 /// A claim of a token: metadata of the filter for tokens, and of no other.
-fn claim(mut metadata: Reader<'_>) -> Result<Principal, Refused> {
+fn claim(mut metadata: MessageReader<'_>) -> Result<Principal, FieldError> {
     let filter = metadata.text("filter");
     if filter != TOKENS {
         return Err(metadata.refuse("filter", format!("{filter:?} is not known; {TOKENS} is")));

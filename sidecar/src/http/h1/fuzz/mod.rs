@@ -74,8 +74,8 @@ fn exceeds_limits(accepted: &AcceptedRequest) -> bool {
     let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len();
     let sizes: Vec<usize> = accepted.headers.iter().map(size).collect();
     accepted.path.len() > LIMITS.target_bytes
-        || accepted.headers.len() > LIMITS.field_count
-        || sizes.iter().any(|size| *size > LIMITS.field_bytes)
+        || accepted.headers.len() > LIMITS.header_count
+        || sizes.iter().any(|size| *size > LIMITS.header_bytes)
         || sizes.iter().sum::<usize>() + accepted.path.len() > LIMITS.head_bytes
 }
 

@@ -22,8 +22,8 @@ use crate::stream::{StreamHalf, TransportStream};
 pub(super) const LIMITS: HttpLimits = HttpLimits {
     head_bytes: 1024,
     target_bytes: 250,
-    field_bytes: 500,
-    field_count: 16,
+    header_bytes: 500,
+    header_count: 16,
     requests_per_connection: None,
     streams: 1,
 };

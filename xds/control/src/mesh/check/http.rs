@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use weft_model::{AmbiguousPath, EscapedSlashes, PathRules, StreamIdle, Underscores};
+use weft_model::{AmbiguousPath, EscapedSlashes, HeadersWithUnderscores, PathRules, StreamIdle};
 
 use super::Diagnostics;
 use crate::mesh::{HttpTuning, Protocol, duration, raw};
@@ -42,16 +42,16 @@ pub(super) fn underscores(
     service: &raw::RawService,
     path: &str,
     errors: &mut Diagnostics,
-) -> Underscores {
+) -> HeadersWithUnderscores {
     let words = service.http.as_ref().and_then(|http| http.headers_with_underscores.as_deref());
     match words {
-        None | Some("allow") => Underscores::Allow,
-        Some("drop") => Underscores::Drop,
-        Some("reject") => Underscores::Reject,
+        None | Some("allow") => HeadersWithUnderscores::Allow,
+        Some("drop") => HeadersWithUnderscores::Drop,
+        Some("reject") => HeadersWithUnderscores::Reject,
         Some(other) => {
             let reason = format!("invalid value {other:?}: must be allow, drop or reject");
             errors.add(format!("{path}.http.headers_with_underscores"), reason);
-            Underscores::Reject
+            HeadersWithUnderscores::Reject
         }
     }
 }

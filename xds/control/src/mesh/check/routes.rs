@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use weft_model::path::{Readings, canonical};
+use weft_model::path::{PathReadings, canonical};
 use weft_model::{
     HeaderMatch, PathMatch, QueryCheck, QueryMatch, RouteMatch, StringMatch, has_query_or_fragment,
     is_header_name, is_uri_part,
@@ -291,7 +291,7 @@ fn has_whole_escapes(path: &str) -> bool {
 
 /// Whether a request may be routed by this path: by the normalized form of the one that it is sent with.
 fn may_be_routed(path: &str) -> bool {
-    let readings = Readings::of(path);
+    let readings = PathReadings::of(path);
     let routed = readings.as_ref().and_then(|readings| readings.get(0));
     routed.is_none_or(|reading| reading.fits(&mut |spelling| spelling == path))
 }

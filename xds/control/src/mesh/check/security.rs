@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use weft_model::{
-    ClaimFormat, ClaimRule, Group, OnExpired, RevocationDepth, RevocationMode, RevocationPolicy,
-    claim_header,
+    ClaimFormat, ClaimRule, ExpiredCrlAction, KeyExchangeGroup, RevocationDepth, RevocationMode,
+    RevocationPolicy, claim_header,
 };
 
 use super::Diagnostics;
@@ -53,7 +53,7 @@ pub(super) fn issuers(
             keys,
             forward: issuer.forward,
             claims,
-            claim_fields: issuer.claim_headers.clone().into_iter().collect(),
+            claim_headers: issuer.claim_headers.clone().into_iter().collect(),
             bound: issuer.bound_to_certificate,
             ends_streams: issuer.ends_streams,
         };
@@ -114,7 +114,7 @@ pub(super) fn revocation(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Revoca
         on_expired: word(
             "security.revocation.on_expired",
             raw.on_expired.as_deref(),
-            &OnExpired::WORDS,
+            &ExpiredCrlAction::WORDS,
             errors,
         )
         .unwrap_or(default.on_expired),
@@ -133,7 +133,7 @@ pub(super) fn revocation(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Revoca
 }
 
 /// How keys are agreed on.
-pub(super) fn groups(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Vec<Group> {
+pub(super) fn groups(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Vec<KeyExchangeGroup> {
     let said = raw.security.post_quantum.as_deref();
     let words = [
         ("prefer", PostQuantum::Prefer),
@@ -142,8 +142,8 @@ pub(super) fn groups(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Vec<Group>
     ];
     match word("security.post_quantum", said, &words, errors) {
         None | Some(PostQuantum::Prefer) => Vec::new(),
-        Some(PostQuantum::Require) => vec![Group::X25519MlKem768],
-        Some(PostQuantum::Off) => Group::CLASSICAL.to_vec(),
+        Some(PostQuantum::Require) => vec![KeyExchangeGroup::X25519MlKem768],
+        Some(PostQuantum::Off) => KeyExchangeGroup::CLASSICAL.to_vec(),
     }
 }
 

@@ -6,25 +6,30 @@ use std::sync::Arc;
 use weft_model::Name;
 
 use super::ResourceSet;
-use crate::translate::Kind;
+use crate::translate::ResourceKind;
 
 /// The resources of one kind that a client has, as far as the server knows.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownResources {
     /// The client has those resources of this set that it wants.
     set: Option<Arc<ResourceSet>>,
     /// Beside these names, each with its version, whatever the set says of them.
     listed: BTreeMap<Name, Arc<str>>,
 }
 
-impl Known {
+impl KnownResources {
     /// Notes a version that the client reports.
     pub(super) fn report(&mut self, name: Name, version: Arc<str>) {
         self.listed.insert(name, version);
     }
 
     /// The version that the client has of a name.
-    pub(super) fn version(&self, kind: Kind, name: &str, is_wanted: bool) -> Option<&Arc<str>> {
+    pub(super) fn version(
+        &self,
+        kind: ResourceKind,
+        name: &str,
+        is_wanted: bool,
+    ) -> Option<&Arc<str>> {
         self.listed.get(name).or_else(|| {
             let set = self.set.as_ref().filter(|_| is_wanted)?;
             set.get(kind, name).map(|published| &published.version)
@@ -34,7 +39,7 @@ impl Known {
     /// The names that the client has and `now` does not hold. A name may come twice.
     pub(super) fn gone<'k>(
         &'k self,
-        kind: Kind,
+        kind: ResourceKind,
         now: &'k ResourceSet,
         wants: impl Fn(&str) -> bool + 'k,
     ) -> impl Iterator<Item = &'k Name> {
@@ -53,7 +58,7 @@ impl Known {
     /// The same, with names that the set does not hold and the client still has.
     pub(super) fn take_set_beside(
         &mut self,
-        kind: Kind,
+        kind: ResourceKind,
         set: Arc<ResourceSet>,
         gone: Vec<(Name, Arc<str>)>,
     ) {
@@ -63,7 +68,7 @@ impl Known {
     }
 
     /// Lists each name: needed before the client wants names that it does not have, or forgets some that it wants.
-    pub(super) fn list(&mut self, kind: Kind, wants: impl Fn(&str) -> bool) {
+    pub(super) fn list(&mut self, kind: ResourceKind, wants: impl Fn(&str) -> bool) {
         let Some(set) = self.set.take() else {
             return;
         };
