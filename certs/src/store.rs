@@ -8,7 +8,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use rustls::{DistinguishedName, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
-use weft_model::{ExpiredCrlAction, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch};
+use weft_model::{
+    ExpiredCrlAction, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch,
+};
 
 use crate::issuer::{self, Bundle, Issuer};
 use crate::proof::{Fields, LinkId, TrustDelta};
@@ -235,7 +237,9 @@ impl TrustStore {
         match self.revocation_status(asked, now) {
             None | Some(RevocationStatus::Good) => Ok(()),
             Some(RevocationStatus::Unknown) if policy.mode == RevocationMode::Soft => Ok(()),
-            Some(RevocationStatus::Expired) if policy.on_expired != ExpiredCrlAction::Deny => Ok(()),
+            Some(RevocationStatus::Expired) if policy.on_expired != ExpiredCrlAction::Deny => {
+                Ok(())
+            }
             Some(refused) => Err(refused),
         }
     }

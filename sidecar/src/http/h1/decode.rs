@@ -292,7 +292,10 @@ pub(crate) struct ResponseLimits {
 impl ResponseLimits {
     /// The limits for the endpoints of a cluster.
     pub(crate) fn of(cluster: &Cluster) -> Self {
-        Self { head_bytes: cluster.response_head_bytes, header_count: cluster.response_header_count }
+        Self {
+            head_bytes: cluster.response_head_bytes,
+            header_count: cluster.response_header_count,
+        }
     }
 }
 
