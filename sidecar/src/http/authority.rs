@@ -16,12 +16,12 @@ pub(crate) fn split(text: &str) -> Option<(&str, Option<&str>)> {
     }
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
-            let (address, behind) = rest.split_once(']')?;
+            let (address, suffix) = rest.split_once(']')?;
             address.parse::<Ipv6Addr>().ok()?;
             let host = text.get(..address.len() + 2)?;
-            let port = match behind.strip_prefix(':') {
+            let port = match suffix.strip_prefix(':') {
                 Some(port) => Some(port),
-                None if behind.is_empty() => None,
+                None if suffix.is_empty() => None,
                 None => return None,
             };
             (host, port)

@@ -186,9 +186,9 @@ mod tests {
     #[test]
     fn worst_of_several_deviations_decides() {
         let worst = |reasons: &[DesyncReason]| {
-            let mut found = DesyncFindings::default();
-            reasons.iter().for_each(|reason| found.add(*reason));
-            found.worst()
+            let mut findings = DesyncFindings::default();
+            reasons.iter().for_each(|reason| findings.add(*reason));
+            findings.worst()
         };
         assert_eq!(worst(&[]), None);
         let mild = DesyncReason::NonCompliantHeader;

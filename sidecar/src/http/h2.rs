@@ -336,8 +336,8 @@ pub(crate) async fn send(
                 return Err(BodyError::SinkClosed);
             }
         }
-        let now = stream.capacity().min(piece.len());
-        stream.send_data(piece.split_to(now), false).map_err(|_| BodyError::SinkClosed)?;
+        let count = stream.capacity().min(piece.len());
+        stream.send_data(piece.split_to(count), false).map_err(|_| BodyError::SinkClosed)?;
     }
     Ok(())
 }

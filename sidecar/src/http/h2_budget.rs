@@ -21,7 +21,7 @@ const FRAMES_PER_DATA_SENT: u32 = 3;
 /// The remaining control frames of a connection.
 #[derive(Debug)]
 pub(super) struct FrameBudget {
-    left: u32,
+    remaining: u32,
     /// Frames received beyond the budget since the last [`Self::is_within`].
     excess: u32,
     /// When frames were last added for elapsed time.
@@ -30,13 +30,13 @@ pub(super) struct FrameBudget {
 
 impl FrameBudget {
     pub(super) fn new(now: Instant) -> Self {
-        Self { left: MAX_FRAMES, excess: 0, refilled: now }
+        Self { remaining: MAX_FRAMES, excess: 0, refilled: now }
     }
 
     /// Records a frame that was sent to the client.
     pub(super) fn send(&mut self, frame: FrameHeader) {
         if frame.kind == DATA && frame.length > 0 {
-            self.left = MAX_FRAMES.min(self.left + FRAMES_PER_DATA_SENT);
+            self.remaining = MAX_FRAMES.min(self.remaining + FRAMES_PER_DATA_SENT);
         }
     }
 
@@ -44,9 +44,9 @@ impl FrameBudget {
     pub(super) fn receive(&mut self, frame: FrameHeader) {
         match frame.kind {
             DATA if frame.length > 0 => {}
-            HEADERS => self.left = MAX_FRAMES.min(self.left + FRAMES_PER_REQUEST),
-            _ => match self.left.checked_sub(1) {
-                Some(less) => self.left = less,
+            HEADERS => self.remaining = MAX_FRAMES.min(self.remaining + FRAMES_PER_REQUEST),
+            _ => match self.remaining.checked_sub(1) {
+                Some(less) => self.remaining = less,
                 None => self.excess += 1,
             },
         }
@@ -64,7 +64,7 @@ impl FrameBudget {
             u64::try_from(passed).unwrap_or(u64::MAX).saturating_mul(FRAMES_PER_SECOND) / 1000;
         let gained = u32::try_from(gained).unwrap_or(u32::MAX).min(MAX_FRAMES);
         self.refilled = now;
-        self.left = gained.saturating_sub(excess);
+        self.remaining = gained.saturating_sub(excess);
         gained >= excess
     }
 }
@@ -90,7 +90,7 @@ pub(super) enum ViolationAction {
 /// limit of a request head. A few of them are normal in the long life of a connection that many clients share.
 #[derive(Debug)]
 pub(super) struct ViolationCounter {
-    left: u32,
+    remaining: u32,
     total: u32,
     /// When violations were last forgiven.
     forgiven: Instant,
@@ -98,7 +98,7 @@ pub(super) struct ViolationCounter {
 
 impl ViolationCounter {
     pub(super) fn new(now: Instant) -> Self {
-        Self { left: VIOLATION_BURST, total: 0, forgiven: now }
+        Self { remaining: VIOLATION_BURST, total: 0, forgiven: now }
     }
 
     /// Counts a violation and decides what is done about it.
@@ -108,12 +108,12 @@ impl ViolationCounter {
         let forgiven = passed.saturating_mul(VIOLATIONS_FORGIVEN_PER_SECOND) / 1000;
         if forgiven > 0 {
             let forgiven = u32::try_from(forgiven).unwrap_or(u32::MAX);
-            self.left = self.left.saturating_add(forgiven).min(VIOLATION_BURST);
+            self.remaining = self.remaining.saturating_add(forgiven).min(VIOLATION_BURST);
             self.forgiven = now;
         }
         self.total = self.total.saturating_add(1);
-        let Some(left) = self.left.checked_sub(1) else { return ViolationAction::Close };
-        self.left = left;
+        let Some(remaining) = self.remaining.checked_sub(1) else { return ViolationAction::Close };
+        self.remaining = remaining;
         if self.total >= LIBRARY_VIOLATION_LIMIT / 2 {
             ViolationAction::ShutDown
         } else {
@@ -159,7 +159,7 @@ mod tests {
     const PING: u8 = 6;
     const WINDOW_UPDATE: u8 = 8;
 
-    #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+    #[expect(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
     fn start() -> Instant {
         Instant::now()
     }

@@ -158,8 +158,8 @@ impl Http2Monitor {
         let was_undelivered = self.forget(stream);
         let is_violation = match reason {
             None | Some(Reason::NO_ERROR | Reason::CANCEL) => false,
-            // The h2 crate refuses streams above the limit. Weft refuses delivered requests for other reasons, such as a
-            // shutdown, which are no violation.
+            // The h2 crate refuses streams above the limit, which is a violation. Weft refuses delivered requests for other
+            // reasons, such as a shutdown.
             Some(Reason::REFUSED_STREAM) => was_undelivered,
             Some(_) => true,
         };
@@ -300,7 +300,7 @@ impl<S> Http2ClientGuard<S> {
         let pending = match self.open_headers {
             Some(number) => number,
             None if self.received.header_bytes > 0 => self.count.wrapping_add(1),
-            None if self.received.left > 0 && !self.in_data => self.count,
+            None if self.received.remaining > 0 && !self.in_data => self.count,
             None => 0,
         };
         if self.monitor.pending.replace(pending) != pending && pending != 0 {
@@ -340,11 +340,11 @@ impl<S: AsyncWrite + Unpin> Http2ClientGuard<S> {
     ) -> Poll<io::Result<usize>> {
         let Replacement { bytes, sent } = replacement;
         while let Some(rest) = bytes.get(*sent..).filter(|rest| !rest.is_empty()) {
-            let more = ready!(Pin::new(&mut *stream).poll_write(cx, rest))?;
-            if more == 0 {
+            let written = ready!(Pin::new(&mut *stream).poll_write(cx, rest))?;
+            if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            *sent += more;
+            *sent += written;
         }
         Poll::Ready(Ok(ReplaceableReset::BYTES))
     }
@@ -363,8 +363,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Http2ClientGuard<S> {
         }
         let before = buf.filled().len();
         if this.has_sent_goaway && this.shutdown.is_none() && this.received.header_bytes == 0 {
-            // The h2 crate already has the begin of the current frame, so the rest is forwarded.
-            this.shutdown = Some(GracefulShutdown::new(this.received.left, this.highest));
+            // The h2 crate has received the beginning of the current frame, so the rest is forwarded.
+            this.shutdown = Some(GracefulShutdown::new(this.received.remaining, this.highest));
         }
         let polled = match &mut this.shutdown {
             Some(shutdown) => shutdown.poll_read(&mut this.stream, cx, buf),
@@ -464,7 +464,7 @@ mod tests {
     const PING: u8 = 6;
 
     fn frame(kind: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let length = u8::try_from(payload.len()).expect("short");
+        let length = u8::try_from(payload.len()).expect("a short payload");
         [&[0, 0, length, kind, 0][..], &stream.to_be_bytes(), payload].concat()
     }
 

@@ -118,7 +118,7 @@ mod tests {
         let all = 2 * FRAME_LIMIT as usize * 9;
         while bytes < all {
             match ours.read(&mut buffer).await {
-                Ok(more) => bytes += more,
+                Ok(read) => bytes += read,
                 Err(_) => break,
             }
         }

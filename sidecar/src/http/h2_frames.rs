@@ -106,7 +106,7 @@ impl FrameHeader {
 #[derive(Debug)]
 pub(super) struct FrameScanner {
     /// The missing bytes of the current frame's payload, or of the connection preface.
-    pub(super) left: u32,
+    pub(super) remaining: u32,
     header: [u8; HEADER_BYTES],
     /// How many bytes of a partial frame header were received.
     pub(super) header_bytes: usize,
@@ -115,13 +115,13 @@ pub(super) struct FrameScanner {
 impl FrameScanner {
     /// A scanner for a direction that begins with a preface of this many bytes.
     pub(super) fn after_preface(preface: u32) -> Self {
-        Self { left: preface, header: [0; HEADER_BYTES], header_bytes: 0 }
+        Self { remaining: preface, header: [0; HEADER_BYTES], header_bytes: 0 }
     }
 
     /// How many of the `next` bytes belong to the current frame. None when its header is not complete with them.
     pub(super) fn current_frame_bytes(&self, next: &[u8]) -> Option<usize> {
         if self.header_bytes == 0 {
-            return Some(self.left as usize);
+            return Some(self.remaining as usize);
         }
         let mut header = self.header;
         let missing = header.get_mut(self.header_bytes..)?;
@@ -133,10 +133,10 @@ impl FrameScanner {
     /// Scans bytes. Calls `each` for every frame whose header is complete, with the payload received so far.
     pub(super) fn scan(&mut self, mut bytes: &[u8], mut each: impl FnMut(FrameHeader, &[u8])) {
         while !bytes.is_empty() {
-            if self.left > 0 {
-                let skipped = bytes.len().min(self.left as usize);
+            if self.remaining > 0 {
+                let skipped = bytes.len().min(self.remaining as usize);
                 bytes = bytes.get(skipped..).unwrap_or_default();
-                self.left -= u32::try_from(skipped).unwrap_or(self.left);
+                self.remaining -= u32::try_from(skipped).unwrap_or(self.remaining);
                 continue;
             }
             let header = match bytes.split_first_chunk() {
@@ -146,8 +146,8 @@ impl FrameScanner {
                     *header
                 }
                 _ => {
-                    let room = self.header.iter_mut().skip(self.header_bytes);
-                    let copied = room.zip(bytes).map(|(slot, byte)| *slot = *byte).count();
+                    let free = self.header.iter_mut().skip(self.header_bytes);
+                    let copied = free.zip(bytes).map(|(slot, byte)| *slot = *byte).count();
                     bytes = bytes.get(copied..).unwrap_or_default();
                     self.header_bytes += copied;
                     if self.header_bytes < HEADER_BYTES {
@@ -158,7 +158,7 @@ impl FrameScanner {
                 }
             };
             let header = FrameHeader::read(header);
-            self.left = header.length;
+            self.remaining = header.length;
             let payload = bytes.get(..bytes.len().min(header.length as usize)).unwrap_or_default();
             each(header, payload);
         }
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, payload: usize) -> Vec<u8> {
-        let [_, high, middle, low] = u32::try_from(payload).expect("short").to_be_bytes();
+        let [_, high, middle, low] = u32::try_from(payload).expect("a short payload").to_be_bytes();
         [&[high, middle, low, kind, 0, 0, 0, 0, 1][..], &vec![kind; payload]].concat()
     }
 
@@ -185,7 +185,7 @@ mod tests {
                 frames.scan(part, |header, _| seen.push((header.kind, header.length)));
             }
             assert_eq!(seen, wanted, "in parts of {size}");
-            assert_eq!((frames.left, frames.header_bytes), (0, 0));
+            assert_eq!((frames.remaining, frames.header_bytes), (0, 0));
         }
     }
 

@@ -27,12 +27,12 @@ pub(crate) async fn ping_timeout(
         let answer = poll_fn(|cx| pings.poll_pong(cx));
         tokio::pin!(answer);
         loop {
-            let seen = monitor.received_count();
+            let count_before = monitor.received_count();
             if tokio::time::timeout(settings.timeout, &mut answer).await.is_ok() {
                 monitor.uncount_last();
                 break;
             }
-            if monitor.received_count() == seen {
+            if monitor.received_count() == count_before {
                 return;
             }
         }

@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
-        let length = u8::try_from(payload.len()).expect("short");
+        let length = u8::try_from(payload.len()).expect("a short payload");
         [&[0, 0, length, kind, 0, 0, 0, 0, stream], payload].concat()
     }
 
@@ -69,8 +69,8 @@ mod tests {
         let ping = frame(6, 0, &[0; 8]);
         let reset = |stream, code| frame(RST_STREAM, stream, &[0, 0, 0, code]);
         let bytes = [&[9; 3][..], &ping, &reset(3, 1), &reset(5, 8), &reset(5, 1), &ping].concat();
-        let found = ReplaceableReset::find(&bytes, 3, |stream| stream == 5);
-        assert_eq!(found, Some(ReplaceableReset { offset: 3 + 17 + 13 + 13, stream: 5 }));
+        let reset_found = ReplaceableReset::find(&bytes, 3, |stream| stream == 5);
+        assert_eq!(reset_found, Some(ReplaceableReset { offset: 3 + 17 + 13 + 13, stream: 5 }));
         assert_eq!(ReplaceableReset::find(&bytes, 3, |_| false), None);
         assert_eq!(ReplaceableReset::find(&bytes[..40], 3, |stream| stream == 5), None);
         assert_eq!(ReplaceableReset::find(&bytes, 500, |_| true), None);

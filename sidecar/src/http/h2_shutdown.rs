@@ -107,7 +107,7 @@ impl GracefulShutdown {
     /// Moves the bytes that are to be forwarded to `pending`.
     fn filter(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let (left, to) = if self.forwarding > 0 {
+            let (remaining, destination) = if self.forwarding > 0 {
                 (&mut self.forwarding, Some(&mut self.pending))
             } else if self.holding > 0 {
                 (&mut self.holding, Some(&mut self.acknowledgement))
@@ -124,12 +124,12 @@ impl GracefulShutdown {
                 }
                 continue;
             };
-            let count = bytes.len().min(*left as usize);
+            let count = bytes.len().min(*remaining as usize);
             let (part, rest) = bytes.split_at(count);
             bytes = rest;
-            *left -= u32::try_from(count).unwrap_or(*left);
-            if let Some(to) = to {
-                to.extend(part);
+            *remaining -= u32::try_from(count).unwrap_or(*remaining);
+            if let Some(destination) = destination {
+                destination.extend(part);
             }
         }
     }
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: usize) -> Vec<u8> {
-        let [_, high, middle, low] = u32::try_from(payload).expect("short").to_be_bytes();
+        let [_, high, middle, low] = u32::try_from(payload).expect("a short payload").to_be_bytes();
         let header = [&[high, middle, low, kind, flags][..], &stream.to_be_bytes()].concat();
         [header, vec![kind; payload]].concat()
     }
@@ -195,8 +195,8 @@ mod tests {
         let mut h2 = FilteredStream(GracefulShutdown::new(0, 0), stream);
         let mut all = Vec::new();
         let mut buffer = vec![0; room];
-        while let Ok(more @ 1..) = h2.read(&mut buffer).await {
-            all.extend_from_slice(&buffer[..more]);
+        while let Ok(read @ 1..) = h2.read(&mut buffer).await {
+            all.extend_from_slice(&buffer[..read]);
         }
         sending.await.expect("the client task ends");
         all
@@ -213,7 +213,7 @@ mod tests {
             frame(WINDOW_UPDATE, 0, 5, 4),
             frame(DATA, 0, 5, 20),
         ];
-        let behind = [
+        let after = [
             frame(RST_STREAM, 0, 7, 4),
             frame(WINDOW_UPDATE, 0, 5, 4),
             frame(WINDOW_UPDATE, 0, 9, 4),
@@ -228,17 +228,17 @@ mod tests {
             &before[3],
             &before[4],
             &acknowledgement,
-            &behind[1],
-            &behind[3],
-            &behind[4],
-            &behind[5],
-            &behind[6],
+            &after[1],
+            &after[3],
+            &after[4],
+            &after[5],
+            &after[6],
         ];
         let wanted: Vec<u8> = wanted.into_iter().flatten().copied().collect();
         for size in 1..40 {
             for room in [1, 7, 4096] {
-                let got = received([&before, &behind], ACK_DELAY * 2, size, room).await;
-                assert_eq!(got, wanted, "in parts of {size}, {room} at a time");
+                let actual = received([&before, &after], ACK_DELAY * 2, size, room).await;
+                assert_eq!(actual, wanted, "in parts of {size}, {room} at a time");
             }
         }
     }

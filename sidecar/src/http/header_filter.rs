@@ -397,8 +397,8 @@ mod tests {
             let mut header_filter = of(&[connection]);
             header_filter.reserve(["x-user"].into_iter());
             header_filter.strip_trailer_announcements(&mut headers, may_follow);
-            let found = headers.get("trailer").map(|value| String::from_utf8_lossy(value));
-            assert_eq!(found.as_deref(), left, "{announced:?}");
+            let announcement = headers.get("trailer").map(|value| String::from_utf8_lossy(value));
+            assert_eq!(announcement.as_deref(), left, "{announced:?}");
         };
         check(&["x-sum, Grpc-Status"], true, Some("x-sum, Grpc-Status"));
         check(&["x-sum", "x-other"], true, Some("x-sum"));

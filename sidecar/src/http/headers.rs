@@ -114,9 +114,9 @@ const SHARED_BYTES: usize = 1024;
 
 /// Copies a value into an allocation of its own.
 fn unshared(value: &HeaderValue) -> HeaderValue {
-    let mut own = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
-    own.set_sensitive(value.is_sensitive());
-    own
+    let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+    copy.set_sensitive(value.is_sensitive());
+    copy
 }
 
 /// The largest map that is searched linearly: parsing and hashing a name costs as much as comparing it with this many

@@ -73,7 +73,7 @@ fn as_configured(path: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
     if has_escapes && has_escaped_slash(&path) {
         match rules.escaped_slashes {
             EscapedSlashes::Reject => return Err(ENCODED_SLASH),
-            EscapedSlashes::Unescape => path = Cow::Owned(with_slashes(&path)),
+            EscapedSlashes::Unescape => path = Cow::Owned(with_decoded_slashes(&path)),
             EscapedSlashes::Keep | EscapedSlashes::Redirect => {}
         }
     }
@@ -84,7 +84,7 @@ fn as_configured(path: &str, rules: PathRules) -> Result<Cow<'_, str>, Denial> {
         path = canonical(path);
     }
     if rules.merge_slashes && path.contains("//") {
-        path = Cow::Owned(merged(&path));
+        path = Cow::Owned(with_merged_slashes(&path));
     }
     Ok(path)
 }
@@ -98,15 +98,15 @@ fn is_escaped(escape: &[u8], digits: &[u8]) -> bool {
 }
 
 /// Decodes escaped slashes and backslashes. A backslash becomes a slash, because some services treat it as one.
-fn with_slashes(path: &str) -> String {
+fn with_decoded_slashes(path: &str) -> String {
     let mut out = String::with_capacity(path.len());
     let mut rest = path;
     while let Some(at) = rest.find('%') {
-        let (before, here) = rest.split_at(at);
+        let (before, tail) = rest.split_at(at);
         out.push_str(before);
-        let is_slash = here.get(..3).is_some_and(has_escaped_slash);
+        let is_slash = tail.get(..3).is_some_and(has_escaped_slash);
         out.push(if is_slash { '/' } else { '%' });
-        rest = here.get(if is_slash { 3 } else { 1 }..).unwrap_or_default();
+        rest = tail.get(if is_slash { 3 } else { 1 }..).unwrap_or_default();
     }
     out + rest
 }
@@ -122,15 +122,15 @@ fn canonical(path: Cow<'_, str>) -> Cow<'_, str> {
     let mut decoded = String::with_capacity(path.len());
     let mut rest = &*path;
     while let Some(at) = rest.find('%') {
-        let (before, here) = rest.split_at(at);
+        let (before, tail) = rest.split_at(at);
         decoded.push_str(before);
-        let escaped = match here.as_bytes() {
+        let escaped = match tail.as_bytes() {
             [b'%', high, low, ..] => digit(*high).zip(digit(*low)).map(|(h, l)| h * 16 + l),
             _ => None,
         };
         let unreserved = escaped.filter(|byte| is_unreserved(*byte));
         decoded.push(unreserved.map_or('%', char::from));
-        rest = here.get(if unreserved.is_some() { 3 } else { 1 }..).unwrap_or_default();
+        rest = tail.get(if unreserved.is_some() { 3 } else { 1 }..).unwrap_or_default();
     }
     decoded.push_str(rest);
     Cow::Owned(without_dots(&decoded))
@@ -155,7 +155,7 @@ fn without_dots(path: &str) -> String {
 }
 
 /// Removes empty segments except a trailing one.
-fn merged(path: &str) -> String {
+fn with_merged_slashes(path: &str) -> String {
     let kept: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
     let end = if path.ends_with('/') && !kept.is_empty() { "/" } else { "" };
     format!("/{}{end}", kept.join("/"))
@@ -180,8 +180,8 @@ fn is_plain(path: &str) -> bool {
 fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
     let mut out = String::with_capacity(path.len());
     let mut rest = path.as_bytes();
-    while let [byte, behind @ ..] = rest {
-        rest = behind;
+    while let [byte, following @ ..] = rest {
+        rest = following;
         if *byte == b'\\' {
             return Err(BACKSLASH);
         }
@@ -189,9 +189,9 @@ fn decoded(path: &str, rules: PathRules) -> Result<String, Denial> {
             out.push(char::from(*byte));
             continue;
         }
-        let escaped = match behind {
-            [high, low, behind @ ..] => {
-                rest = behind;
+        let escaped = match following {
+            [high, low, following @ ..] => {
+                rest = following;
                 digit(*high).zip(digit(*low)).map(|(high, low)| high * 16 + low)
             }
             _ => None,

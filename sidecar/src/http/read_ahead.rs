@@ -121,10 +121,10 @@ impl<'r> ReadAhead<'r> {
         }
         let mut merged = BytesMut::with_capacity(first.len());
         merged.extend_from_slice(&first);
-        while let Some(Ok(Some(more))) = &next
-            && merged.len() + more.len() <= MERGED_BYTES
+        while let Some(Ok(Some(piece))) = &next
+            && merged.len() + piece.len() <= MERGED_BYTES
         {
-            merged.extend_from_slice(more);
+            merged.extend_from_slice(piece);
             next = self.poll(source);
         }
         self.is_drained = next.is_none();
@@ -185,7 +185,8 @@ mod tests {
         };
         let server = async {
             let mut connection = h2::server::handshake(far).await.expect("a server");
-            let (request, respond) = connection.accept().await.expect("open").expect("a request");
+            let (request, respond) =
+                connection.accept().await.expect("an open connection").expect("a request");
             let mut body = ReceivedBody::new(request.into_body());
             let all = poll_fn(|cx| {
                 drop(connection.poll_accept(cx));
@@ -243,14 +244,14 @@ mod tests {
             assert!(body.piece().await.is_ok_and(|piece| piece.is_some()));
         }
         let mut ahead = ReadAhead::default();
-        let lone = ahead.next(&mut BodySource::Http2(&mut body)).and_then(Result::ok).flatten();
-        let lone = lone.expect("a piece");
-        let buffer = lone.as_ptr();
-        let sent = ahead.merge(lone.clone(), &mut BodySource::Http2(&mut body));
-        assert_eq!(sent, lone);
+        let single = ahead.next(&mut BodySource::Http2(&mut body)).and_then(Result::ok).flatten();
+        let single = single.expect("a piece");
+        let buffer = single.as_ptr();
+        let sent = ahead.merge(single.clone(), &mut BodySource::Http2(&mut body));
+        assert_eq!(sent, single);
         assert_ne!(sent.as_ptr(), buffer);
         assert!(ahead.next(&mut BodySource::Http2(&mut body)).is_none());
-        let last = ahead.merge(lone, &mut BodySource::Empty);
+        let last = ahead.merge(single, &mut BodySource::Empty);
         assert_eq!(last.as_ptr(), buffer);
         assert!(matches!(ahead.next(&mut BodySource::Empty), Some(Ok(None))));
     }

@@ -30,8 +30,8 @@ pub(crate) struct AcceptedTls {
 /// session. From then on the connection is registered with the certificate and closed when that is revoked.
 ///
 /// # Errors
-/// When the handshake fails or the certificate of a resumed session is no longer accepted. In the second case the client
-/// receives no alert, because rustls sends none after the handshake.
+/// When the handshake fails, or the certificate of a resumed session has expired or was revoked. In the second case the
+/// client receives no alert, because rustls sends none after the handshake.
 pub(crate) async fn accept(
     server: ServerTls,
     tcp: TcpStream,
@@ -45,7 +45,7 @@ pub(crate) async fn accept(
     let now = UnixTime::now();
     let chain = server.client(session, now).map_err(invalid)?;
     let is_unchecked = server.unchecked(session).is_some();
-    let (peer, enrolled) = match (chain, server.trust()) {
+    let (peer, registration) = match (chain, server.trust()) {
         (Some(chain), Some(trust)) => {
             let asserted = chain.first().and_then(VerifiedPeer::assertion);
             let proved = asserted.zip(server.proof(chain, now));
@@ -56,7 +56,7 @@ pub(crate) async fn accept(
         _ => (None, None),
     };
     Ok(AcceptedTls {
-        stream: TransportStream::Tls(RegisteredTlsStream::new(stream, enrolled)),
+        stream: TransportStream::Tls(RegisteredTlsStream::new(stream, registration)),
         alpn,
         peer,
         is_unchecked,

@@ -60,7 +60,7 @@ async fn attempt(
         },
     };
     let stream = secure(client, server_name(tls, address), address, mark, timeout).await?;
-    let enrolled = match client.trust() {
+    let registration = match client.trust() {
         None => None,
         Some(trust) => {
             let chain = stream.session().peer_certificates();
@@ -77,11 +77,11 @@ async fn attempt(
         let error = io::Error::other(format!("{address} did not agree to HTTP/2 (ALPN h2)"));
         return Err(FailedHandshake::wrap(error, TlsFailure::NoApplicationProtocol));
     }
-    Ok(TransportStream::Tls(RegisteredTlsStream::new(stream, enrolled)))
+    Ok(TransportStream::Tls(RegisteredTlsStream::new(stream, registration)))
 }
 
-/// Connects and performs the TLS handshake. When a session was resumed whose server certificate is no longer valid, connects
-/// again and performs a full handshake.
+/// Connects and performs the TLS handshake. When a session was resumed whose server certificate has expired or was revoked,
+/// connects again and performs a full handshake.
 ///
 /// # Errors
 /// When the endpoint cannot be reached, or the handshake fails.

@@ -27,11 +27,11 @@ impl From<io::Error> for RefusedHandshake {
 
 impl RefusedHandshake {
     /// The connection is closed when the client has sent nothing for this time.
-    const SILENCE: Duration = Duration::from_secs(1);
+    const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
     /// The connection is closed after this time in any case.
-    const LIMIT: Duration = Duration::from_secs(5);
+    const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
     /// The connection is closed after this many discarded bytes.
-    const LIMIT_BYTES: usize = 1024 * 1024;
+    const DISCARD_LIMIT_BYTES: usize = 1024 * 1024;
 
     /// A handshake that failed, with its connection.
     pub(super) fn new(error: io::Error, stream: Box<TlsStream>) -> Self {
@@ -49,17 +49,17 @@ impl RefusedHandshake {
             std::future::poll_fn(|cx| stream.poll_send(cx)).await?;
             stream.tcp.shutdown().await?;
             let mut discarded = vec![0; READ_BYTES];
-            let mut left = Self::LIMIT_BYTES;
-            while left > 0 {
+            let mut remaining = Self::DISCARD_LIMIT_BYTES;
+            while remaining > 0 {
                 let reading = stream.tcp.read(&mut discarded);
-                match tokio::time::timeout(Self::SILENCE, reading).await?? {
+                match tokio::time::timeout(Self::IDLE_TIMEOUT, reading).await?? {
                     0 => break,
-                    read => left = left.saturating_sub(read),
+                    read => remaining = remaining.saturating_sub(read),
                 }
             }
             io::Result::Ok(())
         };
         // The connection is closed after any outcome: the client closed it, or a limit was reached.
-        drop(tokio::time::timeout(Self::LIMIT, closing).await);
+        drop(tokio::time::timeout(Self::CLOSE_TIMEOUT, closing).await);
     }
 }

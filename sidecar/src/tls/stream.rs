@@ -140,7 +140,7 @@ impl TlsStream {
                 stream.poll_receive(cx, &mut empty_buffer())
             })
             .await?;
-            // A client may send data and close_notify together with its last handshake message; that is no error.
+            // Valid after the handshake: a client may send data and close_notify together with its last handshake message.
             if stream.output.ended && stream.session().is_handshaking() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -179,9 +179,8 @@ impl TlsStream {
         SCRATCH
             .with_borrow_mut(|scratch| {
                 let partial = self.received.len();
-                let wanted =
-                    buf.remaining().clamp(RECORD_BYTES, WRITE_BYTES) + RECORD_OVERHEAD_BYTES;
-                let end = (partial + wanted).min(scratch.len());
+                let size = buf.remaining().clamp(RECORD_BYTES, WRITE_BYTES) + RECORD_OVERHEAD_BYTES;
+                let end = (partial + size).min(scratch.len());
                 let (before, free) = scratch.split_at_mut(partial);
                 let Some(free) = free.get_mut(..end - partial).filter(|free| !free.is_empty())
                 else {
@@ -190,13 +189,13 @@ impl TlsStream {
                 };
                 let mut free = ReadBuf::new(free);
                 ready!(Pin::new(&mut self.tcp).poll_read(cx, &mut free))?;
-                let more = free.filled().len();
-                if more == 0 {
+                let count = free.filled().len();
+                if count == 0 {
                     // Without close_notify the data may have been truncated.
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
                 before.copy_from_slice(&self.received);
-                let all = scratch.get_mut(..partial + more).unwrap_or_default();
+                let all = scratch.get_mut(..partial + count).unwrap_or_default();
                 let (used, result) =
                     self.session.run(all, SessionTask::None, buf, &mut self.output);
                 let rest = all.get(used..).filter(|_| !self.output.ended).unwrap_or_default();
@@ -339,7 +338,7 @@ fn carry_out<Side>(
             Ok(SessionStep::Continue)
         }
         ConnectionState::EncodeTlsData(mut data) => {
-            let encoded = append(&mut output.unsent, |room| match data.encode(room) {
+            let encoded = append(&mut output.unsent, |buffer| match data.encode(buffer) {
                 Err(EncodeError::InsufficientSize(error)) => Err(error),
                 other => Ok(other),
             });
@@ -357,12 +356,12 @@ fn carry_out<Side>(
         }
         ConnectionState::WriteTraffic(mut traffic) => match task {
             SessionTask::None => Ok(SessionStep::Done(0)),
-            SessionTask::Encrypt(plain, room) => {
-                traffic.encrypt(plain, room).map(SessionStep::Done).map_err(io::Error::other)
+            SessionTask::Encrypt(plain, buffer) => {
+                traffic.encrypt(plain, buffer).map(SessionStep::Done).map_err(io::Error::other)
             }
             SessionTask::Close => {
                 let closed =
-                    append(&mut output.unsent, |room| match traffic.queue_close_notify(room) {
+                    append(&mut output.unsent, |buffer| match traffic.queue_close_notify(buffer) {
                         Err(EncryptError::InsufficientSize(error)) => Err(error),
                         other => Ok(other),
                     });
@@ -558,16 +557,18 @@ mod tests {
 
     /// A connection that delivers bytes in pieces of at most `size`, in both directions.
     async fn in_pieces(size: usize) -> (TcpStream, TcpStream) {
-        let ((near, left), (right, far)) = (tcp().await, tcp().await);
+        let (near, left) = tcp().await;
+        let (right, far) = tcp().await;
         if size == UNSPLIT {
             return tcp().await;
         }
-        let (left, right) = (left.into_split(), right.into_split());
+        let left = left.into_split();
+        let right = right.into_split();
         for (mut from, mut to) in [(left.0, right.1), (right.0, left.1)] {
             tokio::spawn(async move {
                 let mut piece = vec![0; size];
-                while let Ok(more @ 1..) = from.read(&mut piece).await {
-                    to.write_all(&piece[..more]).await.unwrap();
+                while let Ok(count @ 1..) = from.read(&mut piece).await {
+                    to.write_all(&piece[..count]).await.unwrap();
                     tokio::task::yield_now().await;
                 }
                 drop(to.shutdown().await);
@@ -592,10 +593,10 @@ mod tests {
             write.write_all(bytes).await.unwrap();
             write.flush().await.unwrap();
         };
-        let mut came = vec![0; bytes.len()];
-        let (_, received) = tokio::join!(sending, read.read_exact(&mut came));
+        let mut received_bytes = vec![0; bytes.len()];
+        let (_, received) = tokio::join!(sending, read.read_exact(&mut received_bytes));
         received.unwrap();
-        assert!(came == bytes, "the echoed bytes differ");
+        assert!(received_bytes == bytes, "the echoed bytes differ");
         read.unsplit(write)
     }
 
@@ -627,7 +628,8 @@ mod tests {
             let (near, far) = in_pieces(size).await;
             // Small records, with session tickets between them.
             let mut server = ServerConfig::clone(&configs.server);
-            (server.max_fragment_size, server.send_tls13_tickets) = (Some(64), 3);
+            server.max_fragment_size = Some(64);
+            server.send_tls13_tickets = 3;
             let acceptor = TlsAcceptor::from(Arc::new(server));
             let other = tokio::spawn(async move {
                 echo(acceptor.accept(far).await.unwrap()).await;
@@ -673,9 +675,9 @@ mod tests {
         ours.write_all(b"and yet").await.unwrap();
         ours.shutdown().await.unwrap();
         assert!(ours.write_all(b"no more").await.is_err());
-        let mut came = Vec::new();
-        theirs.read_to_end(&mut came).await.unwrap();
-        assert_eq!(came, b"and yet");
+        let mut received_bytes = Vec::new();
+        theirs.read_to_end(&mut received_bytes).await.unwrap();
+        assert_eq!(received_bytes, b"and yet");
     }
 
     #[tokio::test]
@@ -699,17 +701,17 @@ mod tests {
         let piece = [7; 100_000];
         let mut taken = 0;
         // The socket buffers hold some megabytes.
-        while let Ok(more) =
+        while let Ok(count) =
             tokio::time::timeout(Duration::from_millis(200), ours.write(&piece)).await
         {
-            taken += more.unwrap();
+            taken += count.unwrap();
             assert!(taken < 100_000_000, "unsent data is buffered without limit");
         }
         assert!(ours.output.unsent.len() <= SCRATCH_BYTES);
         let rest = async {
-            let mut came = vec![0; taken];
-            theirs.read_exact(&mut came).await.unwrap();
-            assert!(came.iter().all(|byte| *byte == 7));
+            let mut received_bytes = vec![0; taken];
+            theirs.read_exact(&mut received_bytes).await.unwrap();
+            assert!(received_bytes.iter().all(|byte| *byte == 7));
         };
         let (flushed, ()) = tokio::join!(ours.flush(), rest);
         flushed.unwrap();
@@ -722,7 +724,8 @@ mod tests {
         let (near, far) = tcp().await;
         let connector = TlsConnector::from(configs.client.clone());
         // The client's bytes after its ClientHello are delivered together.
-        let (mut held, far) = (far, tcp().await);
+        let mut to_client = far;
+        let far = tcp().await;
         let client = async {
             let mut stream = connector.connect(server_name(), far.0).await.unwrap();
             stream.write_all(b"all of it").await.unwrap();
@@ -733,20 +736,20 @@ mod tests {
             let mut theirs = far.1;
             let mut hello = vec![0; 4096];
             let first = theirs.read(&mut hello).await.unwrap();
-            held.write_all(&hello[..first]).await.unwrap();
+            to_client.write_all(&hello[..first]).await.unwrap();
             let mut answer = vec![0; 65_536];
-            let received = held.read(&mut answer).await.unwrap();
+            let received = to_client.read(&mut answer).await.unwrap();
             theirs.write_all(&answer[..received]).await.unwrap();
             let mut rest = Vec::new();
             theirs.read_to_end(&mut rest).await.unwrap();
-            held.write_all(&rest).await.unwrap();
-            held
+            to_client.write_all(&rest).await.unwrap();
+            to_client
         };
         let accepting = TlsStream::accept(configs.server.clone(), near);
         let (ours, _client, _held) = tokio::join!(accepting, client, between);
-        let mut came = Vec::new();
-        ours.unwrap().read_to_end(&mut came).await.unwrap();
-        assert_eq!(came, b"all of it");
+        let mut received_bytes = Vec::new();
+        ours.unwrap().read_to_end(&mut received_bytes).await.unwrap();
+        assert_eq!(received_bytes, b"all of it");
     }
 
     #[tokio::test]
@@ -766,8 +769,8 @@ mod tests {
             tokio::task::yield_now().await;
         }
         let taking = async {
-            let mut came = vec![0; 10_000_000];
-            theirs.read_exact(&mut came).await.unwrap();
+            let mut received_bytes = vec![0; 10_000_000];
+            theirs.read_exact(&mut received_bytes).await.unwrap();
         };
         let both = tokio::time::timeout(Duration::from_secs(10), async {
             tokio::join!(taking, writing).1.unwrap();

@@ -154,11 +154,12 @@ pub(super) async fn over_http2(
     let mut sink = BodySink::Http2(stream);
     if !status.is_success() {
         let mut outcome = ExchangeOutcome { status: status.as_u16(), ..ExchangeOutcome::default() };
-        let (header_filter, mut down) = call.reply.start(head, &source, call.head, call.changes);
+        let (header_filter, mut downstream) =
+            call.reply.start(head, &source, call.head, call.changes);
         outcome.record_download(
             forward_body(
                 &mut source,
-                &mut down,
+                &mut downstream,
                 &header_filter,
                 BodyProgress::of_response(call.progress),
             )

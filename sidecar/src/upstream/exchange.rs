@@ -298,9 +298,9 @@ async fn exchange_http1(
     let mut outcome = ExchangeOutcome::default();
     let coding = BodyCoding::of(framing);
     let mut sink = BodySink::Http1(BodyWriter { writer: &mut *writer, coding });
-    let carrying =
+    let forwarding_body =
         pin!(forward_body(source, &mut sink, header_filter, BodyProgress::of_request(progress)));
-    let mut upload = Upload::new(carrying, progress);
+    let mut upload = Upload::new(forwarding_body, progress);
     let mut interim = 0;
     let response = loop {
         let response = pin!(read_response(reader, &head.method, limits));
@@ -325,23 +325,23 @@ async fn exchange_http1(
     if !upload.is_whole() {
         reply.comes_early();
     }
-    let (header_filter, mut down) = reply.start(response.head, &body, head, *changes);
+    let (header_filter, mut downstream) = reply.start(response.head, &body, head, *changes);
     {
-        let carrying = pin!(forward_body(
+        let forwarding_body = pin!(forward_body(
             &mut body,
-            &mut down,
+            &mut downstream,
             &header_filter,
             BodyProgress::of_response(progress)
         ));
-        outcome.record_download(upload.until_downloaded(carrying).await, progress);
+        outcome.record_download(upload.until_downloaded(forwarding_body).await, progress);
     }
     outcome.bytes_sent = upload.bytes();
     let is_whole = outcome.aborted.is_none();
     if !is_whole {
-        down.flush_and_abort().await;
+        downstream.flush_and_abort().await;
     }
-    // An answer may come before the whole request was read. What is left of it must never be replay
-    // for the next request, so neither connection is used again.
+    // When the response was complete before the request's body, the rest of the body must not be interpreted as the next
+    // request, so neither connection is reused.
     reply.finished(is_whole && upload.is_whole());
     let is_reusable = is_whole && upload.is_whole() && keep_alive;
     Ok(Http1Exchange { outcome, is_reusable })
@@ -357,11 +357,12 @@ pub(super) async fn decline(
         ExchangeOutcome { status: response.head.status, ..ExchangeOutcome::default() };
     connection.is_personal |= pinned::requests_connection_login(&response.head);
     let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
-    let (header_filter, mut down) = call.reply.start(response.head, &body, call.head, call.changes);
+    let (header_filter, mut downstream) =
+        call.reply.start(response.head, &body, call.head, call.changes);
     outcome.record_download(
         forward_body(
             &mut body,
-            &mut down,
+            &mut downstream,
             &header_filter,
             BodyProgress::of_response(call.progress),
         )
@@ -370,7 +371,7 @@ pub(super) async fn decline(
     );
     let is_whole = outcome.aborted.is_none();
     if !is_whole {
-        down.flush_and_abort().await;
+        downstream.flush_and_abort().await;
     }
     call.reply.finished(is_whole);
     Http1Exchange { outcome, is_reusable: is_whole && response.keep_alive }
@@ -444,7 +445,7 @@ async fn exchange_http2(
         sender.send_request(request, is_bodiless).map_err(|_| ExchangeFailure::NotProcessed)?;
     let mut sink = if is_bodiless { BodySink::Closed } else { BodySink::Http2(stream) };
     let mut outcome = ExchangeOutcome::default();
-    let carrying = pin!(async {
+    let forwarding_body = pin!(async {
         if is_bodiless {
             return Ok(0);
         }
@@ -456,7 +457,7 @@ async fn exchange_http2(
         )
         .await
     });
-    let mut upload = Upload::new(carrying, progress);
+    let mut upload = Upload::new(forwarding_body, progress);
     let mut interim = 0;
     let response = loop {
         let answer = pin!(next_response(&mut response));
@@ -485,19 +486,19 @@ async fn exchange_http2(
     if !upload.is_whole() {
         reply.comes_early();
     }
-    let (header_filter, mut down) = reply.start(response, &body, head, *changes);
+    let (header_filter, mut downstream) = reply.start(response, &body, head, *changes);
     {
-        let carrying = pin!(forward_body(
+        let forwarding_body = pin!(forward_body(
             &mut body,
-            &mut down,
+            &mut downstream,
             &header_filter,
             BodyProgress::of_response(progress)
         ));
-        outcome.record_download(upload.until_downloaded(carrying).await, progress);
+        outcome.record_download(upload.until_downloaded(forwarding_body).await, progress);
     }
     outcome.bytes_sent = upload.bytes();
     if outcome.aborted.is_some() {
-        down.flush_and_abort().await;
+        downstream.flush_and_abort().await;
     }
     reply.finished(outcome.aborted.is_none() && upload.is_whole());
     Ok(outcome)

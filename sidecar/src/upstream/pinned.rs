@@ -75,8 +75,8 @@ mod tests {
             for value in values {
                 map.append("www-authenticate", value.parse().expect("a header value"));
             }
-            let found = names_login(&Headers::from(map), "www-authenticate");
-            assert_eq!(found, expected, "{values:?}");
+            let is_login = names_login(&Headers::from(map), "www-authenticate");
+            assert_eq!(is_login, expected, "{values:?}");
         };
         check(&["NTLM"], true);
         check(&["ntlm TlRMTVNTUAAC"], true);

@@ -76,7 +76,7 @@ pub(crate) struct Http1Connection {
 #[derive(Debug)]
 struct Http2Connection {
     /// Whether the endpoint's certificate is still accepted; none when it was not verified.
-    standing: Option<Rc<ConnectionStatus>>,
+    status: Option<Rc<ConnectionStatus>>,
     sender: SendRequest<Bytes>,
     settings: Rc<SettingsReceived>,
     alert: EndpointAlert,
@@ -199,7 +199,7 @@ impl Pools {
     async fn await_free(&self, target: &PlannedCluster, deadline: Instant) -> io::Result<()> {
         let freed = self.slots.freed(target);
         let waiting = tokio::time::timeout_at(deadline.into(), freed);
-        waiting.await.map_err(|_| full("max_connections"))
+        waiting.await.map_err(|_| limit_reached("max_connections"))
     }
 
     fn take(&self, key: PoolKey) -> Option<Http1Connection> {
@@ -263,10 +263,11 @@ impl Pools {
             lease.sender = lease.sender.ready().await.map_err(io::Error::other)?;
             return Ok(lease);
         }
-        let slot = slot.ok_or_else(|| full("max_connections"))?;
+        let slot = slot.ok_or_else(|| limit_reached("max_connections"))?;
         let window = worker.upstream_windows.open();
         // Checked before the handshake, which would be wasted.
-        let receiving = window.receive().ok_or_else(|| full("limit of receive windows"))?;
+        let receiving =
+            window.receive().ok_or_else(|| limit_reached("limit of receive windows"))?;
         let connecting = connect_http2(target, address, ConnectionPermits { slot, window }, worker);
         let mut connection = Box::pin(connecting).await?;
         let lease = connection.lease_with(receiving);
@@ -277,12 +278,12 @@ impl Pools {
     /// A stream on the first connection below its limit of streams. Removes closed connections.
     fn http2_below_limit(&self, key: PoolKey) -> Option<StreamLease> {
         let mut pools = self.http2.borrow_mut();
-        let mut found = None;
+        let mut lease = None;
         pools.get_mut(&key)?.retain_mut(|connection| {
-            if found.is_some() {
+            if lease.is_some() {
                 return true;
             }
-            if connection.standing.as_ref().is_some_and(|standing| standing.is_draining()) {
+            if connection.status.as_ref().is_some_and(|status| status.is_draining()) {
                 return false;
             }
             let sender = &mut connection.sender;
@@ -290,7 +291,7 @@ impl Pools {
             match sender.poll_ready(&mut cx) {
                 Poll::Ready(Ok(())) => {
                     if connection.open.get() < sender.current_max_send_streams() {
-                        found = connection.lease();
+                        lease = connection.lease();
                     }
                     true
                 }
@@ -298,7 +299,7 @@ impl Pools {
                 Poll::Ready(Err(_)) => false,
             }
         });
-        found
+        lease
     }
 
     /// A stream on the connection with the fewest streams, when no more connections may be opened.
@@ -355,7 +356,7 @@ async fn connect_http2(
 ) -> io::Result<Http2Connection> {
     let ConnectionPermits { slot, window } = permits;
     let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
-    let standing = stream.standing().cloned();
+    let status = stream.standing().cloned();
     worker.metrics.upstream_connections.increment();
     let alert = EndpointAlert::default();
     let (sender, mut connection) = h2::client::Builder::new()
@@ -401,11 +402,11 @@ async fn connect_http2(
     let sender = sender.ready().await.map_err(io::Error::other)?;
     let open = Rc::default();
     let idle_since = None;
-    Ok(Http2Connection { standing, sender, settings, alert, open, window, idle_since })
+    Ok(Http2Connection { status, sender, settings, alert, open, window, idle_since })
 }
 
 /// The error for a limit that is reached.
-fn full(what: &str) -> io::Error {
+fn limit_reached(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, format!("{what} reached"))
 }
 

@@ -200,11 +200,11 @@ impl<'a> BodyReader<'a> {
                         ChunkedStep::NeedMore => {}
                     }
                 }
-                RemainingBody::Length(left) if !buffer.is_empty() => {
-                    let now = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
-                    *left -= now as u64;
-                    let piece = buffer.split_to(now).freeze();
-                    if *left == 0 {
+                RemainingBody::Length(missing) if !buffer.is_empty() => {
+                    let count = usize::try_from(*missing).unwrap_or(usize::MAX).min(buffer.len());
+                    *missing -= count as u64;
+                    let piece = buffer.split_to(count).freeze();
+                    if *missing == 0 {
                         self.remaining = RemainingBody::Done;
                     }
                     return Ok(Some(piece));

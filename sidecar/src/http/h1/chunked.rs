@@ -51,14 +51,14 @@ impl ChunkedDecoder {
                         size => Self::Data(size),
                     };
                 }
-                Self::Data(left) => {
+                Self::Data(remaining) => {
                     if buffer.is_empty() {
                         return Ok(ChunkedStep::NeedMore);
                     }
-                    let now = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
-                    let piece = buffer.split_to(now).freeze();
-                    *left -= now as u64;
-                    if *left == 0 {
+                    let count = usize::try_from(*remaining).unwrap_or(usize::MAX).min(buffer.len());
+                    let piece = buffer.split_to(count).freeze();
+                    *remaining -= count as u64;
+                    if *remaining == 0 {
                         *self = Self::DataEnd;
                     }
                     return Ok(ChunkedStep::Piece(piece));
@@ -138,7 +138,7 @@ fn take_trailers(buffer: &mut BytesMut) -> Result<Option<Option<HeaderMap>>, &'s
             .map_err(|_| "invalid trailer name: must be a token")?;
         let value = HeaderValue::from_bytes(header.value).map_err(|_| "invalid trailer value")?;
         // Other forbidden trailers are dropped when the trailers are forwarded. A framing header in a trailer section
-        // has no honest use: it tries to make two readers disagree on where the message ends.
+        // has no legitimate use: it is an attempt to make parsers disagree on where the message ends.
         if is_framing_header(name.as_str().as_bytes()) {
             return Err("content-length or transfer-encoding in the trailer section");
         }
@@ -181,7 +181,7 @@ mod tests {
             } else {
                 0
             };
-            let body = String::from_utf8(body).expect("text");
+            let body = String::from_utf8(body).expect("UTF-8");
             match expected {
                 Ok(want) => assert_eq!(
                     (result, body.as_str(), trailers),

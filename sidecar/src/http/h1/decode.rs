@@ -539,43 +539,43 @@ mod tests {
 
     #[test]
     fn every_desync_reason_is_detected() {
-        let never = |request: &str, reason: &str| check_modes(request, [reason; 3]);
+        let always = |request: &str, reason: &str| check_modes(request, [reason; 3]);
         let get = |target: &str, version: &str| format!("GET{target}{version}\r\nHost: a\r\n\r\n");
         let with = |headers: &str| format!("POST / HTTP/1.1\r\nHost: a\r\n{headers}\r\n\r\n");
-        never(&get(" /a b", " HTTP/1.1"), "SpaceInUri");
-        never(&get(" /\u{e9}", " HTTP/1.1"), "AmbiguousUri");
-        never(&get(" /\u{1}", " HTTP/1.1"), "AmbiguousUri");
-        never(&get(" /a#b", " HTTP/1.1"), "AmbiguousUri");
-        never(&get(" /\0", " HTTP/1.1"), "BadUri");
-        never(&get(" x", " HTTP/1.1"), "BadUri");
-        never(&get(" ftp://a/", " HTTP/1.1"), "BadUri");
-        never(&get("", " HTTP/1.1"), "MissingUri");
-        never(&get("  ", "HTTP/1.1"), "MissingUri");
-        never(&get(" /", ""), "BadVersion");
-        never(&get(" /", " HTTP/1.11"), "BadVersion");
-        never(&get(" /", " http/1.1"), "BadVersion");
-        never("G@T / HTTP/1.1\r\nHost: a\r\n\r\n", "BadMethod");
-        never(" GET / HTTP/1.1\r\nHost: a\r\n\r\n", "SpaceInUri");
-        never(&with(": b"), "EmptyHeader");
-        never(&with("a"), "MissingHeaderColon");
-        never(&with("a: b\r\n c"), "MultilineHeader");
-        never(&with("a : b"), "BadHeader");
-        never(&with("a\u{1}: b"), "BadHeader");
-        never(&with("a: b\0"), "BadHeader");
-        never(&with("Content-Length: x"), "BadContentLength");
-        never(&with("Content-Length: +3"), "BadContentLength");
-        never(&with("Content-Length: 3, 3"), "BadContentLength");
-        never(&with("Content-Length:"), "BadContentLength");
-        never(&with("Content-Length: 3\r\nContent-Length: 4"), "MultipleContentLength");
-        never(&with("Transfer-Encoding: xchunked"), "BadTransferEncoding");
-        never(&with("Transfer-Encoding: identity"), "BadTransferEncoding");
-        never(&with("Transfer-Encoding: chunked;q=1"), "BadTransferEncoding");
-        never(&with("Transfer-Encoding: \u{b}chunked"), "BadHeader");
+        always(&get(" /a b", " HTTP/1.1"), "SpaceInUri");
+        always(&get(" /\u{e9}", " HTTP/1.1"), "AmbiguousUri");
+        always(&get(" /\u{1}", " HTTP/1.1"), "AmbiguousUri");
+        always(&get(" /a#b", " HTTP/1.1"), "AmbiguousUri");
+        always(&get(" /\0", " HTTP/1.1"), "BadUri");
+        always(&get(" x", " HTTP/1.1"), "BadUri");
+        always(&get(" ftp://a/", " HTTP/1.1"), "BadUri");
+        always(&get("", " HTTP/1.1"), "MissingUri");
+        always(&get("  ", "HTTP/1.1"), "MissingUri");
+        always(&get(" /", ""), "BadVersion");
+        always(&get(" /", " HTTP/1.11"), "BadVersion");
+        always(&get(" /", " http/1.1"), "BadVersion");
+        always("G@T / HTTP/1.1\r\nHost: a\r\n\r\n", "BadMethod");
+        always(" GET / HTTP/1.1\r\nHost: a\r\n\r\n", "SpaceInUri");
+        always(&with(": b"), "EmptyHeader");
+        always(&with("a"), "MissingHeaderColon");
+        always(&with("a: b\r\n c"), "MultilineHeader");
+        always(&with("a : b"), "BadHeader");
+        always(&with("a\u{1}: b"), "BadHeader");
+        always(&with("a: b\0"), "BadHeader");
+        always(&with("Content-Length: x"), "BadContentLength");
+        always(&with("Content-Length: +3"), "BadContentLength");
+        always(&with("Content-Length: 3, 3"), "BadContentLength");
+        always(&with("Content-Length:"), "BadContentLength");
+        always(&with("Content-Length: 3\r\nContent-Length: 4"), "MultipleContentLength");
+        always(&with("Transfer-Encoding: xchunked"), "BadTransferEncoding");
+        always(&with("Transfer-Encoding: identity"), "BadTransferEncoding");
+        always(&with("Transfer-Encoding: chunked;q=1"), "BadTransferEncoding");
+        always(&with("Transfer-Encoding: \u{b}chunked"), "BadHeader");
         let twice = "MultipleTransferEncodingChunked";
-        never(&with("Transfer-Encoding: chunked, chunked"), twice);
-        never(&with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), twice);
-        never(&with("Content-Length: 3\r\nTransfer_Encoding: chunked"), "SuspiciousTeClPresent");
-        never(&with("Transfer-Encoding: chunked\r\nContent_Length: 3"), "SuspiciousTeClPresent");
+        always(&with("Transfer-Encoding: chunked, chunked"), twice);
+        always(&with("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), twice);
+        always(&with("Content-Length: 3\r\nTransfer_Encoding: chunked"), "SuspiciousTeClPresent");
+        always(&with("Transfer-Encoding: chunked\r\nContent_Length: 3"), "SuspiciousTeClPresent");
 
         check_modes(
             &with("Content-Length: 3\r\nTransfer-Encoding: chunked"),
@@ -585,9 +585,9 @@ mod tests {
             &with("Content-Length: 3\r\nContent-Length: 3"),
             ["POST a / Length(3) false", "DuplicateContentLength", "DuplicateContentLength"],
         );
-        let lone = "NonCrLfLineTermination";
-        check_modes("GET / HTTP/1.1\nHost: a\r\n\r\n", ["GET a / None false", lone, lone]);
-        check_modes("GET / HTTP/1.1\r\nHost: a\n\n", ["GET a / None false", lone, lone]);
+        let bare = "NonCrLfLineTermination";
+        check_modes("GET / HTTP/1.1\nHost: a\r\n\r\n", ["GET a / None false", bare, bare]);
+        check_modes("GET / HTTP/1.1\r\nHost: a\n\n", ["GET a / None false", bare, bare]);
         let suspicious = "SuspiciousHeader";
         check_modes(
             &with("Transfer_Encoding: chunked"),
@@ -608,7 +608,7 @@ mod tests {
         check_modes(&get(" /", " HTTP/1.2"), [served, served, "NonCompliantVersion"]);
     }
 
-    fn answer(response: &str, method: &Method) -> String {
+    fn parsed_response(response: &str, method: &Method) -> String {
         let mut buffer = BytesMut::from(response);
         match parse_response(
             &mut buffer,
@@ -626,7 +626,7 @@ mod tests {
     #[test]
     fn valid_response_heads_are_parsed() {
         let check = |response: &str, expected: &str| {
-            assert_eq!(answer(response, &Method::GET), expected, "{response:?}");
+            assert_eq!(parsed_response(response, &Method::GET), expected, "{response:?}");
         };
         check("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "200 Length(3) true 3");
         check("HTTP/1.1 200 OK\r\n", "more");
@@ -639,14 +639,14 @@ mod tests {
         let large = format!("HTTP/1.1 200 OK\r\nA: {}\r\n\r\n", "x".repeat(1024));
         check(&large, "head_too_large");
         let head = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
-        assert_eq!(answer(head, &Method::HEAD), "200 None true 0");
+        assert_eq!(parsed_response(head, &Method::HEAD), "200 None true 0");
     }
 
     #[test]
     fn invalid_response_head_is_refused_with_its_fault() {
         let check = |lines: &str, expected: &str| {
             let response = lines.replace('|', "\r\n");
-            assert_eq!(answer(&response, &Method::GET), expected, "{response:?}");
+            assert_eq!(parsed_response(&response, &Method::GET), expected, "{response:?}");
         };
         check("|HTTP/1.1 200 OK||", "bad_status_line");
         check("HTTP/1.1 099 What||", "bad_status_line");

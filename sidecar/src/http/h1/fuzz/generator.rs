@@ -16,7 +16,8 @@ impl RequestStream {
         let mut rng = Rng::with_seed(seed);
         let mut messages: Vec<GeneratedRequest> =
             (0..rng.usize(1..=4)).map(|_| GeneratedRequest::valid(&mut rng)).collect();
-        let (mut in_lines, mut in_bytes) = (0, 0);
+        let mut in_lines = 0;
+        let mut in_bytes = 0;
         for _ in 0..[0, 0, 1, 1, 1, 2, 2, 3][rng.usize(..8)] {
             *(if rng.bool() { &mut in_lines } else { &mut in_bytes }) += 1;
         }
@@ -123,7 +124,8 @@ struct GeneratedRequest {
 
 impl GeneratedRequest {
     fn valid(rng: &mut Rng) -> Self {
-        let (mut method, mut target) = (pick(rng, METHODS), pick(rng, TARGETS).to_owned());
+        let mut method = pick(rng, METHODS);
+        let mut target = pick(rng, TARGETS).to_owned();
         match rng.usize(..40) {
             0 => (method, target) = ("OPTIONS", "*".to_owned()),
             1 => (method, target) = ("CONNECT", "d.example:443".to_owned()),
@@ -169,7 +171,8 @@ impl GeneratedRequest {
     }
 
     fn damage(&mut self, rng: &mut Rng) {
-        let (one, other) = (rng.usize(..self.lines.len()), rng.usize(..self.lines.len()));
+        let one = rng.usize(..self.lines.len());
+        let other = rng.usize(..self.lines.len());
         match rng.usize(..12) {
             0 => self.lines.insert(other, self.lines[one].clone()),
             1 => self.lines.swap(one, other),

@@ -37,7 +37,7 @@ async fn check_forwarded(accepted: &AcceptedRequest) -> Result<(), String> {
             Ok(())
         };
     }
-    let (theirs, left) = peer::read(&accepted.forwarded).await;
+    let (theirs, unread) = peer::read(&accepted.forwarded).await;
     let Some((first, behind)) = theirs.split_first() else {
         return if is_refused_by_hyper(&accepted.path) {
             Ok(())
@@ -59,14 +59,14 @@ async fn check_forwarded(accepted: &AcceptedRequest) -> Result<(), String> {
     }
     let follows: Vec<String> = behind.iter().map(HyperRequest::path).collect();
     let is_clean = if accepted.is_isolated {
-        follows.is_empty() && left == NEXT_REQUEST
+        follows.is_empty() && unread == NEXT_REQUEST
     } else {
-        follows == ["/what-follows"] && left.is_empty()
+        follows == ["/what-follows"] && unread.is_empty()
     };
     if is_clean {
         Ok(())
     } else {
-        Err(format!("{follows:?} and \"{}\" are left over", left.escape_ascii()))
+        Err(format!("{follows:?} and \"{}\" are left over", unread.escape_ascii()))
     }
 }
 
@@ -248,9 +248,9 @@ async fn accepted_requests_are_read_the_same_way_by_hyper() {
         let seed = first.wrapping_add(count.streams);
         let stream = RequestStream::of_seed(seed);
         let _print = PrintOnPanic(seed, &stream);
-        if let Err(why) = check(&mut rig, &stream, &mut count).await {
-            let (small, why) = minimized(&mut rig, stream.clone(), why).await;
-            panic!("{why}\n minimized: \"{}\"", small.bytes.escape_ascii());
+        if let Err(error) = check(&mut rig, &stream, &mut count).await {
+            let (small, error) = minimized(&mut rig, stream.clone(), error).await;
+            panic!("{error}\n minimized: \"{}\"", small.bytes.escape_ascii());
         }
     }
     print(&format!("{count:?}"));

@@ -69,9 +69,9 @@ pub(super) async fn read(bytes: &[u8]) -> (Vec<HyperRequest>, Vec<u8>) {
     let mut serving = http1::Builder::new();
     serving.half_close(true);
     let ended = serving.serve_connection(io, service).without_shutdown().await;
-    let left = ended.map(|parts| {
+    let leftover = ended.map(|parts| {
         let unread = parts.io.into_inner().into_inner().0;
         [&parts.read_buf[..], unread].concat()
     });
-    (read.take(), left.unwrap_or_default())
+    (read.take(), leftover.unwrap_or_default())
 }
