@@ -75,7 +75,8 @@ mod tests {
 
     #[test]
     fn flows_of_workers_are_summed_and_counters_of_a_removed_service_go_with_its_last_flow() {
-        let (a, b) = (WorkerFlowCounts::default(), WorkerFlowCounts::default());
+        let a = WorkerFlowCounts::default();
+        let b = WorkerFlowCounts::default();
         let shown = [SharedFlowCounts::default(), SharedFlowCounts::default()];
         let [shown_a, shown_b] = &shown;
         let echo: Name = "echo".into();

@@ -64,10 +64,12 @@ impl<'a> LoopDetector<'a> {
         snapshot: &'a Snapshot,
         listeners: impl Iterator<Item = &'a Listener>,
     ) -> Self {
-        let (mut exact, mut wildcard) = (HashMap::new(), HashMap::new());
+        let mut exact = HashMap::new();
+        let mut wildcard = HashMap::new();
         let mut carried: HashMap<&Name, BTreeSet<Transport>> = HashMap::new();
         for listener in listeners {
-            let (transport, address) = (listener.transport, listener.address);
+            let transport = listener.transport;
+            let address = listener.address;
             if listener.bind && address.ip().is_unspecified() {
                 wildcard.insert((transport, address.is_ipv4(), address.port()), listener);
             } else {
@@ -106,7 +108,8 @@ impl<'a> LoopDetector<'a> {
 
     /// Whether flows that a listener takes may go to a cluster, also through other listeners.
     fn leads_back(&self, loop_listener: &'a Listener, cluster: &Name) -> bool {
-        let (mut seen, mut waiting) = (BTreeSet::from([&loop_listener.name]), vec![loop_listener]);
+        let mut seen = BTreeSet::from([&loop_listener.name]);
+        let mut waiting = vec![loop_listener];
         while let Some(listener) = waiting.pop() {
             for next in listener.flow_clusters() {
                 if next == cluster {

@@ -289,7 +289,8 @@ pub(crate) fn forward_datagrams(
     worker.pacer.count(taken.len(), now());
     let mut flows: Vec<(Rc<UdpFlow>, Vec<&[u8]>)> = Vec::new();
     for datagram in taken {
-        let (client, destination) = (datagram.client, datagram.destination);
+        let client = datagram.client;
+        let destination = datagram.destination;
         let tuple = FlowTuple { transport: Transport::Udp, client, destination };
         if let Some((_, bytes)) = flows.iter_mut().rev().find(|(flow, _)| flow.tuple == tuple) {
             bytes.push(datagram.bytes);

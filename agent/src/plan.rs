@@ -445,10 +445,10 @@ fn target(cluster: &Cluster, endpoints: Vec<Endpoint>, seed: u32) -> AgentTarget
 fn needs_layer_7(listener: &Listener) -> Option<&'static str> {
     let mut chains = listener.all_chains();
     chains.find_map(|chain| match (&chain.tls, &chain.filter) {
-        (Some(_), _) => Some("it terminates TLS, which is the sidecar's work"),
-        (None, Filter::Http(_)) => Some("it serves HTTP, which is the sidecar's work"),
+        (Some(_), _) => Some("it terminates TLS, which needs a sidecar"),
+        (None, Filter::Http(_)) => Some("it serves HTTP, which needs a sidecar"),
         (None, Filter::Tcp(_)) if !chain.rules.is_empty() => {
-            Some("its rules ask who a client is, which is the sidecar's work")
+            Some("its RBAC rules match client identities, which needs a sidecar")
         }
         (None, Filter::Tcp(_)) => None,
     })

@@ -99,7 +99,8 @@ mod tests {
     fn source_addresses_of_the_endpoint_family_are_used_in_turn() {
         let sources = sources(&["10.0.0.1", "fd00::1", "10.0.0.2"]);
         let own = |text: &str| Some(SourceIp::Local(text.parse().expect("the address is valid")));
-        let (one, two) = (own("10.0.0.1"), own("10.0.0.2"));
+        let one = own("10.0.0.1");
+        let two = own("10.0.0.2");
         let agent = SourceAddress::Agent;
         assert_eq!(connect_options(&sources, "10.1.0.1:80", agent), [one, two]);
         assert_eq!(connect_options(&sources, "10.1.0.1:80", agent), [two, one]);

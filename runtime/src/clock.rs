@@ -103,7 +103,9 @@ impl ClockWatch {
         let expected = self.wall + monotonic.saturating_duration_since(self.monotonic);
         let was_unsettled = self.unsettled.is_some();
         if absolute_difference(wall, expected) <= TOLERANCE {
-            (self.wall, self.monotonic, self.unsettled) = (wall, monotonic, None);
+            self.wall = wall;
+            self.monotonic = monotonic;
+            self.unsettled = None;
             return if was_unsettled { ClockCheck::Restored } else { ClockCheck::Steady };
         }
         let continues = self.unsettled.as_ref().is_some_and(|jump| {
@@ -139,7 +141,8 @@ mod tests {
 
     #[expect(clippy::disallowed_methods, reason = "any moment will do")]
     fn start() -> (ClockWatch, SystemTime, Instant) {
-        let (wall, monotonic) = (SystemTime::UNIX_EPOCH + 20_000 * DAY, Instant::now());
+        let wall = SystemTime::UNIX_EPOCH + 20_000 * DAY;
+        let monotonic = Instant::now();
         (ClockWatch::new(wall, monotonic), wall, monotonic)
     }
 

@@ -36,7 +36,8 @@ pub fn save_syn(socket: &TcpListener, keep: bool) -> io::Result<()> {
 pub fn saved_sequence(stream: &TcpStream) -> Option<u32> {
     let mut syn = [0; SYN_BYTES];
     // From the IP header to the end of the TCP header; empty when no SYN was saved.
-    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_SAVED_SYN);
+    let level = libc::IPPROTO_TCP;
+    let name = libc::TCP_SAVED_SYN;
     let length = socket_option(stream.as_fd(), level, name, &mut syn).ok()?;
     sequence_of(syn.get(..length)?)
 }
@@ -82,7 +83,8 @@ mod tests {
         };
         let v6 = |next: u8, between: &[u8]| {
             let mut header = vec![0; 40];
-            (header[0], header[6]) = (0x60, next);
+            header[0] = 0x60;
+            header[6] = next;
             [header.as_slice(), between, &tcp].concat()
         };
         let options = [[60, 1, 0, 0, 0, 0, 0, 0], [0; 8], [6, 0, 0, 0, 0, 0, 0, 0]].concat();

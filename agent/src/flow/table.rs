@@ -207,7 +207,8 @@ mod tests {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (state >> 8) % below
         };
-        let (mut table, mut model) = (FlowTable::new(LIMIT), Model::default());
+        let mut table = FlowTable::new(LIMIT);
+        let mut model = Model::default();
         let mut now = start();
         for step in 0..2000 {
             let context = || format!("seed {seed}, step {step}");
@@ -246,7 +247,8 @@ mod tests {
                 }
                 _ => {
                     now += Duration::from_millis(draw(40).into());
-                    let (mut removed, mut expected) = (table.expire(now), model.expire(now));
+                    let mut removed = table.expire(now);
+                    let mut expected = model.expire(now);
                     removed.sort_unstable_by_key(|(_, value)| *value);
                     expected.sort_unstable_by_key(|(_, value)| *value);
                     assert_eq!(removed, expected, "{}", context());

@@ -37,7 +37,8 @@ pub(crate) enum ReadSide {
 
 impl BatchPacer {
     pub(crate) fn new(now: Instant) -> Self {
-        let (began, last_pause) = (Cell::new(now), Cell::new(now));
+        let began = Cell::new(now);
+        let last_pause = Cell::new(now);
         Self { began, count: Cell::new(0), is_busy: Cell::new(false), last_pause }
     }
 

@@ -134,8 +134,9 @@ pub(crate) fn relay<'a>(
     buffers: &'a RelayBuffers,
     relayed: &'a RelayedBytes,
 ) -> impl Future<Output = RelayOutcome> {
+    // Destructured here: the future would store a value that it destructures twice.
+    let RelaySides { client, endpoint } = sides;
     async move {
-        let RelaySides { client, endpoint } = sides;
         let mut outbound_state = DirectionState::Reading;
         let mut inbound_state = DirectionState::Reading;
         let mut idle_timer = IdleTimer::new(idle.timeout);
@@ -178,8 +179,9 @@ pub(crate) fn relay<'a>(
             }
         })
         .await;
-        let is_flushed =
-            |way: &DirectionState| matches!(way, DirectionState::Reading | DirectionState::Done);
+        let is_flushed = |state: &DirectionState| {
+            matches!(state, DirectionState::Reading | DirectionState::Done)
+        };
         let all_flushed = is_flushed(&outbound_state) && is_flushed(&inbound_state);
         let closes_cleanly = end == RelayOutcome::Closed
             || (end == RelayOutcome::Idle && idle.end == IdleEnd::Close && all_flushed);

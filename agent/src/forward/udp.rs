@@ -195,7 +195,8 @@ impl UdpReceiver {
         buffer: &mut ReceiveBuffer,
         take: impl FnOnce(&[Datagram<'_>]),
     ) -> io::Result<()> {
-        let (socket, own) = (&self.socket, self.own);
+        let socket = &self.socket;
+        let own = self.own;
         let take = |messages: &[ReceivedMessage<'_, SockaddrStorage>]| {
             let datagrams = messages.iter().filter_map(|message| {
                 let client = message.from.as_ref().and_then(address)?;
@@ -232,16 +233,16 @@ pub(crate) fn send_all(
 ) -> SendCounts {
     let mut sent = SendCounts::default();
     let mut rest = datagrams;
-    while let Some((train, behind)) = next_gso_batch(rest) {
+    while let Some((batch, behind)) = next_gso_batch(rest) {
         rest = behind;
-        let bytes: usize = train.iter().map(|datagram| datagram.len()).sum();
-        if train.len() > 1 && send_gso(socket, train, to).is_ok() {
-            sent.datagrams += train.len() as u64;
+        let bytes: usize = batch.iter().map(|datagram| datagram.len()).sum();
+        if batch.len() > 1 && send_gso(socket, batch, to).is_ok() {
+            sent.datagrams += batch.len() as u64;
             sent.bytes += bytes as u64;
             continue;
         }
         // A single datagram, or the kernel refused the batch: for this path or size, or because the socket is full.
-        for datagram in train {
+        for datagram in batch {
             match send(socket, datagram, to) {
                 Ok(bytes) => {
                     sent.datagrams += 1;
@@ -271,10 +272,10 @@ fn next_gso_batch<'a, 'b>(
     datagrams.split_at_checked(equal + usize::from(shorter))
 }
 
-fn send_gso(socket: &UdpSocket, train: &[&[u8]], to: Option<SocketAddr>) -> io::Result<()> {
-    let size = train.first().map_or(0, |datagram| datagram.len());
+fn send_gso(socket: &UdpSocket, batch: &[&[u8]], to: Option<SocketAddr>) -> io::Result<()> {
+    let size = batch.first().map_or(0, |datagram| datagram.len());
     let size = u16::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let slices: Vec<IoSlice<'_>> = train.iter().map(|datagram| IoSlice::new(datagram)).collect();
+    let slices: Vec<IoSlice<'_>> = batch.iter().map(|datagram| IoSlice::new(datagram)).collect();
     let segments = [ControlMessage::UdpGsoSegments(&size)];
     let to = to.map(SockaddrStorage::from);
     let flags = MsgFlags::MSG_DONTWAIT;
@@ -372,7 +373,7 @@ mod tests {
         let mut buffer = ReceiveBuffer::new();
         let mut arrived: Vec<Vec<u8>> = Vec::new();
         let mut receiver =
-            UdpReceiver::new(Rc::new(endpoint), false).expect("the options are known");
+            UdpReceiver::new(Rc::new(endpoint), false).expect("the kernel supports the options");
         while arrived.len() < wanted.len() {
             receiver.ready().await.expect("the socket is open");
             let take = |datagrams: &[Datagram<'_>]| {
@@ -386,19 +387,21 @@ mod tests {
 
     #[tokio::test(flavor = "current_thread")]
     async fn gso_batch_is_received_as_one_message() {
-        const TRAIN: usize = 40;
+        const BATCH_DATAGRAMS: usize = 40;
         let endpoint = bind_udp(([127, 0, 0, 1], 0).into(), false, None).expect("a port is free");
         enable_gro(&endpoint);
         let to = endpoint.local_addr().expect("the socket is bound");
         let flow = connect_udp(to, ConnectOptions::default()).expect("a port is free");
-        let wanted: Vec<Vec<u8>> =
-            (0..TRAIN).map(|n| vec![u8::try_from(n).expect("n is below 40"); 1200]).collect();
+        let wanted: Vec<Vec<u8>> = (0..BATCH_DATAGRAMS)
+            .map(|n| vec![u8::try_from(n).expect("n is below 40"); 1200])
+            .collect();
         let datagrams: Vec<&[u8]> = wanted.iter().map(Vec::as_slice).collect();
-        let (mut buffer, mut batch_size) = (ReceiveBuffer::new(), BatchSize::new());
+        let mut buffer = ReceiveBuffer::new();
+        let mut batch_size = BatchSize::new();
         // More than once, because the kernel changes the headers of a receive call.
         for _ in 0..3 {
             assert_eq!(send_all(&flow, &[b"alone"], None).datagrams, 1);
-            assert_eq!(send_all(&flow, &datagrams, None).datagrams, TRAIN as u64);
+            assert_eq!(send_all(&flow, &datagrams, None).datagrams, BATCH_DATAGRAMS as u64);
             let mut arrived: Vec<Vec<u8>> = Vec::new();
             let mut messages = 0;
             let mut take = |taken: &[ReceivedMessage<'_, ()>]| {
@@ -408,11 +411,11 @@ mod tests {
                 arrived.len()
             };
             let mut count = 0;
-            while count <= TRAIN {
+            while count <= BATCH_DATAGRAMS {
                 endpoint.readable().await.expect("the socket is open");
                 count = buffer
                     .receive(&endpoint, &mut batch_size, &mut take)
-                    .expect("something has come");
+                    .expect("messages have arrived");
             }
             assert_eq!(arrived.remove(0), b"alone");
             assert_eq!((arrived, messages), (wanted.clone(), 2));
@@ -422,10 +425,10 @@ mod tests {
     #[test]
     fn gso_batch_has_datagrams_of_one_size_and_may_end_with_a_shorter_one() {
         let bytes = vec![0; 65_000];
-        let check = |sizes: &[usize], train: usize| {
+        let check = |sizes: &[usize], batch: usize| {
             let datagrams: Vec<&[u8]> = sizes.iter().map(|size| &bytes[..*size]).collect();
             let (first, behind) = next_gso_batch(&datagrams).expect("there are datagrams");
-            assert_eq!((first.len(), behind.len()), (train, sizes.len() - train), "{sizes:?}");
+            assert_eq!((first.len(), behind.len()), (batch, sizes.len() - batch), "{sizes:?}");
         };
         check(&[5], 1);
         check(&[5, 5, 5], 3);

@@ -59,7 +59,8 @@ const REMOVED_ENDPOINT_LIMIT: usize = 100_000;
 
 impl FlowTracker {
     pub(super) fn new(drain: Duration) -> Self {
-        let (services, proxied) = (HashMap::new(), HashMap::new());
+        let services = HashMap::new();
+        let proxied = HashMap::new();
         Self { drain, services, proxied, former_services: BTreeSet::new(), removed: HashMap::new() }
     }
 
@@ -248,7 +249,8 @@ mod tests {
     }
 
     fn flow(transport: Transport) -> FlowTuple {
-        let (client, destination) = (address("10.0.0.1:4000"), address("10.96.0.1:53"));
+        let client = address("10.0.0.1:4000");
+        let destination = address("10.96.0.1:53");
         FlowTuple { transport, client, destination }
     }
 

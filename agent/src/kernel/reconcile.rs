@@ -225,7 +225,8 @@ impl KernelTable {
     fn holds(&mut self, service: &KernelService, map: &str) -> io::Result<bool> {
         let values = map_values(&service.table);
         let desired: HashMap<[u8; 4], &[u8]> = slots(service, &values).collect();
-        let (mut right, mut wrong) = (0, 0);
+        let mut right = 0;
+        let mut wrong = 0;
         self.0.stream(&nf::get_elements(TABLE, map), |reply| {
             for element in nf::parse_elements(attributes(reply)) {
                 let key = nf::element_key(element).and_then(<[u8]>::first_chunk);

@@ -191,7 +191,8 @@ impl ReconcileThread {
     /// Writes a record for each connection that has ended.
     fn record(&mut self, log: &AccessLog) {
         let Some(ended_events) = &self.ended_events else { return };
-        let (mut lost, flows) = (0, &self.flows);
+        let mut lost = 0;
+        let flows = &self.flows;
         let received = ended_events.drain(|notification| match notification {
             Notification::Message(notification) => {
                 if let Some(ended) = conntrack::parse_ended(&notification)
@@ -238,7 +239,8 @@ impl ReconcileThread {
 
     fn apply_plan(&mut self, plan: &AgentPlan) {
         self.assignment = assign_paths(plan, self.choice, self.limits.slots);
-        (self.is_in_force, self.due) = (false, now());
+        self.is_in_force = false;
+        self.due = now();
     }
 
     /// Performs the actions that are due.
@@ -322,7 +324,8 @@ impl ReconcileThread {
                 "services on the kernel path changed"
             );
         }
-        (self.is_in_force, self.last_error) = (true, None);
+        self.is_in_force = true;
+        self.last_error = None;
         self.due = finished + DEEP_COMPARE_INTERVAL;
         if deep {
             self.deep_due = finished + DEEP_COMPARE_INTERVAL;
@@ -356,7 +359,8 @@ impl ReconcileThread {
         self.last_error = Some(reason);
         self.update(|report| report.failures += 1);
         let later = now() + RETRY_INTERVAL;
-        (self.due, self.deep_due) = (later, self.deep_due.max(later));
+        self.due = later;
+        self.deep_due = self.deep_due.max(later);
     }
 
     /// Reads the counters of services, and state that the kernel sends no notifications about.

@@ -85,7 +85,8 @@ impl TableSet {
 
     pub(super) fn make(self) -> NetlinkMessage {
         let address = self.family.kind();
-        let (port, protocol) = (ValueKind::Port, ValueKind::Protocol);
+        let port = ValueKind::Port;
+        let protocol = ValueKind::Protocol;
         let (key, holds): (&[ValueKind], SetData<'_>) = match self.what {
             SetKind::Services | SetKind::SecurityGroups => {
                 (&[address, protocol, port], SetData::Verdicts)

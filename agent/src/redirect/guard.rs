@@ -204,7 +204,9 @@ impl RedirectThread {
         let mut dns: Vec<_> = dns.collect();
         dns.sort();
         let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        (report.statuses, report.dropped, report.dns) = (statuses, dropped, dns);
+        report.statuses = statuses;
+        report.dropped = dropped;
+        report.dns = dns;
     }
 
     /// Sleeps until a notification arrives, a comparison is due, or [`POLL_INTERVAL`] has passed.
@@ -261,7 +263,8 @@ impl ManagedNamespace {
             return;
         }
         self.events.clear();
-        (self.is_subscribed, self.was_in_force) = (false, false);
+        self.is_subscribed = false;
+        self.was_in_force = false;
         self.namespace_id = namespace_id;
         if namespace_id.is_none() {
             self.status = RedirectStatus::NamespaceMissing;
@@ -273,7 +276,9 @@ impl ManagedNamespace {
         let subscribed = server.and_then(|server| Ok((server, listen(redirect, namespace)?)));
         match subscribed {
             Ok((server, events)) => {
-                (self.events, self.is_subscribed, self.due) = (events, true, now);
+                self.events = events;
+                self.is_subscribed = true;
+                self.due = now;
                 self.dns = server.map(|server| (server, false));
             }
             Err(error) => self.status = RedirectStatus::Failed(error.to_string()),
@@ -294,7 +299,9 @@ impl ManagedNamespace {
         } else {
             tracing::warn!(%namespace, "DNS redirection suspended: the DNS server does not answer");
         }
-        (self.due, self.was_in_force, self.flush_dns_conntrack) = (now, false, true);
+        self.due = now;
+        self.was_in_force = false;
+        self.flush_dns_conntrack = true;
     }
 
     /// The configuration that should be installed now: without DNS while the server does not answer.
@@ -381,8 +388,9 @@ impl ManagedNamespace {
                         tracing::info!(namespace, "redirects installed");
                     }
                 }
-                (self.was_in_force, self.status, self.failures) =
-                    (true, RedirectStatus::InForce, 0);
+                self.was_in_force = true;
+                self.status = RedirectStatus::InForce;
+                self.failures = 0;
                 self.backend_in_use = Some(backend);
                 if std::mem::take(&mut self.flush_dns_conntrack)
                     && let Err(error) = dns::flush_conntrack(

@@ -127,7 +127,7 @@ fn render_rule(rule: &RedirectRule) -> String {
     let mut words: Vec<String> = rule.matches.iter().map(render_match).collect();
     words.push(match rule.action {
         RuleAction::Return => "-j RETURN".to_owned(),
-        RuleAction::RedirectConfig(port) => format!("-j REDIRECT --to-ports {port}"),
+        RuleAction::Redirect(port) => format!("-j REDIRECT --to-ports {port}"),
         RuleAction::Mark(mark) => format!("-j MARK --set-xmark {mark:#x}/{MARK_MASK:#x}"),
         RuleAction::Drop => "-j DROP".to_owned(),
         RuleAction::Tproxy(port) => {

@@ -184,7 +184,7 @@ fn expressions(rule: &RedirectRule) -> Vec<Expression> {
     }
     match rule.action {
         RuleAction::Return => steps.push(nf::verdict(nf::PacketVerdict::Return)),
-        RuleAction::RedirectConfig(port) => steps.extend(nf::redirect(port)),
+        RuleAction::Redirect(port) => steps.extend(nf::redirect(port)),
         RuleAction::Mark(mark) => steps.extend([
             nf::load_meta(MetaKey::Mark),
             nf::mask(&(!MARK_MASK).to_ne_bytes(), &mark.to_ne_bytes()),

@@ -92,7 +92,7 @@ fn render_match(condition: &RuleMatch) -> String {
 fn render_action(action: RuleAction) -> String {
     match action {
         RuleAction::Return => "return".to_owned(),
-        RuleAction::RedirectConfig(port) => format!("redirect to :{port}"),
+        RuleAction::Redirect(port) => format!("redirect to :{port}"),
         RuleAction::Mark(mark) => {
             format!("meta mark set meta mark & {:#010x} | {mark:#x}", !MARK_MASK)
         }

@@ -78,7 +78,7 @@ pub(super) enum RuleAction {
     /// Leaves the packet unchanged.
     Return,
     /// Redirects the connection to a port of this host.
-    RedirectConfig(u16),
+    Redirect(u16),
     /// Sets our bits of the mark.
     Mark(u32),
     /// Hands the packet to the socket at this port, with its destination unchanged.
@@ -122,7 +122,7 @@ fn arriving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
         rules.extend(to_services(
             redirect,
             &[RuleMatch::Protocol(Transport::Tcp)],
-            RuleAction::RedirectConfig(port),
+            RuleAction::Redirect(port),
         ));
     }
     if let Some(port) = redirect.inbound {
@@ -132,10 +132,7 @@ fn arriving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
         for excluded in &redirect.exclude_inbound_ports {
             rules.push(skip([RuleMatch::Port(Transport::Tcp, *excluded..=*excluded)]));
         }
-        rules.push(counted(
-            vec![RuleMatch::Protocol(Transport::Tcp)],
-            RuleAction::RedirectConfig(port),
-        ));
+        rules.push(counted(vec![RuleMatch::Protocol(Transport::Tcp)], RuleAction::Redirect(port)));
     }
     rules
 }
@@ -158,15 +155,12 @@ fn leaving(redirect: &RedirectConfig) -> Vec<RedirectRule> {
         rules.push(skip([RuleMatch::Port(Transport::Tcp, *excluded..=*excluded)]));
     }
     if redirect.services.is_empty() {
-        rules.push(counted(
-            vec![RuleMatch::Protocol(Transport::Tcp)],
-            RuleAction::RedirectConfig(port),
-        ));
+        rules.push(counted(vec![RuleMatch::Protocol(Transport::Tcp)], RuleAction::Redirect(port)));
     }
     rules.extend(to_services(
         redirect,
         &[RuleMatch::Protocol(Transport::Tcp)],
-        RuleAction::RedirectConfig(port),
+        RuleAction::Redirect(port),
     ));
     rules
 }
@@ -185,7 +179,7 @@ fn to_resolvers(redirect: &RedirectConfig) -> impl Iterator<Item = RedirectRule>
                 let question = RuleMatch::Port(transport, dns::PORT..=dns::PORT);
                 counted(
                     vec![RuleMatch::Destination(Cidr::from(*resolver)), question],
-                    RuleAction::RedirectConfig(port),
+                    RuleAction::Redirect(port),
                 )
             })
         })

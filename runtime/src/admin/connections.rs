@@ -50,7 +50,8 @@ where
         };
         let number = lock(&registry).admit();
         let task = {
-            let (registry, answer) = (registry.clone(), answer.clone());
+            let registry = registry.clone();
+            let answer = answer.clone();
             let leave = DeregisterOnDrop { registry: registry.clone(), number };
             tokio::spawn(async move {
                 let _leave = leave;
