@@ -126,7 +126,6 @@ pub(crate) struct IdlePolicy {
 /// Relays bytes between `client` and `endpoint` until both have closed, the idle timeout passes, or the relay
 /// is aborted. A connection that has not finished is reset on both sides, so that neither takes the received
 /// part for the whole. An idle connection may be closed instead if no bytes are pending.
-#[expect(clippy::manual_async_fn, reason = "an async fn would store its arguments twice")]
 pub(crate) fn relay<'a>(
     sides: RelaySides<'a>,
     idle: IdlePolicy,
