@@ -112,7 +112,7 @@ fn crl_is_refreshed_periodically_and_enforced_at_once() {
     let publication = Publication::start("strict");
     let [revoked, other] = ["web", "other"].map(|name| publication.signer.sign(name, DAY));
     assert!(!publication.is_admitted(&other), "no client is admitted before there is a CRL");
-    publication.wait_for_problem("it answered 404 Not Found");
+    publication.wait_for_problem("HTTP status 404 Not Found");
     publication.publish(&[]);
     publication.wait_admitted(&other, true);
     let [mut closed, mut open] = [&revoked, &other].map(|holder| publication.call(holder));
@@ -142,11 +142,11 @@ fn last_good_crl_stays_in_force_when_its_server_fails_or_serves_garbage() {
         assert!(!publication.is_admitted(&revoked) && publication.is_admitted(&other), "{problem}");
     };
     std::fs::remove_file(publication.nginx.file("mesh.crl")).unwrap();
-    check("it answered 404 Not Found; the last list stays in force");
+    check("HTTP status 404 Not Found; the last list stays in force");
     publication.nginx.serve("mesh.crl", b"<html>Please sign in</html>");
-    check("what came is no list");
+    check("the response is not a CRL");
     publication.nginx.serve("mesh.crl", b"");
-    check("what came is no list");
+    check("the response is not a CRL");
     let foreign = TestAuthority::create();
     foreign.revoke(&["01"]);
     publication.nginx.serve("mesh.crl", &std::fs::read(foreign.crl_file()).unwrap());
@@ -168,7 +168,7 @@ fn html_page_instead_of_a_crl_leaves_all_crls_in_force() {
     publication.set_last_modified(OLD);
     publication.wait_admitted(&client, false);
     publication.nginx.serve("mesh.crl", b"<html>maintenance</html>");
-    publication.wait_for_problem("what came is no list");
+    publication.wait_for_problem("the response is not a CRL");
     assert!(!publication.is_admitted(&client), "the downloaded CRL stays in force");
     publication.publish(&[]);
     publication.set_last_modified(OLD);

@@ -137,7 +137,7 @@ fn key_set_is_fetched_over_https_by_system_or_given_roots_and_through_allowed_re
     for (way, reason) in [
         ("by-other-roots", "its chain ends in no root of ours"),
         ("unasked", "302 Found; redirects followed: 0"),
-        ("plain", "the scheme changes"),
+        ("plain", "redirect to another scheme"),
         ("circle", "302 Found; redirects followed: 5"),
     ] {
         eventually(reason, || alone.sidecar.process.errors().contains(reason).then_some(()));

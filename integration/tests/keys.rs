@@ -131,8 +131,8 @@ fn keys_are_fetched_and_the_last_good_ones_outlive_whatever_the_issuer_does() {
     eventually("the keys are there", || (guarded.ask(&guarded.good).status == 200).then_some(()));
     for (mood, complaint) in [
         (Mood::Down, "failed to fetch keys"),
-        (Mood::Slow, "no answer within 1s"),
-        (Mood::Large, "the answer was not taken"),
+        (Mood::Slow, "no response within 1s"),
+        (Mood::Large, "failed to read the response"),
         (Mood::Page, "invalid key set"),
     ] {
         guarded.is_now(mood);
@@ -145,8 +145,8 @@ fn keys_are_fetched_and_the_last_good_ones_outlive_whatever_the_issuer_does() {
 fn without_keys_nobody_enters_what_needs_them_and_all_else_is_served() {
     for (mood, complaint, status, reason) in [
         (Mood::Down, "failed to fetch keys", 562, "jwks_request_failed"),
-        (Mood::Slow, "no answer within 1s", 500, "jwks_request_timeout"),
-        (Mood::Large, "the answer was not taken", 500, "jwks_response_size_exceeded"),
+        (Mood::Slow, "no response within 1s", 500, "jwks_request_timeout"),
+        (Mood::Large, "failed to read the response", 500, "jwks_response_size_exceeded"),
         (Mood::Page, "invalid key set", 562, "jwks_response_invalid"),
     ] {
         let guarded = Guarded::start(mood);

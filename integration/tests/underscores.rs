@@ -76,8 +76,10 @@ fn dropped_headers_with_underscores_are_counted_and_each_name_is_logged_once() {
         assert_eq!(alone.metric("weft_sidecar_headers_dropped_total"), 8);
         let errors = alone.sidecar.process.errors();
         for name in ["x_tenant", "x_sum"] {
-            let lines: Vec<&str> =
-                errors.lines().filter(|line| line.contains("its name has an underscore")).collect();
+            let lines: Vec<&str> = errors
+                .lines()
+                .filter(|line| line.contains("its name contains an underscore"))
+                .collect();
             let of_name = lines.iter().filter(|line| line.contains(name));
             assert_eq!(of_name.count(), 1, "{name}: {errors}");
             assert!(lines.iter().all(|line| line.contains("listener=inbound")), "{errors}");

@@ -1,5 +1,5 @@
-//! Whether a request or a connection is allowed: a plain decision over what was proved, made again when
-//! the rules change.
+//! Authorizes requests and connections: evaluates RBAC filters over verified facts, and again when the policies
+//! change.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::denial::Denial;
 use crate::http::head::RequestHead;
 use crate::http::headers::Headers;
 
-/// The rules of a chain, in the order in which they are asked.
+/// The RBAC filters of a filter chain, in evaluation order.
 pub(crate) type RbacFilters = [Arc<RbacFilter>];
 
-/// A request that every policy allowed. Made only by [`authorize`].
+/// A request that every policy allows. Only [`authorize`] makes one.
 #[derive(Debug)]
 pub(crate) struct Authorized<'a>(Authenticated<'a>);
 
@@ -28,12 +28,12 @@ impl Authorized<'_> {
         self.0.facts()
     }
 
-    /// When the stream stream_deadline, where its token says so.
+    /// When the stream must end because its token expires.
     pub(crate) fn stream_deadline(&self) -> Option<SystemTime> {
         self.0.stream_deadline()
     }
 
-    /// What the decision rested on beside the head.
+    /// What the decision depended on apart from the head.
     pub(crate) fn into_inputs(self) -> AuthorizationInputs {
         AuthorizationInputs {
             client_address: self.facts().client_address(),
@@ -45,7 +45,7 @@ impl Authorized<'_> {
     }
 }
 
-/// Allows a request that each of `rules` allows, and says what decided.
+/// Evaluates `rules` for a request, and returns the decision together with the policy that made it.
 pub(crate) fn authorize<'a, 'p>(
     request: Authenticated<'a>,
     rules: &'p RbacFilters,
@@ -55,22 +55,23 @@ pub(crate) fn authorize<'a, 'p>(
     (judgement, if refused { Err(Denial::NotAllowed) } else { Ok(Authorized(request)) })
 }
 
-/// What a request was allowed by, as far as its head does not say so any more, for as long as it lasts.
+/// What a request was authorized with, kept as long as the request lasts, so that authorization can be repeated when
+/// the policies change. Holds the original of each part of the head that was changed afterwards.
 #[derive(Debug)]
 pub(crate) struct AuthorizationInputs {
-    /// The client, as trusted hops forwarded it.
+    /// The client address, after trusted hops.
     pub(crate) client_address: IpAddr,
     pub(crate) tokens: VerifiedTokens,
-    /// The target that was decided upon, where another is sent on.
+    /// The original target, where another one is sent upstream.
     pub(crate) target: Option<String>,
-    /// The same of the authority.
+    /// The original authority, where another one is sent upstream.
     pub(crate) authority: Option<String>,
-    /// The same of the headers.
+    /// The original headers, where others are sent upstream.
     pub(crate) headers: Option<Box<Headers>>,
 }
 
 impl AuthorizationInputs {
-    /// What is known of the request, as it was when it was decided upon.
+    /// The facts about the request as they were when it was authorized.
     pub(crate) fn facts<'f>(
         &'f self,
         head: &'f RequestHead,
@@ -88,7 +89,7 @@ impl AuthorizationInputs {
     }
 }
 
-/// What other rules say.
+/// Evaluates other rules for a request that was authorized before.
 pub(crate) fn judge_again<'p>(
     facts: &HttpRequestFacts<'_>,
     rules: &'p RbacFilters,
@@ -96,7 +97,7 @@ pub(crate) fn judge_again<'p>(
     evaluate_rbac_readings(&rules.iter().map(|filter| &**filter), facts.readings()).enforced
 }
 
-/// What is known of a connection whose bytes are not read.
+/// The facts about a connection that is proxied as TCP.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionFacts<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
@@ -105,13 +106,13 @@ pub(crate) struct ConnectionFacts<'a> {
 }
 
 impl ConnectionFacts<'_> {
-    /// Whether the rules let the connection in.
-    pub(crate) fn is_let_in(&self, rules: &RbacFilters) -> bool {
+    /// Whether the rules allow the connection.
+    pub(crate) fn is_allowed(&self, rules: &RbacFilters) -> bool {
         !evaluate_rbac(rules.iter().map(|filter| &**filter), self).enforced.refused
     }
 }
 
-/// A rule that asks for something of a request finds nothing.
+/// Rules that match on parts of an HTTP request never match here.
 impl RequestFacts for ConnectionFacts<'_> {
     fn method(&self) -> &str {
         ""

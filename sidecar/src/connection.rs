@@ -1,4 +1,4 @@
-//! What is known of a connection, for all its requests.
+//! A connection from a client, as its requests see it.
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
@@ -19,29 +19,29 @@ use crate::underscore_headers::DroppedHeaders;
 use crate::upstream::PinnedConnection;
 use crate::worker::SidecarWorker;
 
-/// What is known of a connection, for all its requests.
+/// A connection from a client, as its requests see it.
 pub(crate) struct ClientConnection {
     pub(crate) client: SocketAddr,
     pub(crate) destination: SocketAddr,
     pub(crate) peer: Option<VerifiedPeer>,
-    pub(crate) proved: Option<ClientCertificateHeaders>,
-    /// Whether what the peer proved still stands; none where it proved nothing.
-    pub(crate) standing: Option<Rc<ConnectionStatus>>,
+    pub(crate) certificate_headers: Option<ClientCertificateHeaders>,
+    /// Whether the peer's proof is still valid; none where the peer proved nothing.
+    pub(crate) status: Option<Rc<ConnectionStatus>>,
     pub(crate) kind: TransportKind,
     pub(crate) is_tls: bool,
-    /// How lines of its requests name it.
+    /// Its identifier in the access log.
     pub(crate) trace: Option<Trace>,
     pub(crate) listener: Name,
-    /// Whether it waits for a request, so that draining may end it.
+    /// Whether it waits for a request, so that draining may close it.
     pub(crate) idle: Rc<Cell<bool>>,
-    /// The connection to an endpoint on which its client has logged in, or may.
+    /// The upstream connection that belongs to this client alone, because the client has authenticated on it or may do so.
     pub(crate) pinned: RefCell<Option<PinnedConnection>>,
-    /// Notes the headers that its listener drops.
+    /// Records the headers that the listener drops.
     pub(crate) dropped: OnceCell<Rc<DroppedHeaders>>,
 }
 
 impl ClientConnection {
-    /// How the connection's requests are served by a plan; none when the plan no longer serves it.
+    /// The HTTP service that serves the connection under a plan; none when the plan has none.
     pub(crate) fn service<'p>(&self, plan: &'p SidecarPlan) -> Option<&'p PlannedHttp> {
         match &plan.listener(&self.listener)?.chain(self.destination, self.kind)?.service {
             PlannedService::Http(http) => Some(http),
@@ -49,18 +49,18 @@ impl ClientConnection {
         }
     }
 
-    /// Notes the headers of its requests that are dropped.
+    /// The recorder of the headers that the listener drops.
     pub(crate) fn dropped(&self, worker: &SidecarWorker) -> &Rc<DroppedHeaders> {
         let new = || DroppedHeaders::new(worker.metrics.clone(), self.listener.clone());
         self.dropped.get_or_init(|| Rc::new(new()))
     }
 
-    /// Where its requests come from.
+    /// The previous hop of its requests.
     pub(crate) fn previous_hop(&self) -> PreviousHop {
         PreviousHop { client: self.client, port: self.destination.port(), is_tls: self.is_tls }
     }
 
-    /// What variables of header values say of its requests.
+    /// The values of the variables in header formats, apart from the cluster.
     pub(crate) fn header_variables<'a>(&'a self, route: &'a str) -> HeaderVariables<'a> {
         HeaderVariables {
             client: self.client.ip().to_canonical(),
@@ -73,7 +73,7 @@ impl ClientConnection {
         }
     }
 
-    /// Who sends its requests.
+    /// The client of its requests. `address` is the one after trusted hops.
     pub(crate) fn client_info(&self, address: IpAddr) -> ClientInfo<'_> {
         ClientInfo {
             peer: self.peer.as_ref(),
@@ -84,39 +84,39 @@ impl ClientConnection {
         }
     }
 
-    /// Says whether it waits for a request, so that it may be ended.
+    /// Sets whether the connection waits for a request, so that draining may close it.
     pub(crate) fn set_idle(&self, idle: bool) {
         self.idle.set(idle);
-        if let Some(standing) = &self.standing {
-            standing.set_idle(idle);
+        if let Some(status) = &self.status {
+            status.set_idle(idle);
         }
     }
 
-    /// Whether no request may be begun over it any more.
+    /// Whether no request may begin on the connection.
     pub(crate) fn is_draining(&self) -> bool {
-        self.standing.as_ref().is_some_and(|standing| standing.is_draining())
+        self.status.as_ref().is_some_and(|status| status.is_draining())
     }
 
-    /// Resolves when no request may be begun over it any more.
+    /// Resolves when no request may begin on the connection.
     pub(crate) async fn draining(&self) {
-        match &self.standing {
-            Some(standing) => standing.draining().await,
+        match &self.status {
+            Some(status) => status.draining().await,
             None => std::future::pending().await,
         }
     }
 
-    /// Resolves when it must end at once. Whoever asks tells the client of it, and closes.
+    /// Resolves when the connection must be closed. The caller reports the reason to the client and closes the connection.
     pub(crate) async fn closed(&self) {
-        match &self.standing {
-            Some(standing) => {
-                standing.keep_writable();
-                standing.closed_at_next_poll().await;
+        match &self.status {
+            Some(status) => {
+                status.keep_writable();
+                status.closed_at_next_poll().await;
             }
             None => std::future::pending().await,
         }
     }
 
-    /// Where the connection would go whatever comes over it, if there is one such place.
+    /// The one cluster that serves every request of the connection, if there is such a cluster.
     pub(crate) fn only_target(&self, worker: &SidecarWorker) -> Option<Arc<PlannedCluster>> {
         let plan = worker.plan();
         plan.target(self.service(&plan)?.only.as_ref()?).cloned()

@@ -1,13 +1,13 @@
-//! Whether a connection still stands: for as long as what its peer proved is true.
+//! Closes connections whose peer certificate was revoked, expired, or lost its trust root.
 //!
-//! Each worker has a registry of its connections whose peer proved who it is, clients and endpoints alike, by
-//! what the proof idle on. When a trust store withdraws something, those that rest on it are found without
-//! a look at the others. Such a connection gives and takes nothing any more, whatever is spoken over it:
-//! that is asked in `stream.rs`, below everything else. One whose peer's certificate has ended takes no
-//! more requests, and has an hour to finish.
+//! Each worker has a registry of its mutual TLS connections, to clients and to endpoints, indexed by the certificates
+//! that the peer's proof depends on. When a trust store stops accepting a certificate, the registry finds the
+//! affected connections without visiting the others. `stream.rs` checks the status of a connection before each read
+//! and write, whatever protocol runs over it. A connection whose peer certificate expired takes no further requests
+//! and is closed an hour later.
 //!
-//! A change is never missed: the plan is published with what it withdraws before workers hear of it, and
-//! who is enrolled late is checked against the plan of that moment.
+//! No change is missed: the planner publishes a plan together with its revocations before it wakes the workers, and a
+//! connection that registers late is checked against the plan of that moment.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -22,91 +22,94 @@ use weft_certs::{LinkId, Proof, TrustDelta, TrustStore};
 
 use crate::metrics::Metrics;
 
-/// How long what goes on over a connection may last once its peer's certificate has ended.
+/// Grace period of the requests on a connection whose peer certificate expired.
 const EXPIRED_DRAIN: Duration = Duration::from_secs(3600);
-/// How long a connection may last once nothing of the configuration says how its peer is checked.
+/// Grace period of a connection once the configuration no longer contains the trust store that verified its peer.
 const REMOVED_STORE_DRAIN: Duration = Duration::from_secs(600);
-/// How many withdrawals a plan tells of. A worker that missed more than that many in a row ends everything
-/// that they could concern.
-const DELTA_LIMIT: usize = 64;
-/// How many connections are told at once that they have ended. To close one takes some 20 us.
+/// The number of revocation events that a plan carries. A worker that missed more of them in a row closes every
+/// connection.
+const EVENT_LIMIT: usize = 64;
+/// The number of closed connections that are notified in one batch. Closing one takes about 20 us.
 const CLOSE_BATCH: usize = 2;
 
-/// What trust stores have withdrawn, as a plan tells it. Cheap to clone.
+/// The certificates that trust stores stopped accepting, as published with a plan. Cheap to clone.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RevocationDeltas {
-    /// How many there have been in all.
+pub(crate) struct RevocationHistory {
+    /// The number of events since the process started.
     count: u64,
-    /// The latest, the newest last.
-    latest: Arc<[RevocationDelta]>,
+    /// The latest events, oldest first.
+    latest: Arc<[RevocationEvent]>,
 }
 
 #[derive(Debug, Clone)]
-struct RevocationDelta {
-    line: u64,
-    /// The first generation of the store that does not vouch for it.
+struct RevocationEvent {
+    lineage: u64,
+    /// The first generation of the trust store that does not accept the certificates.
     generation: u64,
-    /// None: everything.
+    /// The certificates; none: all that the trust store accepted.
     links: Option<Arc<TrustDelta>>,
-    /// How long what has begun may last.
+    /// Grace period of the requests in flight.
     drain: Duration,
 }
 
-impl RevocationDeltas {
-    /// Adds what `store` does not vouch for and `previous`, which it replaces, did.
+impl RevocationHistory {
+    /// Adds the certificates that `previous` accepted and `store`, its replacement, does not.
     pub(crate) fn add(&mut self, store: &TrustStore, previous: &TrustStore) {
         let links = store.delta_since(previous);
         if links.is_empty() {
             return;
         }
-        let standing = store.version();
-        let (line, generation) = (standing.lineage, standing.generation);
+        let version = store.version();
+        let lineage = version.lineage;
+        let generation = version.generation;
         let drain = store.policy().drain;
-        self.push(RevocationDelta { line, generation, links: Some(Arc::new(links)), drain });
+        self.push(RevocationEvent { lineage, generation, links: Some(Arc::new(links)), drain });
     }
 
-    /// Adds all that a store vouched for by which nobody is checked any more.
+    /// Adds everything that `store` accepted, because the configuration no longer contains this store.
     pub(crate) fn add_all(&mut self, store: &TrustStore) {
-        let line = store.version().lineage;
+        let lineage = store.version().lineage;
         let drain = store.policy().drain.max(REMOVED_STORE_DRAIN);
-        self.push(RevocationDelta { line, generation: u64::MAX, links: None, drain });
+        self.push(RevocationEvent { lineage, generation: u64::MAX, links: None, drain });
     }
 
-    fn push(&mut self, new: RevocationDelta) {
+    fn push(&mut self, new: RevocationEvent) {
         let kept =
-            self.latest.iter().skip((self.latest.len() + 1).saturating_sub(DELTA_LIMIT)).cloned();
+            self.latest.iter().skip((self.latest.len() + 1).saturating_sub(EVENT_LIMIT)).cloned();
         self.latest = kept.chain([new]).collect();
         self.count += 1;
     }
 
-    /// Whether a proof that a store accepted does not stand any more.
-    pub(crate) fn affect(&self, proof: &Proof, store: weft_certs::TrustStoreVersion) -> bool {
+    /// Whether a proof that a trust store accepted at `store` is no longer valid.
+    pub(crate) fn invalidates(&self, proof: &Proof, store: weft_certs::TrustStoreVersion) -> bool {
         let weft_certs::TrustStoreVersion { lineage, generation } = store;
-        let mut later =
-            self.latest.iter().filter(|w| w.line == lineage && w.generation > generation);
-        later.any(|withdrawal| withdrawal.affects(proof))
+        let mut later = self
+            .latest
+            .iter()
+            .filter(|event| event.lineage == lineage && event.generation > generation);
+        later.any(|event| event.invalidates(proof))
     }
 
-    /// Those that came behind the first `seen`; none when they are not told any more.
-    fn since(&self, seen: u64) -> Option<&[RevocationDelta]> {
-        let missed = usize::try_from(self.count.saturating_sub(seen)).unwrap_or(usize::MAX);
+    /// The events after the first `applied` ones; none when some of them are no longer stored.
+    fn since(&self, applied: u64) -> Option<&[RevocationEvent]> {
+        let missed = usize::try_from(self.count.saturating_sub(applied)).unwrap_or(usize::MAX);
         self.latest.get(self.latest.len().checked_sub(missed)?..)
     }
 }
 
-impl RevocationDelta {
-    fn affects(&self, proof: &Proof) -> bool {
+impl RevocationEvent {
+    fn invalidates(&self, proof: &Proof) -> bool {
         self.links.as_ref().is_none_or(|links| links.invalidates(proof))
     }
 }
 
-/// How it stands with one connection.
+/// Whether one connection may be read, written and take requests.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionStatus {
     state: Cell<ConnectionState>,
-    /// Whether its end is told by whoever serves it, who then writes for a moment more.
+    /// Whether the connection stays writable after it is closed, so that the protocol can report the reason.
     stays_writable: Cell<bool>,
-    /// Whether nothing is under way, so that who is to leave may be ended.
+    /// Whether no request is in flight, so that draining may close the connection.
     idle: Cell<bool>,
     changed: Notify,
 }
@@ -115,54 +118,54 @@ pub(crate) struct ConnectionStatus {
 enum ConnectionState {
     #[default]
     Open,
-    /// What has begun may be finished.
+    /// Requests in flight may finish; no request may begin.
     Draining,
-    /// Nothing is taken from it or given to it.
+    /// The connection is neither read nor written.
     Closed,
 }
 
 impl ConnectionStatus {
-    /// Whether nothing may be read any more.
+    /// Whether the connection must not be read.
     pub(crate) fn is_closed(&self) -> bool {
         self.state.get() == ConnectionState::Closed
     }
 
-    /// Whether nothing may be written any more.
+    /// Whether the connection must not be written.
     pub(crate) fn is_write_closed(&self) -> bool {
         self.is_closed() && !self.stays_writable.get()
     }
 
-    /// Whether no request may be begun.
+    /// Whether no request may begin.
     pub(crate) fn is_draining(&self) -> bool {
         self.state.get() != ConnectionState::Open
     }
 
-    /// Says whether nothing is under way.
+    /// Sets whether no request is in flight.
     pub(crate) fn set_idle(&self, idle: bool) {
         self.idle.set(idle);
     }
 
-    /// Says that whoever serves the connection tells the peer of its end, and then closes it.
+    /// Keeps the connection writable after it is closed, so that its protocol can report the reason to the peer.
     pub(crate) fn keep_writable(&self) {
         self.stays_writable.set(true);
     }
 
-    /// Resolves when no request may be begun any more.
+    /// Resolves when no request may begin.
     pub(crate) async fn draining(&self) {
         while !self.is_draining() {
             self.changed.notified().await;
         }
     }
 
-    /// Resolves when the connection must end now, whether or not anybody reads from it.
+    /// Resolves when the connection must be closed. Wakes the waiting task itself.
     pub(crate) async fn closed(&self) {
         while !self.is_closed() {
             self.changed.notified().await;
         }
     }
 
-    /// Resolves when the connection must end now. What wakes its task is the socket, whose reading side is
-    /// shut.
+    /// Resolves when the connection must be closed. Registers no waker: [`RegistryEntry::shutdown_read`] wakes the task
+    /// that reads from the socket.
     pub(crate) async fn closed_at_next_poll(&self) {
         std::future::poll_fn(|_| match self.is_closed() {
             true => std::task::Poll::Ready(()),
@@ -172,37 +175,37 @@ impl ConnectionStatus {
     }
 }
 
-/// The connections of a worker whose peer proved who it is.
+/// The connections of a worker whose peer proved its identity.
 #[derive(Debug, Default)]
 pub(crate) struct ConnectionRegistry {
-    members: RefCell<HashMap<u64, RegistryEntry>>,
-    /// The members by what their proofs rest on. Most links are of one client, and few of everybody.
+    entries: RefCell<HashMap<u64, RegistryEntry>>,
+    /// The connections by the certificates that their proofs depend on: leaves of one peer, and few authorities.
     by_link: RefCell<HashMap<(u64, LinkId), BTreeSet<u64>>>,
-    /// The members by when their state changes next, in seconds since 1970.
-    by_end: RefCell<BTreeSet<(u64, u64)>>,
+    /// The connections by the time of their next state change, in seconds since 1970.
+    by_deadline: RefCell<BTreeSet<(u64, u64)>>,
     next: Cell<u64>,
-    /// How many withdrawals were applied.
-    seen: Cell<u64>,
-    /// Those that have ended and do not know it yet.
+    /// The number of revocation events that were applied.
+    applied: Cell<u64>,
+    /// Closed connections whose tasks were not notified yet.
     to_notify: RefCell<VecDeque<u64>>,
 }
 
 #[derive(Debug)]
 struct RegistryEntry {
-    standing: Rc<ConnectionStatus>,
+    status: Rc<ConnectionStatus>,
     proof: Proof,
-    line: u64,
+    lineage: u64,
     socket: RawFd,
-    /// Whether something that it idle on was withdrawn.
+    /// Whether a certificate that the proof depends on was revoked.
     revoked: bool,
-    /// When its state changes next.
-    due: u64,
+    /// The time of the next state change, in seconds since 1970.
+    deadline: u64,
 }
 
-/// A connection's place on the registry.
+/// A registered connection. Dropping it removes the registry entry.
 #[derive(Debug)]
 pub(crate) struct RegisteredConnection {
-    pub(crate) standing: Rc<ConnectionStatus>,
+    pub(crate) status: Rc<ConnectionStatus>,
     registry: Rc<ConnectionRegistry>,
     id: u64,
 }
@@ -214,42 +217,43 @@ impl Drop for RegisteredConnection {
 }
 
 impl ConnectionRegistry {
-    /// Puts a connection on the registry whose peer `trust` accepted by `proof`. Its place must not outlive
-    /// `socket`. `latest` is what was withdrawn up to this moment.
+    /// Registers a connection whose peer proved its identity to `trust` with `proof`. The result must be dropped before
+    /// `socket` is closed. `latest` are the revocations published up to now.
     pub(crate) fn register(
         self: &Rc<Self>,
         socket: RawFd,
         proof: Proof,
         trust: &TrustStore,
-        latest: &RevocationDeltas,
+        latest: &RevocationHistory,
     ) -> RegisteredConnection {
-        let (id, standing) = (self.next.get(), Rc::new(ConnectionStatus::default()));
+        let id = self.next.get();
+        let status = Rc::new(ConnectionStatus::default());
         self.next.set(id + 1);
-        let line = trust.version().lineage;
-        if latest.affect(&proof, trust.version()) {
-            standing.state.set(ConnectionState::Closed);
+        let lineage = trust.version().lineage;
+        if latest.invalidates(&proof, trust.version()) {
+            status.state.set(ConnectionState::Closed);
         }
-        let due = proof.expires_at();
-        self.by_end.borrow_mut().insert((due, id));
+        let deadline = proof.expires_at();
+        self.by_deadline.borrow_mut().insert((deadline, id));
         let mut by_link = self.by_link.borrow_mut();
         for link in proof.links() {
-            by_link.entry((line, *link)).or_default().insert(id);
+            by_link.entry((lineage, *link)).or_default().insert(id);
         }
-        let revoked = standing.is_closed();
-        let member =
-            RegistryEntry { standing: standing.clone(), proof, line, socket, revoked, due };
-        self.members.borrow_mut().insert(id, member);
-        RegisteredConnection { standing, registry: self.clone(), id }
+        let revoked = status.is_closed();
+        let entry =
+            RegistryEntry { status: status.clone(), proof, lineage, socket, revoked, deadline };
+        self.entries.borrow_mut().insert(id, entry);
+        RegisteredConnection { status, registry: self.clone(), id }
     }
 
     fn remove(&self, id: u64) {
-        let Some(member) = self.members.borrow_mut().remove(&id) else {
+        let Some(entry) = self.entries.borrow_mut().remove(&id) else {
             return;
         };
-        self.by_end.borrow_mut().remove(&(member.due, id));
+        self.by_deadline.borrow_mut().remove(&(entry.deadline, id));
         let mut by_link = self.by_link.borrow_mut();
-        for link in member.proof.links() {
-            let key = (member.line, *link);
+        for link in entry.proof.links() {
+            let key = (entry.lineage, *link);
             if let Some(held) = by_link.get_mut(&key) {
                 held.remove(&id);
                 if held.is_empty() {
@@ -259,133 +263,136 @@ impl ConnectionRegistry {
         }
     }
 
-    /// Ends the connections that rest on what was withdrawn since the last time, or lets them leave where
-    /// the policy gives them time. From then on nothing passes over them; [`Self::tell`] has them close.
-    /// `now` is in seconds since 1970.
-    pub(crate) fn apply(&self, withdrawals: &RevocationDeltas, now: u64, metrics: &Metrics) {
-        let seen = self.seen.replace(withdrawals.count);
-        let ended: BTreeMap<u64, Duration> = match withdrawals.since(seen) {
+    /// Closes the connections that depend on certificates revoked since the last call, or drains them where the
+    /// revocation policy sets a grace period. Closed connections pass no further bytes; [`Self::notify_closed`] wakes
+    /// their tasks. `now` is in seconds since 1970.
+    pub(crate) fn apply(&self, history: &RevocationHistory, now: u64, metrics: &Metrics) {
+        let applied = self.applied.replace(history.count);
+        let affected: BTreeMap<u64, Duration> = match history.since(applied) {
             Some(new) => {
-                let resting = |w: &RevocationDelta| {
-                    self.affected_by(w).into_iter().zip(std::iter::repeat(w.drain))
+                let with_drain = |event: &RevocationEvent| {
+                    self.affected_by(event).into_iter().zip(std::iter::repeat(event.drain))
                 };
-                let mut ended = BTreeMap::new();
-                for (id, drain) in new.iter().flat_map(resting) {
-                    let shortest = ended.entry(id).or_insert(drain);
+                let mut affected = BTreeMap::new();
+                for (id, drain) in new.iter().flat_map(with_drain) {
+                    let shortest = affected.entry(id).or_insert(drain);
                     *shortest = drain.min(*shortest);
                 }
-                ended
+                affected
             }
-            None => self.members.borrow().keys().map(|id| (*id, Duration::ZERO)).collect(),
+            None => self.entries.borrow().keys().map(|id| (*id, Duration::ZERO)).collect(),
         };
-        for (id, drain) in &ended {
-            let mut members = self.members.borrow_mut();
-            let Some(member) = members.get_mut(id).filter(|member| !member.revoked) else {
+        for (id, drain) in &affected {
+            let mut entries = self.entries.borrow_mut();
+            let Some(entry) = entries.get_mut(id).filter(|entry| !entry.revoked) else {
                 continue;
             };
-            member.revoked = true;
+            entry.revoked = true;
             metrics.connections_revoked.increment();
             if drain.is_zero() {
-                if member.standing.state.replace(ConnectionState::Closed) != ConnectionState::Closed
-                {
+                if entry.status.state.replace(ConnectionState::Closed) != ConnectionState::Closed {
                     self.to_notify.borrow_mut().push_back(*id);
                 }
             } else {
-                self.drain_until(*id, member, now + drain.as_secs());
+                self.drain_until(*id, entry, now + drain.as_secs());
             }
         }
-        if !ended.is_empty() {
+        if !affected.is_empty() {
             tracing::info!(
-                connections = ended.len(),
-                "ended connections whose peers are trusted no more"
+                connections = affected.len(),
+                "closed connections with revoked peer certificates"
             );
         }
     }
 
-    /// Has some of those that have ended close, so few that nobody else waits for long; whether there are
-    /// more.
+    /// Wakes the tasks of one batch of closed connections, small enough that other connections are not delayed. Returns
+    /// whether more are waiting.
     pub(crate) fn notify_closed(&self) -> bool {
         let mut to_notify = self.to_notify.borrow_mut();
         let some = to_notify.len().min(CLOSE_BATCH);
-        let members = self.members.borrow();
-        to_notify.drain(..some).filter_map(|id| members.get(&id)).for_each(RegistryEntry::notify);
+        let entries = self.entries.borrow();
+        to_notify.drain(..some).filter_map(|id| entries.get(&id)).for_each(RegistryEntry::notify);
         !to_notify.is_empty()
     }
 
-    fn affected_by(&self, withdrawal: &RevocationDelta) -> Vec<u64> {
-        let (by_link, line) = (self.by_link.borrow(), withdrawal.line);
-        let members = self.members.borrow();
-        if let Some(links) = withdrawal.links.as_ref().filter(|all| all.len() < by_link.len()) {
-            let held = links.links().filter_map(|link| by_link.get(&(line, *link)));
-            let is_closed = |id: &u64| members.get(id).is_some_and(|m| links.invalidates(&m.proof));
+    fn affected_by(&self, event: &RevocationEvent) -> Vec<u64> {
+        let by_link = self.by_link.borrow();
+        let lineage = event.lineage;
+        let entries = self.entries.borrow();
+        if let Some(links) = event.links.as_ref().filter(|all| all.len() < by_link.len()) {
+            let held = links.links().filter_map(|link| by_link.get(&(lineage, *link)));
+            let is_closed = |id: &u64| entries.get(id).is_some_and(|m| links.invalidates(&m.proof));
             return held.flatten().copied().filter(is_closed).collect();
         }
-        // A whole list at once, say the first one: the connections are fewer.
-        let gone = members.iter().filter(|(_, m)| m.line == line && withdrawal.affects(&m.proof));
+        // With a long list, for instance the first one of a store, visiting the connections is cheaper.
+        let gone =
+            entries.iter().filter(|(_, m)| m.lineage == lineage && event.invalidates(&m.proof));
         gone.map(|(id, _)| *id).collect()
     }
 
-    /// Lets those leave whose peers' certificates have ended, and ends those that had their time.
+    /// Drains the connections whose peer certificates expired, and closes those whose grace period is over.
     pub(crate) fn tick(&self, now: u64, metrics: &Metrics) {
-        let mut by_end = self.by_end.borrow_mut();
-        let mut members = self.members.borrow_mut();
-        while let Some((due, id)) = by_end.first().copied().filter(|(due, _)| *due <= now) {
-            by_end.remove(&(due, id));
-            let Some(member) = members.get_mut(&id) else {
+        let mut by_deadline = self.by_deadline.borrow_mut();
+        let mut entries = self.entries.borrow_mut();
+        while let Some((deadline, id)) =
+            by_deadline.first().copied().filter(|(deadline, _)| *deadline <= now)
+        {
+            by_deadline.remove(&(deadline, id));
+            let Some(entry) = entries.get_mut(&id) else {
                 continue;
             };
-            if member.standing.is_draining() {
-                member.end();
+            if entry.status.is_draining() {
+                entry.close();
                 continue;
             }
             metrics.connections_expired.increment();
-            member.drain();
-            member.due = now + EXPIRED_DRAIN.as_secs();
-            by_end.insert((member.due, id));
+            entry.drain();
+            entry.deadline = now + EXPIRED_DRAIN.as_secs();
+            by_deadline.insert((entry.deadline, id));
         }
     }
 
-    fn drain_until(&self, id: u64, member: &mut RegistryEntry, until: u64) {
-        member.drain();
-        let mut by_end = self.by_end.borrow_mut();
-        by_end.remove(&(member.due, id));
-        // Who is leaving already gets no more time by this.
-        member.due = member.due.min(until);
-        by_end.insert((member.due, id));
+    fn drain_until(&self, id: u64, entry: &mut RegistryEntry, until: u64) {
+        entry.drain();
+        let mut by_deadline = self.by_deadline.borrow_mut();
+        by_deadline.remove(&(entry.deadline, id));
+        // A connection that is draining already gets no extension.
+        entry.deadline = entry.deadline.min(until);
+        by_deadline.insert((entry.deadline, id));
     }
 }
 
 impl RegistryEntry {
-    /// Lets what has begun be finished, and nothing more begin.
+    /// Lets requests in flight finish and begins no more.
     fn drain(&self) {
-        if self.standing.state.get() == ConnectionState::Open {
-            self.standing.state.set(ConnectionState::Draining);
-            self.standing.changed.notify_waiters();
-            if self.standing.idle.get() {
-                // It waits for its peer alone.
+        if self.status.state.get() == ConnectionState::Open {
+            self.status.state.set(ConnectionState::Draining);
+            self.status.changed.notify_waiters();
+            if self.status.idle.get() {
+                // No request is in flight, so its task waits for the peer.
                 self.shutdown_read();
             }
         }
     }
 
-    /// Ends the connection.
-    fn end(&self) {
-        if self.standing.state.replace(ConnectionState::Closed) == ConnectionState::Closed {
+    /// Closes the connection.
+    fn close(&self) {
+        if self.status.state.replace(ConnectionState::Closed) == ConnectionState::Closed {
             return;
         }
         self.notify();
     }
 
-    /// Has whoever serves the connection look at how it stands.
+    /// Wakes all tasks that serve the connection.
     fn notify(&self) {
-        self.standing.changed.notify_waiters();
+        self.status.changed.notify_waiters();
         self.shutdown_read();
     }
 
-    /// Wakes whoever waits for the peer.
+    /// Shuts down reading on the socket, which wakes the task that waits for the peer.
     fn shutdown_read(&self) {
         if let Err(error) = shutdown(self.socket, Shutdown::Read) {
-            tracing::debug!(%error, "a connection to be ended was gone");
+            tracing::debug!(%error, "revoked connection was already closed");
         }
     }
 }
@@ -414,7 +421,7 @@ mod tests {
             Self { authority: Authority::load(files, "mesh.test").unwrap(), now }
         }
 
-        /// A chain, and its leaf's serial number.
+        /// A certificate chain and the serial number of its leaf.
         fn sign(&self) -> (Vec<CertificateDer<'static>>, String) {
             let id = weft_model::SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").unwrap();
             let pending = request::make(&id).unwrap();
@@ -441,12 +448,13 @@ mod tests {
             number: u64,
             previous: Option<&Arc<TrustStore>>,
         ) -> Arc<TrustStore> {
-            let entry =
+            let revocation =
                 |serial: &&str| RevokedCertificate { serial: (*serial).to_owned(), at: self.now };
-            let revoked: Vec<_> = revoked.iter().map(entry).collect();
+            let revoked: Vec<_> = revoked.iter().map(revocation).collect();
             let lists = self.authority.crls(&revoked, number, self.now, EXPIRED_DRAIN).unwrap();
             let roots = self.authority.trust_bundle().as_bytes();
-            let (revocations, names) = (Some(lists.as_bytes()), Vec::new());
+            let revocations = Some(lists.as_bytes());
+            let names = Vec::new();
             let parts = TrustParts { roots, revocations, names, policy };
             let previous = previous.map(Arc::as_ref);
             Arc::new(TrustStore::build(parts, previous, UnixTime::now()).unwrap())
@@ -457,135 +465,144 @@ mod tests {
         tls::prove_client(trust.clone(), chain, UnixTime::now()).unwrap()
     }
 
-    /// A store with these certificates and without revocation lists.
+    /// A store with these root certificates and without CRLs.
     fn bundle(roots: &str, previous: Option<&Arc<TrustStore>>) -> Arc<TrustStore> {
-        let (previous, now) = (previous.map(Arc::as_ref), UnixTime::now());
+        let previous = previous.map(Arc::as_ref);
+        let now = UnixTime::now();
         Arc::new(TrustStore::load(roots.as_bytes(), None, Vec::new(), previous, now).unwrap())
     }
 
-    /// A descriptor that nobody has.
+    /// A descriptor that no socket has.
     const NOWHERE: RawFd = -1;
 
     #[test]
-    fn those_that_rest_on_what_is_withdrawn_end_and_no_others() {
-        let (world, registry, metrics) =
-            (TestAuthority::new(), Rc::<ConnectionRegistry>::default(), Metrics::default());
-        let first = world.store(&[], 1, None);
-        let mut told = RevocationDeltas::default();
-        let (chain, serial) = world.sign();
-        let enrol = |chain: &[_], trust: &TrustStore, told: &RevocationDeltas| {
-            registry.register(NOWHERE, prove(chain, &first), trust, told)
+    fn connections_of_a_revoked_certificate_are_closed_and_others_stay_open() {
+        let authority = TestAuthority::new();
+        let registry = Rc::<ConnectionRegistry>::default();
+        let metrics = Metrics::default();
+        let first = authority.store(&[], 1, None);
+        let mut history = RevocationHistory::default();
+        let (chain, serial) = authority.sign();
+        let register = |chain: &[_], trust: &TrustStore, history: &RevocationHistory| {
+            registry.register(NOWHERE, prove(chain, &first), trust, history)
         };
-        let [one, same] = [0; 2].map(|_| enrol(&chain, &first, &told));
-        let other = enrol(&world.sign().0, &first, &told);
-        let second = world.store(&[&serial], 2, Some(&first));
-        told.add(&second, &first);
-        registry.apply(&told, 0, &metrics);
-        let fallen = [&one, &same, &other].map(|enrolled| enrolled.standing.is_closed());
-        assert_eq!(fallen, [true, true, false]);
-        // One whose handshake was done by the store before, and who is enrolled late, and one that the
-        // store of now has accepted, whatever it says.
-        assert!(enrol(&chain, &first, &told).standing.is_closed());
-        assert!(!enrol(&chain, &second, &told).standing.is_closed());
+        let [one, same] = [0; 2].map(|_| register(&chain, &first, &history));
+        let other = register(&authority.sign().0, &first, &history);
+        let second = authority.store(&[&serial], 2, Some(&first));
+        history.add(&second, &first);
+        registry.apply(&history, 0, &metrics);
+        let closed = [&one, &same, &other].map(|registered| registered.status.is_closed());
+        assert_eq!(closed, [true, true, false]);
+        // A handshake that the previous store accepted registers late and is closed. A connection that the
+        // current store accepted stays open, whatever the list says.
+        assert!(register(&chain, &first, &history).status.is_closed());
+        assert!(!register(&chain, &second, &history).status.is_closed());
         assert_eq!(metrics.connections_revoked.get(), 2);
-        // Another store's withdrawals are no business of this one's.
-        let mut others = told.clone();
-        let elsewhere = world.store(&[], 1, None);
-        others.add(&world.store(&[&serial], 2, Some(&elsewhere)), &elsewhere);
-        let again = enrol(&chain, &second, &told);
+        // Revocations of another store do not apply to this one.
+        let mut others = history.clone();
+        let elsewhere = authority.store(&[], 1, None);
+        others.add(&authority.store(&[&serial], 2, Some(&elsewhere)), &elsewhere);
+        let again = register(&chain, &second, &history);
         registry.apply(&others, 0, &metrics);
-        assert!(!again.standing.is_closed());
+        assert!(!again.status.is_closed());
         drop((one, same, other, again));
-        assert!(registry.members.borrow().is_empty() && registry.by_link.borrow().is_empty());
-        assert!(registry.by_end.borrow().is_empty());
+        assert!(registry.entries.borrow().is_empty() && registry.by_link.borrow().is_empty());
+        assert!(registry.by_deadline.borrow().is_empty());
     }
 
     #[test]
     fn connection_through_an_intermediate_that_stays_outlives_the_root_above_it() {
-        let (world, registry, metrics) =
-            (TestAuthority::new(), Rc::<ConnectionRegistry>::default(), Metrics::default());
-        let (root, below) = (world.authority.trust_bundle(), world.authority.certificate());
-        let chain = world.sign().0;
+        let authority = TestAuthority::new();
+        let registry = Rc::<ConnectionRegistry>::default();
+        let metrics = Metrics::default();
+        let root = authority.authority.trust_bundle();
+        let below = authority.authority.certificate();
+        let chain = authority.sign().0;
         let both = bundle(&format!("{root}{below}"), None);
         let through_below =
-            registry.register(NOWHERE, prove(&chain, &both), &both, &RevocationDeltas::default());
-        let mut told = RevocationDeltas::default();
+            registry.register(NOWHERE, prove(&chain, &both), &both, &RevocationHistory::default());
+        let mut history = RevocationHistory::default();
         let mut apply = |roots: &str, previous| {
             let next = bundle(roots, Some(previous));
-            told.add(&next, previous);
-            registry.apply(&told, 0, &metrics);
+            history.add(&next, previous);
+            registry.apply(&history, 0, &metrics);
             next
         };
         let lone = apply(below, &both);
-        assert!(!through_below.standing.is_closed());
+        assert!(!through_below.status.is_closed());
         apply(TestAuthority::new().authority.trust_bundle(), &lone);
-        assert!(through_below.standing.is_closed());
+        assert!(through_below.status.is_closed());
         assert_eq!(metrics.connections_revoked.get(), 1);
     }
 
     #[test]
-    fn who_missed_too_much_ends_everything() {
-        let (world, metrics) = (TestAuthority::new(), Metrics::default());
-        let (chain, _) = world.sign();
+    fn worker_that_missed_too_many_revocations_closes_every_connection() {
+        let authority = TestAuthority::new();
+        let metrics = Metrics::default();
+        let (chain, _) = authority.sign();
         let check = |missed: u64, expected: bool| {
             let registry = Rc::<ConnectionRegistry>::default();
-            let (mut store, mut told) = (world.store(&[], 1, None), RevocationDeltas::default());
-            let enrolled = registry.register(NOWHERE, prove(&chain, &store), &store, &told);
+            let mut store = authority.store(&[], 1, None);
+            let mut history = RevocationHistory::default();
+            let registered = registry.register(NOWHERE, prove(&chain, &store), &store, &history);
             for number in 0..missed {
                 let serial = format!("{number:04x}");
-                let next = world.store(&[&serial], number + 2, Some(&store));
-                told.add(&next, &store);
+                let next = authority.store(&[&serial], number + 2, Some(&store));
+                history.add(&next, &store);
                 store = next;
             }
-            registry.apply(&told, 0, &metrics);
-            assert_eq!(enrolled.standing.is_closed(), expected, "{missed}");
+            registry.apply(&history, 0, &metrics);
+            assert_eq!(registered.status.is_closed(), expected, "{missed}");
         };
-        check(DELTA_LIMIT as u64, false);
-        check(DELTA_LIMIT as u64 + 1, true);
+        check(EVENT_LIMIT as u64, false);
+        check(EVENT_LIMIT as u64 + 1, true);
     }
 
     #[test]
-    fn where_the_policy_gives_time_what_has_begun_is_finished() {
-        let (world, registry, metrics) =
-            (TestAuthority::new(), Rc::<ConnectionRegistry>::default(), Metrics::default());
+    fn requests_in_flight_may_finish_within_the_grace_period_of_the_policy() {
+        let authority = TestAuthority::new();
+        let registry = Rc::<ConnectionRegistry>::default();
+        let metrics = Metrics::default();
         let policy = RevocationPolicy { drain: Duration::from_secs(30), ..Default::default() };
-        let (first, mut told) = (world.store(&[], 1, None), RevocationDeltas::default());
-        let (chain, serial) = world.sign();
+        let first = authority.store(&[], 1, None);
+        let mut history = RevocationHistory::default();
+        let (chain, serial) = authority.sign();
         let proof = prove(&chain, &first);
-        let enrolled = registry.register(NOWHERE, proof.clone(), &first, &told);
-        let second = world.store_under(policy, &[&serial], 2, Some(&first));
-        told.add(&second, &first);
-        registry.apply(&told, 1000, &metrics);
-        let check = |now, leaving, ended| {
+        let registered = registry.register(NOWHERE, proof.clone(), &first, &history);
+        let second = authority.store_under(policy, &[&serial], 2, Some(&first));
+        history.add(&second, &first);
+        registry.apply(&history, 1000, &metrics);
+        let check = |now, draining, closed| {
             registry.tick(now, &metrics);
-            let standing = &enrolled.standing;
-            assert_eq!((standing.is_draining(), standing.is_closed()), (leaving, ended), "{now}");
+            let status = &registered.status;
+            assert_eq!((status.is_draining(), status.is_closed()), (draining, closed), "{now}");
         };
         check(1000, true, false);
         check(1029, true, false);
         check(1030, true, true);
-        // Who comes now has begun nothing.
-        assert!(registry.register(NOWHERE, proof, &first, &told).standing.is_closed());
+        // A connection that registers now has no request in flight.
+        assert!(registry.register(NOWHERE, proof, &first, &history).status.is_closed());
         let counted = (metrics.connections_revoked.get(), metrics.connections_expired.get());
         assert_eq!(counted, (1, 0));
     }
 
     #[test]
-    fn whose_certificate_has_ended_leaves_and_is_ended_in_an_hour() {
-        let (world, registry, metrics) =
-            (TestAuthority::new(), Rc::<ConnectionRegistry>::default(), Metrics::default());
-        let store = world.store(&[], 1, None);
-        let proof = prove(&world.sign().0, &store);
+    fn connection_with_an_expired_peer_certificate_drains_and_is_closed_after_an_hour() {
+        let authority = TestAuthority::new();
+        let registry = Rc::<ConnectionRegistry>::default();
+        let metrics = Metrics::default();
+        let store = authority.store(&[], 1, None);
+        let proof = prove(&authority.sign().0, &store);
         let ends = proof.expires_at();
-        let enrolled = registry.register(NOWHERE, proof, &store, &RevocationDeltas::default());
-        let check = |now, leaving, ended| {
+        let registered = registry.register(NOWHERE, proof, &store, &RevocationHistory::default());
+        let check = |now, draining, closed| {
             registry.tick(now, &metrics);
-            let standing = &enrolled.standing;
-            assert_eq!((standing.is_draining(), standing.is_closed()), (leaving, ended), "{now}");
+            let status = &registered.status;
+            assert_eq!((status.is_draining(), status.is_closed()), (draining, closed), "{now}");
         };
         check(ends - 1, false, false);
         check(ends, true, false);
-        // A clock that goes back gives nobody a new life.
+        // A clock that is set back does not reopen the connection.
         check(ends - 1000, true, false);
         check(ends + EXPIRED_DRAIN.as_secs() - 1, true, false);
         check(ends + EXPIRED_DRAIN.as_secs(), true, true);

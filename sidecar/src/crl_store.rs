@@ -1,4 +1,4 @@
-//! The revocation lists of distribution points: when which is fetched again. Sans-io.
+//! Stores the CRLs fetched from distribution points, and decides when each is fetched again. Sans-io.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -10,10 +10,10 @@ use weft_model::DistributionPoint;
 use crate::fetch::{FetchFailure, FetchResponse, Validators, wait_after};
 use crate::plan::CrlSources;
 
-/// How long an answer may say that it is good, at least; at most it is the point's own time.
+/// The shortest cache time that a response may set. The longest is the refresh interval of the distribution point.
 const SHORTEST_AGE: Duration = Duration::from_secs(10);
 
-/// What was fetched, by its point.
+/// The fetched CRLs by distribution point.
 #[derive(Debug, Default)]
 pub(crate) struct CrlStore {
     lists: HashMap<DistributionPoint, CrlEntry>,
@@ -22,43 +22,43 @@ pub(crate) struct CrlStore {
 #[derive(Debug)]
 struct CrlEntry {
     list: Option<Bytes>,
-    /// Another for another list.
+    /// Increases each time the CRL changes.
     number: u64,
     validators: Validators,
     due: Instant,
     failures: u32,
-    /// Why the last attempt brought nothing.
+    /// Why the last attempt failed.
     problem: Option<String>,
 }
 
 impl CrlStore {
-    /// The list of a point as far as it was fetched.
+    /// The CRL of a distribution point, if one was fetched.
     pub(crate) fn list(&self, point: &DistributionPoint) -> Option<&Bytes> {
         self.lists.get(point)?.list.as_ref()
     }
 
-    /// Changes with the list of a point.
+    /// A number that increases each time the CRL of a distribution point changes.
     pub(crate) fn number(&self, point: &DistributionPoint) -> u64 {
         self.lists.get(point).map_or(0, |entry| entry.number)
     }
 
-    /// Why the last attempt at a point brought nothing.
+    /// Why the last attempt at a distribution point failed.
     pub(crate) fn problem(&self, point: &DistributionPoint) -> Option<&str> {
         self.lists.get(point)?.problem.as_deref()
     }
 
-    /// What tells the list of a point from another, to ask for the other only.
+    /// The validators of the stored CRL, to fetch it only if it changed.
     pub(crate) fn validators(&self, point: &DistributionPoint) -> Validators {
         self.lists.get(point).map(|entry| entry.validators.clone()).unwrap_or_default()
     }
 
-    /// Whether a point should be asked now.
+    /// Whether a distribution point should be fetched now.
     pub(crate) fn is_due(&self, point: &DistributionPoint, now: Instant) -> bool {
         self.lists.get(point).is_none_or(|entry| entry.due <= now)
     }
 
-    /// Forgets the points that nobody names any more, and what the lists of others were known by that were
-    /// refused: their server would say for ever that they have not changed.
+    /// Drops the distribution points that the configuration no longer names, and the validators of CRLs that were refused: with
+    /// them the server would answer every request with "not modified".
     pub(crate) fn settle(&mut self, crl_sources: &CrlSources) {
         self.lists.retain(|point, _| crl_sources.name(point));
         for point in crl_sources.refused() {
@@ -68,7 +68,7 @@ impl CrlStore {
         }
     }
 
-    /// Takes what came of asking; whether there is another list, or another problem, than before.
+    /// Stores the result of a fetch. Returns whether the CRL or the problem changed.
     pub(crate) fn fetched(
         &mut self,
         point: &DistributionPoint,
@@ -85,15 +85,16 @@ impl CrlStore {
         });
         let outcome = outcome.and_then(|answer| match answer.body.as_deref().map(check_crls) {
             Some(Err(reason)) => {
-                Err(FetchFailure::Failed(format!("what came is no list: {reason}")))
+                Err(FetchFailure::Failed(format!("the response is not a CRL: {reason}")))
             }
             Some(Ok(())) | None => Ok(answer),
         });
         match outcome {
-            Ok(FetchResponse { body, validators, age, from: _ }) => {
+            Ok(FetchResponse { body, validators, max_age, from: _ }) => {
                 let longest = point.refresh.max(SHORTEST_AGE);
-                let age = age.map_or(point.refresh, |age| age.clamp(SHORTEST_AGE, longest));
-                entry.due = now + age;
+                let max_age =
+                    max_age.map_or(point.refresh, |max_age| max_age.clamp(SHORTEST_AGE, longest));
+                entry.due = now + max_age;
                 entry.failures = 0;
                 entry.validators = validators;
                 let was_well = entry.problem.take().is_none();
@@ -143,7 +144,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A list of this number, PEM.
+    /// A PEM CRL with this number.
     pub(crate) fn list(number: u64) -> String {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let files = Authority::create("mesh.test", now).unwrap();
@@ -153,13 +154,13 @@ pub(crate) mod tests {
 
     pub(crate) fn answer(
         list: Option<&str>,
-        age: Option<u64>,
+        max_age: Option<u64>,
     ) -> Result<FetchResponse, FetchFailure> {
         let body = list.map(|list| Bytes::copy_from_slice(list.as_bytes()));
-        let age = age.map(Duration::from_secs);
+        let max_age = max_age.map(Duration::from_secs);
         let validators = Validators::dated("Thu, 26 Nov 2026 19:00:00 GMT");
         let from = ([127, 0, 0, 1], 80).into();
-        Ok(FetchResponse { body, validators, age, from })
+        Ok(FetchResponse { body, validators, max_age, from })
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
@@ -168,20 +169,22 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_list_stays_whatever_comes_after_it_but_another_list() {
-        let (mut store, point, now) = (CrlStore::default(), point(), start());
+    fn crl_is_kept_until_another_valid_one_is_fetched() {
+        let mut store = CrlStore::default();
+        let point = point();
+        let now = start();
         assert!(store.is_due(&point, now));
         let failed = |reason: &str| Err(FetchFailure::Failed(reason.into()));
         assert!(store.fetched(&point, failed("away"), now));
-        assert!(!store.fetched(&point, failed("away"), now), "it is the same problem");
+        assert!(!store.fetched(&point, failed("away"), now), "the problem did not change");
         assert_eq!((store.list(&point), store.problem(&point)), (None, Some("away")));
         let [one, two] = [1, 2].map(list);
         assert!(store.fetched(&point, answer(Some(&one), None), now));
         assert_eq!((store.number(&point), store.problem(&point)), (1, None));
-        assert!(!store.fetched(&point, answer(None, None), now), "it did not change");
-        assert!(!store.fetched(&point, answer(Some(&one), None), now), "nor by its bytes");
+        assert!(!store.fetched(&point, answer(None, None), now), "the CRL was not modified");
+        assert!(!store.fetched(&point, answer(Some(&one), None), now), "the bytes are the same");
         assert!(store.fetched(&point, failed("away"), now));
-        assert!(store.fetched(&point, answer(None, None), now), "the problem is over");
+        assert!(store.fetched(&point, answer(None, None), now), "the problem was solved");
         for none in [
             "",
             "<html>Please sign in</html>",
@@ -189,14 +192,17 @@ pub(crate) mod tests {
         ] {
             let known = store.validators(&point);
             store.fetched(&point, answer(Some(none), None), now);
-            assert!(store.problem(&point).unwrap().starts_with("what came is no list"), "{none}");
+            assert!(
+                store.problem(&point).unwrap().starts_with("the response is not a CRL"),
+                "{none}"
+            );
             assert_eq!(store.list(&point).map(|list| &list[..]), Some(one.as_bytes()), "{none}");
             assert_eq!(store.validators(&point), known, "{none}");
         }
         assert!(store.fetched(&point, answer(Some(&two), None), now));
         assert_eq!(store.list(&point).map(|list| &list[..]), Some(two.as_bytes()));
         assert_ne!(store.validators(&point), Validators::default());
-        // One that is refused must not be taken for known.
+        // The next fetch must get a refused CRL again, so its validators are dropped.
         let validation = validation(&point);
         let crl_sources = |is_refused| {
             let mut crl_sources = CrlSources::default();
@@ -213,8 +219,9 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_point_is_asked_again_in_its_time_or_sooner() {
-        let (point, now) = (point(), start());
+    fn distribution_point_is_fetched_again_after_its_refresh_interval_or_cache_time() {
+        let point = point();
+        let now = start();
         let check = |outcome: Result<FetchResponse, FetchFailure>, expected: u64| {
             let mut store = CrlStore::default();
             store.fetched(&point, outcome, now);

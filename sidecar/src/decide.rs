@@ -166,7 +166,8 @@ pub(crate) fn decide<'p>(
         RouteAction::Redirect(redirect) => {
             let location =
                 redirect_location(redirect, &route.matches.path, head, connection.is_tls);
-            let (status, location) = (redirect.status, Some(location));
+            let status = redirect.status;
+            let location = Some(location);
             Ok(answered(LocalReply { status, location, body: String::new() }))
         }
         RouteAction::Respond { status, body } => {

@@ -1,8 +1,7 @@
-//! Every way the sidecar says no to a request.
+//! Every reason for which the sidecar refuses a request.
 //!
-//! The set is closed: each variant gives the status the client sees, the gRPC status, the word in
-//! logs and metrics. A label is never found by looking into an error. Statuses are AWS' where it has
-//! one of its own, so that who comes from there finds what they know.
+//! The set is closed: each variant has an HTTP status, a gRPC status, and a word in logs and metrics. The word never
+//! comes from the text of an error. The statuses are those of AWS load balancers where AWS defines one.
 
 use std::io;
 
@@ -13,55 +12,55 @@ use crate::upstream_failure::{ConnectFailure, ResponseFault};
 /// Why a request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Denial {
-    /// It breaks the rules of HTTP, or could be read in two ways.
+    /// The request violates HTTP or is ambiguous.
     Malformed(&'static str),
-    /// It departs from strict HTTP/1.1 in a way that is not let through.
+    /// The request departs from strict HTTP/1.1 in a way that the desync mode refuses.
     Desync(DesyncReason),
-    /// It needs a token, and has none that is good.
+    /// The request needs a token and has no valid one.
     Token(TokenFault, &'static str),
-    /// No policy allows it.
+    /// No policy allows the request.
     NotAllowed,
-    /// No route leads anywhere for it.
+    /// No route matches the request.
     NoRoute,
-    /// Its method is one that is never served.
+    /// The method is never served.
     MethodNotAllowed(&'static str),
-    /// Its head took too long to arrive.
+    /// The head took too long to arrive.
     HeadTimeout,
-    /// Its body took too long to arrive.
+    /// The body took too long to arrive.
     BodyTimeout,
-    /// Its body is larger than we carry.
+    /// The body exceeds the size limit.
     BodyTooLarge,
-    /// Its target is longer than allowed.
+    /// The request target exceeds the length limit.
     TargetTooLong,
-    /// Its head is larger than allowed, or has too many headers.
+    /// The head exceeds the size limit or the limit on the number of headers.
     HeadTooLarge,
-    /// The client was gone before there was an answer. Nobody sees this status.
+    /// The client closed the connection or stream before the response. No client sees this status.
     ClientGone,
-    /// Its `x-forwarded-for` names too many addresses.
+    /// `x-forwarded-for` has too many addresses.
     TooManyForwarders,
-    /// What it asks for cannot be said in the version of HTTP that the service speaks.
+    /// The upstream's HTTP version cannot express the request.
     ProtocolMismatch(&'static str),
-    /// It asks for what we do not know: a coding of its body, a protocol to become.
+    /// The request has an unknown transfer coding or upgrade protocol.
     NotImplemented(&'static str),
-    /// The endpoint broke off or answered with something else than HTTP.
+    /// The endpoint closed the connection or sent an invalid response.
     UpstreamBroken(ResponseFault),
-    /// As many requests are open as are allowed.
+    /// The limit on concurrent requests or connections is reached.
     Overloaded,
-    /// The service has no endpoint to offer, or is not known here.
+    /// The service is unknown or has no endpoint.
     NoEndpoint,
-    /// No endpoint could be reached, or none proved who it is.
+    /// No endpoint could be connected to, or none proved its identity.
     Unreachable(ConnectFailure),
-    /// No endpoint took the connection in time.
+    /// No endpoint accepted the connection in time.
     ConnectTimeout(ConnectFailure),
-    /// The answer took too long.
+    /// The response took too long.
     UpstreamTimeout,
-    /// It is of a version of HTTP that is not spoken.
+    /// The HTTP version is not supported.
     UnknownVersion,
 }
 
-/// What one refusal looks like: the word in logs and metrics, the HTTP status, the gRPC status
-/// (grpc/grpc `doc/http-grpc-status-mapping.md`, and DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and
-/// UNIMPLEMENTED where we know more than the mapping).
+/// The word in logs and metrics, the HTTP status and the gRPC status of a denial. The gRPC statuses follow grpc/grpc
+/// `doc/http-grpc-status-mapping.md`, with DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNIMPLEMENTED where the sidecar knows
+/// more than the mapping.
 type DenialRow = (&'static str, u16, u8);
 
 impl Denial {
@@ -94,7 +93,7 @@ impl Denial {
         }
     }
 
-    /// That an endpoint could not be connected to.
+    /// The denial for a failed connection attempt to an endpoint.
     pub(crate) fn unreached(error: &io::Error) -> Self {
         let failure = ConnectFailure::of(error);
         match error.kind() {
@@ -104,7 +103,7 @@ impl Denial {
         }
     }
 
-    /// The words of all reasons, by the position of their counters.
+    /// The words of all reasons, in the order of their counters.
     pub(crate) const REASONS: [&'static str; 31] = [
         "malformed",
         "jwt_header_not_present",
@@ -139,7 +138,7 @@ impl Denial {
         "unknown_version",
     ];
 
-    /// The position of its counter.
+    /// The index of its counter.
     pub(crate) fn index(self) -> usize {
         Self::REASONS.iter().position(|reason| *reason == self.reason()).unwrap_or(0)
     }
@@ -159,7 +158,7 @@ impl Denial {
         self.row().2
     }
 
-    /// What exactly was wrong, for the access line; empty where the reason says all.
+    /// What exactly was wrong, for the access log; empty where the reason is enough.
     pub(crate) fn detail(self) -> &'static str {
         match self {
             Self::UpstreamBroken(fault) => fault.word(),
@@ -168,7 +167,7 @@ impl Denial {
         }
     }
 
-    /// What exactly was wrong with the request. Of its endpoints a client learns no more than the reason.
+    /// What exactly was wrong with the request. The client gets no details about endpoints.
     fn detail_of_request(self) -> &'static str {
         match self {
             Self::Malformed(detail)
@@ -181,7 +180,7 @@ impl Denial {
         }
     }
 
-    /// Whether whoever sends such a request may mean something else by what follows it than we do.
+    /// Whether the connection must be closed, because the client may interpret the following bytes differently.
     pub(crate) fn ends_connection(self) -> bool {
         matches!(
             self,
@@ -196,7 +195,7 @@ impl Denial {
         )
     }
 
-    /// The body of the answer: the reason, a word for people, never anything of the request.
+    /// The response body: the reason and detail, never any part of the request.
     pub(crate) fn body(self) -> String {
         match self.detail_of_request() {
             "" => format!("{}\n", self.reason()),
@@ -207,7 +206,7 @@ impl Denial {
     /// The `www-authenticate` value of a 401 (RFC 6750, section 3).
     pub(crate) fn challenge(self) -> Option<&'static str> {
         match self {
-            // Nothing of the kind was shown, so nothing is wrong with it.
+            // Without a bearer token there is no token error to report.
             Self::Token(TokenFault::Missing, _) => Some("Bearer"),
             Self::Token(_, detail) if detail == TokenFault::NO_BEARER => Some("Bearer"),
             Self::Token(..) if self.status() == 401 => Some("Bearer error=\"invalid_token\""),
@@ -221,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_has_its_status_and_its_counter() {
+    fn every_denial_has_its_statuses_and_counter() {
         let mut seen = Vec::new();
         let mut check = |denial: Denial, status: u16, grpc: u8, reason: &'static str| {
             assert_eq!(

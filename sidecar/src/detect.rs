@@ -1,10 +1,10 @@
-//! What a connection is, told by its first bytes: by the client's, or by the service's where the service
-//! speaks first.
+//! Detects the protocol of a connection by the first bytes of the client, or of the service where the service speaks
+//! first.
 //!
-//! An explicit protocol needs none of this. Where there is none, a client that says nothing for a moment
-//! may be waiting for the service: the service is asked, while the client is listened to. Whoever speaks
-//! first decides, so neither waits for the other. That is done only where every request would go to the
-//! same cluster and nothing is asked of a request, or bytes would get past a policy.
+//! Listeners with an explicit protocol skip this. On the others, a client that stays silent for a moment may be waiting
+//! for a server-first protocol such as MySQL or SMTP, so the sidecar connects to the service while it keeps listening to
+//! the client. Whichever side speaks first decides. This is done only where every request would go to the same cluster
+//! and no policy applies to requests; otherwise bytes could bypass a policy.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
@@ -25,75 +25,77 @@ use crate::tls::{Alpn, connector};
 use crate::upstream::Slot;
 use crate::worker::SidecarWorker;
 
-/// How long the first bytes of a connection may take, where they decide how it is served.
-const FIRST_BYTES: Duration = Duration::from_secs(10);
-/// How long a client may be silent before its service is asked. Nearly all that speak first do so at once.
-const HEAD_START: Duration = Duration::from_millis(20);
-/// The same where the last service spoke first: whoever speaks HTTP there all the same is still heard.
-const SHORT_START: Duration = Duration::from_millis(1);
-/// How long a service is listened to that may speak first.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How many services a worker asks at once: clients that say nothing must not use up a cluster's connections.
-const ASKED_LIMIT: usize = 64;
-/// How many destinations are remembered as such whose services speak first.
-const LEARNED_LIMIT: usize = 1024;
+/// The limit for the first bytes of a connection, where they decide how it is served.
+const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may stay silent before the service is connected to. Nearly all client-first protocols send at once.
+const CLIENT_HEAD_START: Duration = Duration::from_millis(20);
+/// The same where the last connection was server-first. A client that speaks HTTP there is still served as HTTP.
+const KNOWN_CLIENT_HEAD_START: Duration = Duration::from_millis(1);
+/// How long to wait for the first bytes of a service.
+const SERVICE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most services that a worker probes at once, so that silent clients cannot use up a cluster's connections.
+const PROBE_LIMIT: usize = 64;
+/// The most destinations that are remembered as server-first.
+const CACHE_LIMIT: usize = 1024;
 
-/// The first word of HTTP/2's preface (RFC 9113, section 3.4).
+/// The first bytes of the HTTP/2 preface (RFC 9113, section 3.4).
 const PREFACE_WORD: &[u8] = b"PRI ";
 
-/// What a plain connection turned out to be.
+/// The protocol of a plaintext connection.
 pub(crate) enum DetectedProtocol {
     Http1,
     Http2,
-    /// The client began HTTP/2's preface and did not go on in time.
+    /// The client began the HTTP/2 preface and did not complete it in time.
     Incomplete,
-    /// Neither: the service spoke first.
+    /// The service spoke first, with something other than HTTP.
     ServerFirst(ServerFirstUpstream),
 }
 
-/// A connection to a service that spoke first. What it said waits to be read.
+/// A connection to a service that spoke first. Its first bytes are still unread.
 pub(crate) struct ServerFirstUpstream {
     pub(crate) stream: TransportStream,
     pub(crate) address: SocketAddr,
     _slot: Slot,
 }
 
-/// Destinations whose services speak first, so that the next client need not wait.
+/// Destinations with a server-first protocol, whose next client is not delayed.
 #[derive(Debug, Default)]
 pub(crate) struct ServerFirstCache {
     known: RefCell<HashSet<SocketAddr>>,
-    /// How many services are being asked.
-    asked: Rc<()>,
+    /// The number of services being probed, as the number of clones.
+    probes: Rc<()>,
 }
 
 impl ServerFirstCache {
-    fn knows(&self, destination: SocketAddr) -> bool {
+    fn contains(&self, destination: SocketAddr) -> bool {
         self.known.borrow().contains(&destination)
     }
 
-    fn note(&self, destination: SocketAddr, speaks_first: bool) {
+    fn record(&self, destination: SocketAddr, speaks_first: bool) {
         let mut known = self.known.borrow_mut();
         if !speaks_first {
             known.remove(&destination);
-        } else if known.len() < LEARNED_LIMIT {
+        } else if known.len() < CACHE_LIMIT {
             known.insert(destination);
         }
     }
 }
 
-/// Whether a connection begins with a TLS handshake. None when it begins with nothing.
+/// Whether a connection begins with a TLS handshake. None when the client sends nothing.
 pub(crate) async fn transport_kind(stream: &TcpStream) -> Option<TransportKind> {
     const HANDSHAKE: u8 = 22;
     let mut first = [0];
-    let seen = tokio::time::timeout(FIRST_BYTES, stream.peek(&mut first)).await.ok()?.ok()?;
-    match (seen, first) {
+    let peeked =
+        tokio::time::timeout(FIRST_BYTES_TIMEOUT, stream.peek(&mut first)).await.ok()?.ok()?;
+    match (peeked, first) {
         (0, _) => None,
         (_, [HANDSHAKE]) => Some(TransportKind::Tls),
         _ => Some(TransportKind::Plain),
     }
 }
 
-/// What a plain connection to `destination` is. `target` is where all of it would go, whatever it is.
+/// Detects the protocol of a plaintext connection to `destination`. `target` is the only cluster that it can go to, if there
+/// is one.
 pub(crate) async fn protocol(
     client: &TcpStream,
     destination: SocketAddr,
@@ -105,15 +107,16 @@ pub(crate) async fn protocol(
     let Some(target) = target else {
         return by_client.await;
     };
-    let known = worker.learned.knows(destination);
+    let known = worker.server_first.contains(destination);
     let by_service = async {
-        tokio::time::sleep(if known { SHORT_START } else { HEAD_START }).await;
-        let held = worker.learned.asked.clone();
-        let may_ask = Rc::strong_count(&held) <= ASKED_LIMIT;
-        if may_ask
-            && let Ok(Some(spoken)) = tokio::time::timeout(PATIENCE, spoken(&target, worker)).await
+        tokio::time::sleep(if known { KNOWN_CLIENT_HEAD_START } else { CLIENT_HEAD_START }).await;
+        let held = worker.server_first.probes.clone();
+        let may_probe = Rc::strong_count(&held) <= PROBE_LIMIT;
+        if may_probe
+            && let Ok(Some(upstream)) =
+                tokio::time::timeout(SERVICE_TIMEOUT, first_speaker(&target, worker)).await
         {
-            return DetectedProtocol::ServerFirst(spoken);
+            return DetectedProtocol::ServerFirst(upstream);
         }
         drop(held);
         std::future::pending().await
@@ -125,21 +128,21 @@ pub(crate) async fn protocol(
     };
     let speaks_first = matches!(protocol, DetectedProtocol::ServerFirst(_));
     if speaks_first != known {
-        worker.learned.note(destination, speaks_first);
+        worker.server_first.record(destination, speaks_first);
     }
     protocol
 }
 
-/// Which HTTP version a plain connection begins with: HTTP/2's preface begins with a word that is no method.
+/// The HTTP version that the client begins with. The first bytes of the HTTP/2 preface are not a valid method.
 async fn by_first_bytes(stream: &TcpStream, timeout: Duration) -> DetectedProtocol {
-    let begun = Cell::new(false);
-    let looking = async {
+    let has_bytes = Cell::new(false);
+    let peeking = async {
         let mut first = [0; PREFACE_WORD.len()];
         loop {
-            let seen = stream.peek(&mut first).await.unwrap_or(0);
-            let here = first.get(..seen).unwrap_or_default();
-            begun.set(seen > 0);
-            if seen == PREFACE_WORD.len() || !PREFACE_WORD.starts_with(here) || seen == 0 {
+            let peeked = stream.peek(&mut first).await.unwrap_or(0);
+            let here = first.get(..peeked).unwrap_or_default();
+            has_bytes.set(peeked > 0);
+            if peeked == PREFACE_WORD.len() || !PREFACE_WORD.starts_with(here) || peeked == 0 {
                 return if here == PREFACE_WORD {
                     DetectedProtocol::Http2
                 } else {
@@ -151,24 +154,24 @@ async fn by_first_bytes(stream: &TcpStream, timeout: Duration) -> DetectedProtoc
             }
         }
     };
-    match tokio::time::timeout(timeout, looking).await {
+    match tokio::time::timeout(timeout, peeking).await {
         Ok(protocol) => protocol,
-        Err(_) if begun.get() => DetectedProtocol::Incomplete,
+        Err(_) if has_bytes.get() => DetectedProtocol::Incomplete,
         Err(_) => DetectedProtocol::Http1,
     }
 }
 
-/// Has the next peek wait for bytes behind those that were seen; false when the client has closed its side.
+/// Makes the next peek wait for more bytes than those peeked; false when the client has closed its side.
 fn more_may_come(stream: &TcpStream) -> bool {
     let ready = stream.ready(Interest::READABLE).now_or_never();
     let is_closed = ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()));
-    // Bytes that were only peeked at keep the socket readable. Forgetting that it is readable makes the event
-    // loop wait for the kernel's next event: more bytes, or the end.
+    // Bytes that were only peeked at keep the socket readable. Clearing the readiness makes the event loop wait for
+    // the next kernel event: more bytes or the end of the stream.
     let would_block = || Err::<(), _>(io::Error::from(io::ErrorKind::WouldBlock));
     !is_closed && stream.try_io(Interest::READABLE, would_block).is_err()
 }
 
-/// The same connection, whose unread bytes the event loop reports again after they were peeked at.
+/// Registers the connection with the event loop again, so that bytes that were peeked at are reported again.
 pub(crate) fn report_unread(stream: TransportStream) -> io::Result<TransportStream> {
     match stream {
         TransportStream::Plain(tcp) => {
@@ -178,9 +181,12 @@ pub(crate) fn report_unread(stream: TransportStream) -> io::Result<TransportStre
     }
 }
 
-/// Connects to an endpoint and waits for it to speak. None when it will not.
-async fn spoken(target: &PlannedCluster, worker: &SidecarWorker) -> Option<ServerFirstUpstream> {
-    // Servers of HTTP/2 may speak first too; and what TLS would be asked for is not known yet.
+/// Connects to an endpoint and waits for its first bytes. None when it sends nothing or speaks HTTP.
+async fn first_speaker(
+    target: &PlannedCluster,
+    worker: &SidecarWorker,
+) -> Option<ServerFirstUpstream> {
+    // HTTP/2 servers may speak first as well, and the ALPN protocols to offer over TLS are not known yet.
     let (PlannedClusterTls::None, UpstreamProtocol::Http1) = (&target.tls, target.cluster.protocol)
     else {
         return None;
@@ -191,18 +197,18 @@ async fn spoken(target: &PlannedCluster, worker: &SidecarWorker) -> Option<Serve
     let stream = Box::pin(connecting).await.ok()?;
     worker.metrics.upstream_connections.increment();
     let mut first = [0; 5];
-    let seen = stream.tcp().peek(&mut first).await.ok()?;
-    let first = first.get(..seen).filter(|first| !first.is_empty() && !is_of_http(first))?;
-    tracing::debug!(%address, ?first, "a service spoke first");
+    let peeked = stream.tcp().peek(&mut first).await.ok()?;
+    let first = first.get(..peeked).filter(|first| !first.is_empty() && !is_http(first))?;
+    tracing::debug!(%address, ?first, "server-first protocol detected");
     Some(ServerFirstUpstream { stream, address, _slot: slot })
 }
 
-/// Whether a service says at first what one of HTTP may say: its settings (RFC 9113, section 3.4), or that it
-/// waited too long for a request. Neither is for a client that has yet to speak, past what we hold it to.
-fn is_of_http(first: &[u8]) -> bool {
+/// Whether the first bytes are those of an HTTP server: HTTP/2 settings (RFC 9113, section 3.4), or a timeout response. Such
+/// bytes must not reach a client that has sent no request, because the request would then bypass HTTP processing.
+fn is_http(first: &[u8]) -> bool {
     const SETTINGS: u8 = 4;
-    let is_refusal = b"HTTP/".starts_with(first);
-    is_refusal || matches!(first, [0, _, _, SETTINGS, ..])
+    let is_response = b"HTTP/".starts_with(first);
+    is_response || matches!(first, [0, _, _, SETTINGS, ..])
 }
 
 #[cfg(test)]
@@ -210,28 +216,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_learned_is_bounded_and_unlearned() {
-        let learned = ServerFirstCache::default();
+    fn server_first_cache_is_bounded_and_forgets_client_first_destinations() {
+        let server_first = ServerFirstCache::default();
         let at =
             |port: usize| SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).expect("small")));
-        for port in 1..=LEARNED_LIMIT + 10 {
-            learned.note(at(port), true);
+        for port in 1..=CACHE_LIMIT + 10 {
+            server_first.record(at(port), true);
         }
-        assert_eq!(learned.known.borrow().len(), LEARNED_LIMIT);
-        assert!(learned.knows(at(1)));
-        learned.note(at(1), false);
-        assert!(!learned.knows(at(1)));
+        assert_eq!(server_first.known.borrow().len(), CACHE_LIMIT);
+        assert!(server_first.contains(at(1)));
+        server_first.record(at(1), false);
+        assert!(!server_first.contains(at(1)));
     }
 
     #[test]
-    fn what_http_says_first_is_known() {
-        let check = |first: &[u8], expected| assert_eq!(is_of_http(first), expected, "{first:?}");
+    fn first_bytes_of_an_http_server_are_recognized() {
+        let check = |first: &[u8], expected| assert_eq!(is_http(first), expected, "{first:?}");
         check(b"HTTP/", true);
         check(b"HT", true);
         check(&[0, 0, 18, 4, 0], true);
         check(b"220 r", false);
         check(b"SSH-2", false);
-        // A greeting of MySQL: its length, its number, its version.
+        // A MySQL greeting: length, sequence number, protocol version.
         check(&[74, 0, 0, 0, 10], false);
     }
 }

@@ -1,4 +1,4 @@
-//! What the service is told of the client's address: `x-forwarded-for`, `-proto` and `-port`.
+//! Maintains `x-forwarded-for`, `x-forwarded-proto` and `x-forwarded-port`, and determines the client address from them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -14,34 +14,38 @@ use crate::http::headers::Headers;
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-/// Says that a request comes from inside the network of an Envoy.
+/// Marks a request as coming from inside an Envoy mesh.
 const INTERNAL: &[u8] = b"x-envoy-internal";
-/// What Envoys say to one another.
-const OF_ENVOY: &[u8] = b"x-envoy-";
+/// The prefix of the headers that Envoys exchange.
+const ENVOY_PREFIX: &[u8] = b"x-envoy-";
 
-/// Whether a header is one of Envoy's own, also as a service reads it that takes `_` for `-`.
-fn is_of_envoy(name: &[u8]) -> bool {
-    name.get(..OF_ENVOY.len()).is_some_and(|start| is_same_header_name(start, OF_ENVOY))
+/// Whether a header is one of Envoy's, including the spellings that a service reads as the same because it treats `_` as
+/// `-`.
+fn is_envoy_header(name: &[u8]) -> bool {
+    name.get(..ENVOY_PREFIX.len()).is_some_and(|start| is_same_header_name(start, ENVOY_PREFIX))
 }
 
-/// The most addresses that a request may name: a proxy that adds one must draw a line, or a loop of
-/// proxies never ends.
+/// The most addresses in `x-forwarded-for`. Each proxy adds one, so without a limit a loop of proxies would never end.
 const ADDRESS_LIMIT: usize = 30;
 
-/// Where a request came from, and how.
+/// The previous hop of a request: the other end of the client connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PreviousHop {
     pub(crate) client: SocketAddr,
-    /// The port that the client aimed at.
+    /// The destination port of the connection.
     pub(crate) port: u16,
     pub(crate) is_tls: bool,
 }
 
-/// The client of a request: what trusted hops before this one say, else the other end of the connection.
-/// An edge trusts as many addresses at the end of `x-forwarded-for` as there are trusted hops; any other
-/// hop trusts one more, which the hop before it added.
-pub(crate) fn client(headers: &Headers, rule: ForwardedHeaders, origin: PreviousHop) -> IpAddr {
-    let peer = origin.client.ip().to_canonical();
+/// The client address of a request: the address that trusted hops forwarded, or else that of the previous hop.
+/// An edge trusts as many addresses at the end of `x-forwarded-for` as there are trusted hops; any other hop trusts one
+/// more, the one that the previous hop added.
+pub(crate) fn client(
+    headers: &Headers,
+    rule: ForwardedHeaders,
+    previous_hop: PreviousHop,
+) -> IpAddr {
+    let peer = previous_hop.client.ip().to_canonical();
     let skipped = match (rule.is_edge, rule.trusted_hops) {
         (true, 0) => return peer,
         (true, hops) => hops - 1,
@@ -50,7 +54,7 @@ pub(crate) fn client(headers: &Headers, rule: ForwardedHeaders, origin: Previous
     forwarded_by(headers, skipped).unwrap_or(peer)
 }
 
-/// The address that is so many places before the last of `x-forwarded-for`.
+/// The address of `x-forwarded-for` that precedes its last `skipped` addresses.
 fn forwarded_by(headers: &Headers, skipped: u32) -> Option<IpAddr> {
     headers.get(FOR.as_str())?;
     let mut chain = Vec::new();
@@ -66,51 +70,53 @@ fn forwarded_by(headers: &Headers, skipped: u32) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Adds what `rule` says.
+/// Applies `rule` to the headers.
 ///
 /// # Errors
-/// [`Denial::TooManyForwarders`].
+/// [`Denial::TooManyForwarders`] when there are more than [`ADDRESS_LIMIT`] addresses.
 pub(crate) fn apply(
     headers: &mut Headers,
     rule: ForwardedHeaders,
-    origin: PreviousHop,
+    previous_hop: PreviousHop,
 ) -> Result<(), Denial> {
     match rule.addresses {
-        ForwardedFor::Preserve => drop(check(headers)?),
+        ForwardedFor::Preserve => drop(existing_addresses(headers)?),
         ForwardedFor::Remove => set(headers, FOR, None),
         ForwardedFor::Append => {
-            let mut chain = check(headers)?;
+            let mut chain = existing_addresses(headers)?;
             if !chain.is_empty() {
                 chain.extend_from_slice(b", ");
             }
-            chain.extend_from_slice(told(origin.client, rule.client_port).as_bytes());
+            chain.extend_from_slice(address_text(previous_hop.client, rule.client_port).as_bytes());
             set(headers, FOR, HeaderValue::try_from(chain).ok());
         }
     }
-    // Only an Envoy that knows its clients sets these; a client's own would satisfy policies that ask for them.
+    // Only an Envoy that knows its clients sets these. One that a client sets would satisfy policies that match on it.
     if headers.names().has_extension() {
         headers.remove(|name| {
-            is_same_header_name(name, INTERNAL) || (rule.is_edge && is_of_envoy(name))
+            is_same_header_name(name, INTERNAL) || (rule.is_edge && is_envoy_header(name))
         });
     }
     if rule.is_edge {
-        // A trusted hop says how its own client came.
+        // A trusted hop has set these for its own client.
         let is_open =
             |name: &HeaderName| rule.trusted_hops == 0 || headers.get(name.as_str()).is_none();
-        let (sets_proto, sets_port) = (is_open(&PROTO), is_open(&PORT));
+        let sets_proto = is_open(&PROTO);
+        let sets_port = is_open(&PORT);
         if sets_proto {
-            set(headers, PROTO, Some(HeaderValue::from_static(scheme(origin.is_tls))));
+            set(headers, PROTO, Some(HeaderValue::from_static(scheme(previous_hop.is_tls))));
         }
         if sets_port {
-            set(headers, PORT, Some(origin.port.into()));
+            set(headers, PORT, Some(previous_hop.port.into()));
         }
     }
     Ok(())
 }
 
-/// The addresses that are named already, in one value.
-fn check(headers: &Headers) -> Result<Vec<u8>, Denial> {
-    let (mut chain, mut addresses) = (Vec::new(), 0);
+/// The existing addresses, joined in one value.
+fn existing_addresses(headers: &Headers) -> Result<Vec<u8>, Denial> {
+    let mut chain = Vec::new();
+    let mut addresses = 0;
     headers.each(FOR.as_str(), |value| {
         addresses += list_elements(value).count();
         if !chain.is_empty() {
@@ -121,7 +127,7 @@ fn check(headers: &Headers) -> Result<Vec<u8>, Denial> {
     if addresses > ADDRESS_LIMIT { Err(Denial::TooManyForwarders) } else { Ok(chain) }
 }
 
-/// Replaces a header. A service that takes `_` for `-` must not see another value by another spelling.
+/// Replaces a header, with all spellings that a service reads as the same because it treats `_` as `-`.
 fn set(headers: &mut Headers, name: HeaderName, value: Option<HeaderValue>) {
     if headers.names().may_have(name.as_str()) {
         headers.remove(|held| is_same_header_name(held, name.as_str().as_bytes()));
@@ -131,8 +137,8 @@ fn set(headers: &mut Headers, name: HeaderName, value: Option<HeaderValue>) {
     }
 }
 
-/// IPv6 gets its brackets when a port follows.
-fn told(client: SocketAddr, with_port: bool) -> String {
+/// The text of a client address. IPv6 addresses have brackets when a port follows.
+fn address_text(client: SocketAddr, with_port: bool) -> String {
     let address: IpAddr = client.ip().to_canonical();
     if with_port {
         SocketAddr::new(address, client.port()).to_string()
@@ -154,21 +160,20 @@ mod tests {
             }
             let mut headers = Headers::from(map);
             let client = client.parse().expect("an address");
-            let origin = PreviousHop { client, port: 8080, is_tls: true };
+            let previous_hop = PreviousHop { client, port: 8080, is_tls: true };
             let is_edge = addresses != ForwardedFor::Preserve;
             let rule = ForwardedHeaders { addresses, client_port, is_edge, trusted_hops: 0 };
-            apply(&mut headers, rule, origin).expect("few");
+            apply(&mut headers, rule, previous_hop).expect("few");
             let mut after = Vec::new();
             headers.each(FOR.as_str(), |v| after.push(String::from_utf8_lossy(v).into_owned()));
             assert_eq!(after, expected, "{before:?} {addresses:?}");
-            let told = is_edge;
-            assert_eq!(headers.get(PROTO.as_str()), told.then_some(&b"https"[..]));
-            assert_eq!(headers.get(PORT.as_str()), told.then_some(&b"8080"[..]));
+            assert_eq!(headers.get(PROTO.as_str()), is_edge.then_some(&b"https"[..]));
+            assert_eq!(headers.get(PORT.as_str()), is_edge.then_some(&b"8080"[..]));
         }
     }
 
     #[test]
-    fn the_nine_cases_of_the_table() {
+    fn forwarded_addresses_are_appended_preserved_or_removed() {
         use ForwardedFor::{Append, Preserve, Remove};
         check(&[], Append, false, &["10.0.0.9"]);
         check(&["a"], Append, false, &["a, 10.0.0.9"]);
@@ -185,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_envoy_are_removed_at_the_edge_and_claims_of_being_inside_everywhere() {
+    fn envoy_headers_are_removed_at_the_edge_and_x_envoy_internal_everywhere() {
         let names = [
             "x-envoy-internal",
             "X_Envoy_Internal",
@@ -200,9 +205,10 @@ mod tests {
                 map.append(name, HeaderValue::from_static("true"));
             }
             let mut headers = Headers::from(map);
-            let origin = PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
+            let previous_hop =
+                PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
             let rule = ForwardedHeaders { is_edge, ..ForwardedHeaders::default() };
-            apply(&mut headers, rule, origin).expect("few");
+            apply(&mut headers, rule, previous_hop).expect("few");
             names.map(|name| headers.has(&name.to_ascii_lowercase()))
         };
         assert_eq!(left(true), [false, false, false, false, true]);
@@ -210,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_of_forwarded_headers_are_replaced_at_the_edge() {
+    fn underscore_spellings_of_forwarded_headers_are_replaced_at_the_edge() {
         let mut map = HeaderMap::new();
         for name in ["x_forwarded_for", "x-forwarded_proto", "x_forwarded-port", "x_other"] {
             map.append(name, HeaderValue::from_static("6.6.6.6"));
@@ -219,8 +225,8 @@ mod tests {
         let addresses = ForwardedFor::Append;
         let rule = ForwardedHeaders { addresses, is_edge: true, ..ForwardedHeaders::default() };
         let client = ([10, 0, 0, 9], 1).into();
-        let origin = PreviousHop { client, port: 80, is_tls: false };
-        apply(&mut headers, rule, origin).expect("few");
+        let previous_hop = PreviousHop { client, port: 80, is_tls: false };
+        apply(&mut headers, rule, previous_hop).expect("few");
         let mut names: Vec<String> = headers.to_map().keys().map(ToString::to_string).collect();
         names.sort();
         assert_eq!(names, ["x-forwarded-for", "x-forwarded-port", "x-forwarded-proto", "x_other"]);
@@ -229,12 +235,12 @@ mod tests {
     #[test]
     fn an_ipv6_address_has_brackets_before_a_port() {
         let client = "[2001:db8::1]:8080".parse().expect("an address");
-        assert_eq!(told(client, false), "2001:db8::1");
-        assert_eq!(told(client, true), "[2001:db8::1]:8080");
+        assert_eq!(address_text(client, false), "2001:db8::1");
+        assert_eq!(address_text(client, true), "[2001:db8::1]:8080");
     }
 
     #[test]
-    fn client_is_the_address_before_the_trusted_hops() {
+    fn client_address_is_the_one_before_the_trusted_hops() {
         let check = |header: &[&str], is_edge: bool, hops: u32, expected: &str| {
             let mut map = HeaderMap::new();
             for value in header {
@@ -242,8 +248,9 @@ mod tests {
             }
             let rule =
                 ForwardedHeaders { is_edge, trusted_hops: hops, ..ForwardedHeaders::default() };
-            let origin = PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
-            let client = client(&Headers::from(map), rule, origin);
+            let previous_hop =
+                PreviousHop { client: ([10, 0, 0, 9], 1).into(), port: 80, is_tls: false };
+            let client = client(&Headers::from(map), rule, previous_hop);
             assert_eq!(client.to_string(), expected, "{header:?} {is_edge} {hops}");
         };
         let peer = "10.0.0.9";
@@ -256,7 +263,7 @@ mod tests {
         check(&["1.1.1.1,2.2.2.2"], false, 2, peer);
         check(&["1.1.1.1, x"], true, 1, peer);
         check(&["1.1.1.1, ::1"], true, 1, "::1");
-        // An IPv4-mapped address is the IPv4 address; one with a port or brackets is no address.
+        // An IPv4-mapped address counts as the IPv4 address. An address with a port or brackets is invalid.
         check(&["::ffff:2.2.2.2"], true, 1, "2.2.2.2");
         check(&["2.2.2.2:80"], true, 1, peer);
         check(&["[::1]"], true, 1, peer);
@@ -264,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_forwarders_has_an_end() {
+    fn request_with_more_than_30_forwarded_addresses_is_refused() {
         let with = |count: usize| {
             let mut map = HeaderMap::new();
             map.append(FOR, HeaderValue::try_from(vec!["a"; count].join(",")).expect("a value"));

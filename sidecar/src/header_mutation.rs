@@ -1,5 +1,5 @@
-//! HeaderChanges the headers of a request or response as a route table says, in Envoy's order: each level first
-//! removes, then overwrites, then adds. The values of a level are all made before any of them is set.
+//! Applies the header changes of a route table to requests and responses, in Envoy's order: each level removes, then
+//! overwrites, then appends. All values of a level are computed before any of them is set.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -16,37 +16,37 @@ use crate::http::head::{RequestHead, ResponseHead};
 use crate::http::header_filter::is_same_header_name;
 use crate::http::headers::Headers;
 
-/// The longest value that is made. What is longer is cut off.
+/// The longest value in bytes. Longer values are truncated.
 const VALUE_LIMIT_BYTES: usize = 64 * 1024;
 
-/// What the variables of header values speak of beside headers.
+/// What the variables in header formats refer to, apart from headers.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HeaderVariables<'a> {
-    /// The client, after trusted hops.
+    /// The client address, after trusted hops.
     pub(crate) client: IpAddr,
-    /// The other end of the connection.
+    /// The address of the other end of the client connection.
     pub(crate) peer: SocketAddr,
-    /// What the client connected to.
+    /// The destination address of the client connection.
     pub(crate) local: SocketAddr,
-    /// What the client's certificate proved.
+    /// The verified client certificate.
     pub(crate) proof: Option<&'a VerifiedPeer>,
     pub(crate) is_tls: bool,
     pub(crate) route: &'a str,
     pub(crate) cluster: &'a str,
 }
 
-/// The changes of one request and its response.
+/// The header changes of one request and its response.
 #[derive(Debug)]
 pub(crate) struct HeaderChanges<'a> {
     levels: Vec<&'a HeaderMutations>,
     variables: HeaderVariables<'a>,
-    /// The endpoint that the request was sent to.
+    /// The endpoint that the request is sent to.
     endpoint: Cell<Option<SocketAddr>>,
 }
 
 impl<'a> HeaderChanges<'a> {
-    /// Those of a request; none, and nothing is allocated, where no level changes anything. `about` is asked
-    /// for only where one does.
+    /// The changes of a request; none, without an allocation, where no level changes anything. `variables` is called only where
+    /// one does.
     pub(crate) fn of(
         levels: impl Iterator<Item = &'a HeaderMutations>,
         variables: impl FnOnce() -> HeaderVariables<'a>,
@@ -60,18 +60,17 @@ impl<'a> HeaderChanges<'a> {
         Some(Box::new(Self { levels, variables: variables(), endpoint: Cell::new(None) }))
     }
 
-    /// Notes which endpoint the request is sent to.
+    /// Records the endpoint that the request is sent to.
     pub(crate) fn note_endpoint(&self, endpoint: SocketAddr) {
         self.endpoint.set(Some(endpoint));
     }
 
-    /// Whether the request changes.
+    /// Whether the request headers change.
     pub(crate) fn change_request(&self) -> bool {
         self.levels.iter().any(|level| !level.request.is_empty())
     }
 
-    /// The names of the request's headers that are removed or overwritten: trailers must not bring them
-    /// back.
+    /// The names of the request headers that are removed or overwritten, which trailers must not contain.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.levels.iter().flat_map(|level| {
             let replaces = |addition: &&HeaderAddition| addition.action != AppendAction::Append;
@@ -80,7 +79,7 @@ impl<'a> HeaderChanges<'a> {
         })
     }
 
-    /// HeaderChanges the request, and gives its headers as they came.
+    /// Changes the request headers, and returns the original ones.
     pub(crate) fn apply_to_request(&self, head: &mut RequestHead) -> Headers {
         let before = head.headers.clone();
         for level in &self.levels {
@@ -91,7 +90,7 @@ impl<'a> HeaderChanges<'a> {
         before
     }
 
-    /// HeaderChanges the response to a request.
+    /// Changes the response headers.
     pub(crate) fn apply_to_response(&self, request: &RequestHead, head: &mut ResponseHead) {
         for level in &self.levels {
             remove(&level.response, &mut head.headers);
@@ -102,7 +101,7 @@ impl<'a> HeaderChanges<'a> {
         }
     }
 
-    /// The value of a format.
+    /// The value of a header format.
     fn value(
         &self,
         format: &HeaderFormat,
@@ -149,7 +148,7 @@ fn address_part(address: SocketAddr, part: AddressPart) -> String {
 
 fn remove(mutation: &HeaderMutation, headers: &mut Headers) {
     if !mutation.remove.is_empty() {
-        // A service that takes `_` for `-` must not see it by another spelling.
+        // A service that treats `_` as `-` must not see the header under another spelling.
         let is_named = |name: &[u8]| {
             mutation.remove.iter().any(|removed| is_same_header_name(name, removed.as_bytes()))
         };
@@ -171,7 +170,7 @@ fn made(
 ) -> Vec<NewHeader> {
     let one = |addition: &HeaderAddition| {
         let exists = || headers.get(&addition.name).is_some();
-        // In the eyes of a service that takes `_` for `-`.
+        // A service that treats `_` as `-` reads these as the same header.
         let seems_to_exist =
             || headers.any_name(|name| is_same_header_name(name, addition.name.as_bytes()));
         let replaces = match addition.action {
@@ -195,7 +194,7 @@ fn set(made: Vec<NewHeader>, headers: &mut Headers) {
     let (replacing, added): (Vec<NewHeader>, Vec<NewHeader>) =
         made.into_iter().partition(|made| made.replaces);
     for NewHeader { name, value, .. } in replacing {
-        // As for removed headers, a client must not choose the value by another spelling.
+        // As for removed headers, a client must not set the value under another spelling.
         headers.remove(|held| is_same_header_name(held, name.as_str().as_bytes()));
         headers.add(name, value);
     }
@@ -233,7 +232,7 @@ fn request_header<'h>(
     }
 }
 
-/// The scheme of a request that came by TLS, or without.
+/// The scheme of a request, by whether its connection uses TLS.
 pub(crate) fn scheme(is_tls: bool) -> &'static str {
     if is_tls { "https" } else { "http" }
 }
@@ -245,7 +244,7 @@ fn plain_value<'v>(
     variables: &HeaderVariables<'v>,
 ) -> Cow<'v, str> {
     let owned = |value: &dyn ToString| Cow::Owned(value.to_string());
-    // An address that `x-forwarded-for` names has no port.
+    // An address from `x-forwarded-for` has no port.
     let peer = SocketAddr::new(variables.peer.ip().to_canonical(), variables.peer.port());
     let client_port = if variables.client == peer.ip() { peer.port() } else { 0 };
     let local = SocketAddr::new(variables.local.ip().to_canonical(), variables.local.port());
@@ -272,7 +271,7 @@ fn plain_value<'v>(
             .map_or(Cow::Borrowed(""), |proof| Cow::Owned(proof.serial_hex().to_lowercase())),
         PlainVariable::RouteName => Cow::Borrowed(variables.route),
         PlainVariable::Cluster => Cow::Borrowed(variables.cluster),
-        // The caller knows the endpoint.
+        // `HeaderChanges::value` handles this variable, since it knows the endpoint.
         PlainVariable::Upstream(_) => Cow::Borrowed(""),
         PlainVariable::Status => {
             response.map_or(Cow::Borrowed(""), |response| owned(&response.status))
@@ -289,7 +288,8 @@ mod tests {
     use crate::http::headers::{BufferedHeaders, HeaderSpan};
 
     fn variables<'a>() -> HeaderVariables<'a> {
-        let (peer, local) = (([10, 0, 0, 9], 7).into(), ([10, 0, 0, 1], 80).into());
+        let peer = ([10, 0, 0, 9], 7).into();
+        let local = ([10, 0, 0, 1], 80).into();
         let client = IpAddr::from([1, 1, 1, 1]);
         HeaderVariables { client, peer, local, proof: None, is_tls: true, route: "r", cluster: "c" }
     }
@@ -309,16 +309,19 @@ mod tests {
         }
     }
 
-    /// The same headers as they come by HTTP/1.1 and by HTTP/2.
+    /// The same headers as received over HTTP/1.1 and over HTTP/2.
     fn both(lines: &[(&str, &str)]) -> [Headers; 2] {
-        let (mut buffer, mut spans, mut map) = (Vec::new(), Vec::new(), HeaderMap::new());
+        let mut buffer = Vec::new();
+        let mut spans = Vec::new();
+        let mut map = HeaderMap::new();
         for (name, value) in lines {
             let mut put = |text: &str| {
                 let start = u32::try_from(buffer.len()).expect("a short text");
                 buffer.extend_from_slice(text.as_bytes());
                 (start, u32::try_from(buffer.len()).expect("a short text"))
             };
-            let (name_at, value_at) = (put(name), put(value));
+            let name_at = put(name);
+            let value_at = put(value);
             spans.push(HeaderSpan { name: name_at, value: value_at });
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
             map.append(name, HeaderValue::from_str(value).expect("a value"));
@@ -342,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_both_versions_are_removed_then_overwritten_then_added() {
+    fn request_headers_of_both_versions_are_removed_then_overwritten_then_appended() {
         let before = [("X-Secret", "1"), ("x_secret", "2"), ("x-tenant", "a"), ("X-Tenant", "b")];
         let request = HeaderMutation {
             remove: vec!["x-secret".into()],
@@ -362,7 +365,7 @@ mod tests {
         for headers in both(&before) {
             let mut head = head(headers);
             changes.apply_to_request(&mut head);
-            // All values of a level are made of the headers before it.
+            // All values of a level are computed from the headers before that level.
             let expected = ["x-copy: a", "x-copy: late", "x-tenant: more", "x-tenant: own"];
             assert_eq!(lines(head.headers), expected);
         }
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn overwritten_header_does_not_stay_under_a_spelling_with_underscores() {
+    fn overwritten_header_is_removed_under_spellings_with_underscores() {
         let before = [("X_Tenant", "evil"), ("x_Role-name", "evil"), ("x_other", "kept")];
         let request = HeaderMutation {
             remove: Vec::new(),
@@ -394,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_of_a_value_have_their_values() {
+    fn variables_in_header_formats_are_replaced_by_their_values() {
         let check = |text: &str, expected: &str| {
             let [headers, _] = both(&[("x-one", "abcdef")]);
             let request = head(headers);

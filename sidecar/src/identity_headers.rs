@@ -1,5 +1,5 @@
-//! Headers that say who the client is: what the client claims is removed, then they are set from
-//! what was proved. A service behind a sidecar may therefore believe them.
+//! Headers that describe the client's certificate. The client's own versions are removed before these are set from the
+//! verified certificate, so a service behind the sidecar can trust them.
 
 use std::fmt::Write as _;
 
@@ -21,23 +21,23 @@ const VALIDITY: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert-val
 const LEAF: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert-leaf");
 const CHAIN: HeaderName = HeaderName::from_static("x-amzn-mtls-clientcert");
 
-/// The values for one connection, written once and shared by its requests.
+/// The headers of one connection, built once and shared by its requests.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientCertificateHeaders(Vec<(HeaderName, HeaderValue)>);
 
-/// What the headers of a connection are made of.
+/// The certificates that the headers of a connection are built from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HandshakeCertificates<'a> {
-    /// Who the client proved to be.
+    /// The verified identity of the client.
     pub(crate) peer: &'a VerifiedPeer,
-    /// The chain that it showed, its own certificate first.
+    /// The client's certificate chain, leaf first.
     pub(crate) chain: &'a [CertificateDer<'a>],
-    /// The certificate that it was shown.
+    /// The certificate that the sidecar presented.
     pub(crate) own: Option<&'a CertificateDer<'a>>,
 }
 
 impl ClientCertificateHeaders {
-    /// The headers that describe a client.
+    /// The headers that describe a verified client.
     pub(crate) fn new(proof: HandshakeCertificates<'_>, http: &HttpService) -> Self {
         let HandshakeCertificates { peer, chain, .. } = proof;
         let mut headers = Vec::with_capacity(3);
@@ -63,15 +63,15 @@ impl ClientCertificateHeaders {
         Self(headers)
     }
 
-    /// The chain of a client of which nothing but its key is proved, its own certificate first.
-    pub(crate) fn passed(chain: &[CertificateDer<'_>]) -> Self {
+    /// The header with the unverified chain of a client, leaf first. The handshake proved only that the client has the key.
+    pub(crate) fn unverified(chain: &[CertificateDer<'_>]) -> Self {
         let chain: String = chain.iter().map(encoded_pem).collect();
         Self(HeaderValue::from_str(&chain).map(|value| (CHAIN, value)).into_iter().collect())
     }
 }
 
-/// The value of `x-forwarded-client-cert`, in Envoy's order: `By` and `Hash`, then the keys asked for. `URI`
-/// is there without a value where the certificate has no URI, as in Envoy.
+/// The value of `x-forwarded-client-cert`, in Envoy's order: `By` and `Hash`, then the configured keys. `URI` has no value
+/// where the certificate has no URI, as in Envoy.
 fn forwarded_certificate(proof: HandshakeCertificates<'_>, keys: &[CertificateKey]) -> String {
     let own = proof.own.map(CertificateNames::of).unwrap_or_default();
     let leaf = proof.chain.first();
@@ -100,9 +100,8 @@ fn forwarded_certificate(proof: HandshakeCertificates<'_>, keys: &[CertificateKe
     parts.join(";")
 }
 
-/// A key and its value. A name is what an authority signed, and may hold what divides pairs and elements:
-/// then it is quoted, so that it cannot pass for another pair. What may not be in a header is
-/// percent-encoded.
+/// A key and its value. The value comes from a certificate and may contain the delimiters of pairs and elements; it is quoted
+/// then, so that it cannot add a pair. Bytes that a header must not contain are percent-encoded.
 fn pair(key: &str, value: &str) -> String {
     let is_quoted = value.contains(['"', ',', ';', '\\']);
     let mut text = format!("{key}=");
@@ -114,7 +113,7 @@ fn pair(key: &str, value: &str) -> String {
             b'"' | b'\\' => text.extend(['\\', char::from(byte)]),
             b' '..=b'~' => text.push(char::from(byte)),
             other => {
-                // A text takes whatever is written to it.
+                // Writing to a String cannot fail.
                 let _infallible = write!(text, "%{other:02X}");
             }
         }
@@ -125,12 +124,12 @@ fn pair(key: &str, value: &str) -> String {
     text
 }
 
-/// A certificate as PEM, all of it percent-encoded that is not unreserved, as Envoy does.
+/// A certificate as PEM with every reserved character percent-encoded, as Envoy does.
 fn fully_encoded_pem(certificate: &CertificateDer<'_>) -> String {
     encoded_pem(certificate).replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
 }
 
-/// A certificate as PEM, percent-encoded as AWS does: `+`, `=` and `/` stay.
+/// A certificate as PEM, percent-encoded as AWS does: `+`, `=` and `/` are not encoded.
 fn encoded_pem(certificate: &CertificateDer<'_>) -> String {
     const LINE: usize = 64;
     let text = STANDARD.encode(certificate);
@@ -147,7 +146,7 @@ fn encoded_pem(certificate: &CertificateDer<'_>) -> String {
     pem
 }
 
-/// Sets what the client proved. What it claims has been removed.
+/// Adds the headers of a verified client. Those that the client sent were removed before.
 pub(crate) fn apply(
     headers: &mut Headers,
     details: ClientCertificateDetails,
@@ -171,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_cannot_pass_for_other_pairs() {
+    fn delimiters_in_names_are_quoted_and_cannot_add_pairs() {
         for (value, expected) in [
             ("spiffe://a/b", "URI=spiffe://a/b"),
             ("https://a?b=c", "URI=https://a?b=c"),

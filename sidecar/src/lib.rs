@@ -1,9 +1,9 @@
-//! The service's application load balancer.
+//! The sidecar: a service's L7 load balancer.
 //!
-//! Read [`pipeline`] first: it is the path of a connection and of a request, a line a stage. Each
-//! stage takes the proof of the one before, so none can be skipped:
-//! `VerifiedPeer -> Authenticated -> Authorized -> Routed`. [`plan`] is what a snapshot of the
-//! configuration means for this tier, [`worker`] the thread that does the work.
+//! Start reading at [`pipeline`], the path of a connection and of a request. Each stage takes the result of the
+//! stage before as an argument, so no stage can be skipped:
+//! `VerifiedPeer -> Authenticated -> Authorized -> Routed`. [`plan`] turns a configuration snapshot into the data that
+//! requests are served with; [`worker`] is the thread that serves them.
 
 mod authenticate;
 mod authorize;

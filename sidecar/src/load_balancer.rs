@@ -1,4 +1,4 @@
-//! Which endpoint serves a request.
+//! Chooses the endpoint of a request.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -7,20 +7,20 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use weft_model::{Balance, Endpoint};
 
-/// The endpoints of a cluster that take new work, with what is open at each.
+/// The endpoints of a cluster that accept new requests, with the number of requests in flight at each.
 #[derive(Debug, Default)]
 pub(crate) struct Balancer {
     endpoints: Vec<Candidate>,
-    /// The addresses of the endpoints that take no new work.
-    resting: Vec<SocketAddr>,
-    /// The endpoints in the order of round robin: each as often as its weight says, spread out.
+    /// The addresses of the endpoints that accept no new requests.
+    unavailable: Vec<SocketAddr>,
+    /// One round of smooth weighted round robin, as indexes into `endpoints`.
     turns: Vec<usize>,
-    /// How many turns were taken, by all workers: so each endpoint gets its exact share.
+    /// The number of turns taken, shared by all workers, so that each endpoint gets its exact share.
     turn: Arc<AtomicUsize>,
     kind: Option<Balance>,
-    /// What is open at all endpoints together.
+    /// The number of requests in flight at all endpoints.
     open: Arc<AtomicU32>,
-    /// How many connections all workers have to all endpoints.
+    /// The number of connections from all workers to all endpoints.
     connections: Arc<AtomicU32>,
 }
 
@@ -31,10 +31,10 @@ struct Candidate {
     open: Arc<AtomicU32>,
 }
 
-/// The most turns of a round: weights are scaled down to fit.
+/// The most turns in a round. Weights are scaled down to fit.
 const TURN_LIMIT: u64 = 4096;
 
-/// A request at an endpoint; given back when dropped.
+/// An endpoint chosen for a request. Counts as one request in flight until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ChosenEndpoint {
     pub(crate) address: SocketAddr,
@@ -50,32 +50,33 @@ impl Drop for ChosenEndpoint {
 }
 
 impl Balancer {
-    /// Whether an address is an endpoint, one that takes no new work included. A cluster without known endpoints
-    /// has each.
+    /// Whether an address is an endpoint, including endpoints that accept no new requests. Every address is one of a
+    /// cluster without known endpoints.
     pub(crate) fn has(&self, address: SocketAddr) -> bool {
-        let mut all = self.addresses().chain(self.resting.iter().copied()).peekable();
+        let mut all = self.addresses().chain(self.unavailable.iter().copied()).peekable();
         all.peek().is_none() || all.any(|one| one == address)
     }
 
-    /// The addresses of the endpoints that take new work.
+    /// The addresses of the endpoints that accept new requests.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
         self.endpoints.iter().map(|candidate| candidate.address)
     }
 
-    /// A balancer over the usable ones of `endpoints`. What is open at an endpoint that `previous`
-    /// knows goes on being counted.
+    /// A balancer over the usable ones of `endpoints`. Keeps the counters of the endpoints that `previous` has too.
     pub(crate) fn new(endpoints: &[Endpoint], kind: Balance, previous: Option<&Self>) -> Self {
-        let held: HashMap<SocketAddr, &Candidate> = previous
+        let previous_candidates: HashMap<SocketAddr, &Candidate> = previous
             .iter()
             .flat_map(|balancer| &balancer.endpoints)
             .map(|candidate| (candidate.address, candidate))
             .collect();
         let open = |address: SocketAddr| {
-            held.get(&address).map_or_else(Arc::default, |candidate| candidate.open.clone())
+            previous_candidates
+                .get(&address)
+                .map_or_else(Arc::default, |candidate| candidate.open.clone())
         };
-        let (usable, resting): (Vec<&Endpoint>, Vec<&Endpoint>) =
+        let (usable, unavailable): (Vec<&Endpoint>, Vec<&Endpoint>) =
             endpoints.iter().partition(|endpoint| endpoint.health.accepts_new_traffic());
-        let resting = resting.iter().map(|endpoint| endpoint.address).collect();
+        let unavailable = unavailable.iter().map(|endpoint| endpoint.address).collect();
         let endpoints: Vec<Candidate> = usable
             .iter()
             .map(|e| Candidate {
@@ -88,22 +89,22 @@ impl Balancer {
         let total = previous.map_or_else(Arc::default, |balancer| balancer.open.clone());
         let turn = previous.map_or_else(Arc::default, |balancer| balancer.turn.clone());
         let connections = previous.map_or_else(Arc::default, |old| old.connections.clone());
-        Self { endpoints, resting, turns, turn, kind: Some(kind), open: total, connections }
+        Self { endpoints, unavailable, turns, turn, kind: Some(kind), open: total, connections }
     }
 
-    /// How many requests are open at all endpoints together.
+    /// The number of requests in flight at all endpoints.
     pub(crate) fn open(&self) -> u32 {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// How many connections all workers have to all endpoints: a count for [`Slots`] to keep.
+    /// The number of connections from all workers to all endpoints, which [`Slots`] maintains.
     ///
     /// [`Slots`]: crate::upstream::Slots
     pub(crate) fn connections(&self) -> &Arc<AtomicU32> {
         &self.connections
     }
 
-    /// The endpoint for a request. None when there is none that is not in `tried`.
+    /// The endpoint for a request. None when every endpoint is in `tried`.
     pub(crate) fn choose(&self, tried: &[SocketAddr]) -> Option<ChosenEndpoint> {
         let candidate = match self.kind? {
             Balance::LeastRequests => self.least_open(tried),
@@ -112,7 +113,7 @@ impl Balancer {
         Some(self.chosen(candidate))
     }
 
-    /// The endpoint at an address, for a request that must go there. None when it takes no new work.
+    /// The endpoint at an address, for a request that must go there. None when it accepts no new requests.
     pub(crate) fn at(&self, address: SocketAddr) -> Option<ChosenEndpoint> {
         let candidate = self.endpoints.iter().find(|candidate| candidate.address == address)?;
         Some(self.chosen(candidate))
@@ -140,13 +141,13 @@ impl Balancer {
         None
     }
 
-    /// The one with the fewest requests open for its weight. Among equals the turn decides, or the
-    /// first in the list would get everything while there is little to do.
+    /// The endpoint with the fewest requests in flight relative to its weight. The turn decides among equals; otherwise the
+    /// first endpoint of the list would get every request at low load.
     fn least_open(&self, tried: &[SocketAddr]) -> Option<&Candidate> {
         let count = self.endpoints.len();
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % count.max(1);
         let load = |candidate: &Candidate| {
-            // Counted in parts of 2^16 per unit of weight, so that it stays a whole number.
+            // In units of 2^-16 per unit of weight, so that the result is an integer.
             (u64::from(candidate.open.load(Ordering::Relaxed)) + 1) * 65_536
                 / u64::from(candidate.weight)
         };
@@ -157,7 +158,7 @@ impl Balancer {
     }
 }
 
-/// Smooth weighted round robin, one round of it.
+/// One round of smooth weighted round robin.
 fn turns(endpoints: &[Candidate]) -> Vec<usize> {
     if endpoints.windows(2).all(|pair| matches!(pair, [a, b] if a.weight == b.weight)) {
         return (0..endpoints.len()).collect();
@@ -177,7 +178,7 @@ fn turns(endpoints: &[Candidate]) -> Vec<usize> {
         for (credit, weight) in credit.iter_mut().zip(&weights) {
             *credit += weight;
         }
-        // The first of the richest, so that equal weights go in order.
+        // The first of those with the highest credit, so that equal weights take turns in order.
         let richest = credit
             .iter()
             .enumerate()
@@ -219,12 +220,12 @@ mod tests {
     fn last(chosen: &ChosenEndpoint) -> u8 {
         match chosen.address.ip() {
             std::net::IpAddr::V4(v4) => v4.octets()[3],
-            std::net::IpAddr::V6(_) => panic!("only IPv4 here"),
+            std::net::IpAddr::V6(_) => panic!("expected an IPv4 address"),
         }
     }
 
     #[test]
-    fn round_robin_goes_in_turn_by_weight() {
+    fn round_robin_takes_turns_by_weight() {
         let equal = balancer(&[1, 1, 1], Balance::RoundRobin);
         let order: Vec<u8> = (0..6).filter_map(|_| equal.choose(&[])).map(|c| last(&c)).collect();
         assert_eq!(order, [0, 1, 2, 0, 1, 2]);
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_that_takes_no_new_work_is_still_an_endpoint() {
+    fn endpoint_that_accepts_no_new_requests_still_belongs_to_the_cluster() {
         let address = |last| SocketAddr::from(([10, 0, 0, last], 80));
         let endpoint = |(last, health)| Endpoint::new(address(last), 1, health);
         let endpoints = [(1, Health::Healthy), (2, Health::Unhealthy)].into_iter();
@@ -244,11 +245,14 @@ mod tests {
         let balancer = Balancer::new(&endpoints, Balance::RoundRobin, None);
         assert!(balancer.has(address(1)) && balancer.has(address(2)) && !balancer.has(address(3)));
         assert_eq!(balancer.addresses().collect::<Vec<_>>(), [address(1)]);
-        assert!(Balancer::default().has(address(3)), "its endpoints are not known");
+        assert!(
+            Balancer::default().has(address(3)),
+            "a cluster without known endpoints has every address"
+        );
     }
 
     #[test]
-    fn the_least_open_is_chosen_and_given_back() {
+    fn endpoint_with_fewest_requests_is_chosen_and_released_on_drop() {
         let balancer = balancer(&[1, 1], Balance::LeastRequests);
         let first = balancer.choose(&[]).expect("one");
         let second = balancer.choose(&[]).expect("one");
@@ -259,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_tried_is_not_chosen_again() {
+    fn endpoints_already_tried_are_not_chosen_again() {
         for kind in [Balance::RoundRobin, Balance::LeastRequests] {
             let balancer = balancer(&[1, 1], kind);
             let first = balancer.choose(&[]).expect("one").address;

@@ -1,5 +1,5 @@
-//! Whether a request is one that is served at all, and the form of it that everything behind sees:
-//! authentication, authorization, routing and the service.
+//! Validates a request and brings it into the normal form that authentication, authorization, routing and the service
+//! see.
 
 use http::Method;
 use weft_model::{DesyncMode, HeadersWithUnderscores, HttpService, MethodRefusal, method_refusal};
@@ -15,12 +15,8 @@ use crate::http::header_filter::{HeaderFilter, UnderscoreAction};
 use crate::identity_headers;
 use crate::worker::SidecarWorker;
 
-/// Judges a request of HTTP/2 by what it would be in HTTP/1.1, which the service may speak.
-fn judge_translated(
-    head: &mut RequestHead,
-    has_body: bool,
-    mode: DesyncMode,
-) -> Result<(), Denial> {
+/// Applies the desync checks of HTTP/1.1 to an HTTP/2 request, because the service may speak HTTP/1.1.
+fn check_desync(head: &mut RequestHead, has_body: bool, mode: DesyncMode) -> Result<(), Denial> {
     let mut found = DesyncFindings::default();
     let has_no_body = head.method == Method::GET || head.method == Method::HEAD;
     match head.content_length {
@@ -45,10 +41,12 @@ fn judge_translated(
     Ok(())
 }
 
-/// Brings a request into that form. Gives which of its trailers are not passed on.
+/// Validates and normalizes a request. Returns the filter for its trailers.
 ///
 /// # Errors
-/// Why it is not served.
+/// Refuses a request that departs from HTTP in a way that `http.desync` does not allow, has a method or upgrade that is
+/// not served, has an invalid path, names too many forwarders, or has a header with an underscore where those are
+/// rejected.
 pub(crate) fn normalize_request(
     head: &mut RequestHead,
     has_body: bool,
@@ -56,41 +54,39 @@ pub(crate) fn normalize_request(
     connection: &ClientConnection,
     worker: &SidecarWorker,
 ) -> Result<HeaderFilter, Denial> {
-    let origin = connection.previous_hop();
+    let previous_hop = connection.previous_hop();
     if head.version == HttpVersion::Http2 {
-        judge_translated(head, has_body, http.desync)?;
+        check_desync(head, has_body, http.desync)?;
     }
     match method_refusal(head.method.as_str()) {
         Some(MethodRefusal::NotUpperCase) => {
-            return Err(Denial::Malformed(
-                "the method is a standard one that is not in upper case",
-            ));
+            return Err(Denial::Malformed("invalid method: standard methods are upper case"));
         }
         Some(MethodRefusal::Trace) => return Err(Denial::MethodNotAllowed("TRACE is not served")),
         None => {}
     }
     head.upgrade = match head.upgrade {
         Some(Upgrade::Tunnel) if !http.upgrades.connect => {
-            return Err(Denial::MethodNotAllowed("CONNECT is not served here"));
+            return Err(Denial::MethodNotAllowed("CONNECT is not enabled on this listener"));
         }
         Some(Upgrade::WebSocket) if !http.upgrades.websocket => {
             if head.version == HttpVersion::Http2 {
-                return Err(Denial::MethodNotAllowed("WebSocket is not served here"));
+                return Err(Denial::MethodNotAllowed("WebSocket is not enabled on this listener"));
             }
-            // Over HTTP/1.1 a server may take no notice of it (RFC 9110, section 7.8).
+            // Over HTTP/1.1 a server may ignore the upgrade (RFC 9110, section 7.8).
             None
         }
         upgrade => upgrade,
     };
     head.normalize(http.path)?;
-    let authority = authority::with_port(&head.authority, http.host_port, origin.port);
+    let authority = authority::with_port(&head.authority, http.host_port, previous_hop.port);
     if authority != head.authority {
         head.authority = authority.into_owned();
     }
     if http.underscores == HeadersWithUnderscores::Reject
         && head.headers.any_name(|name| name.contains(&b'_'))
     {
-        return Err(Denial::Malformed("a header's name has an underscore"));
+        return Err(Denial::Malformed("a header name contains an underscore"));
     }
     let underscored = match http.underscores {
         HeadersWithUnderscores::Allow => UnderscoreAction::Allowed,
@@ -101,7 +97,11 @@ pub(crate) fn normalize_request(
     };
     let header_filter = HeaderFilter::of_request(&head.headers, underscored);
     header_filter.strip_before_policies(&mut head.headers);
-    forwarded::apply(&mut head.headers, http.forwarded, origin)?;
-    identity_headers::apply(&mut head.headers, http.client_certificate, connection.proved.as_ref());
+    forwarded::apply(&mut head.headers, http.forwarded, previous_hop)?;
+    identity_headers::apply(
+        &mut head.headers,
+        http.client_certificate,
+        connection.certificate_headers.as_ref(),
+    );
     Ok(header_filter)
 }

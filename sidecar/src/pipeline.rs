@@ -1,9 +1,9 @@
-//! The path of a connection and of a request, a line a stage.
+//! The stages of a connection and of a request.
 //!
 //! ```text
-//! connection   accept -> destination -> chain -> TLS: VerifiedPeer -> HTTP version
-//! request      admit -> authenticate: Authenticated -> authorize: Authorized
-//!              -> route: Routed -> balance -> exchange -> record
+//! connection   accept -> original destination -> filter chain -> TLS: VerifiedPeer -> HTTP version
+//! request      normalize -> authenticate: Authenticated -> authorize: Authorized
+//!              -> route: Routed -> choose endpoint -> exchange -> access log
 //! ```
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -40,14 +40,14 @@ use crate::upstream::{Call, ExchangeOutcome, exchange};
 use crate::worker::{SidecarWorker, now};
 use crate::{serve_http1, serve_http2, tcp_proxy};
 
-/// A connection that was taken in.
+/// An accepted connection and the listener that accepted it.
 pub(crate) struct AcceptedSocket {
     pub(crate) client: SocketAddr,
     pub(crate) stream: TcpStream,
     pub(crate) listener: Arc<PlannedListener>,
 }
 
-/// Serves a connection from its acceptance to its end.
+/// Serves an accepted connection until it is closed.
 pub(crate) async fn connection(accepted: AcceptedSocket, worker: Rc<SidecarWorker>) {
     let Some(_in_hand) = worker.live.try_acquire(worker.shared.limits.connections) else {
         return worker.refuse_connection(accepted.client);
@@ -59,27 +59,28 @@ pub(crate) async fn connection(accepted: AcceptedSocket, worker: Rc<SidecarWorke
     }
 }
 
-/// Whether a connection to a capture port was meant for somebody.
-fn is_captured(client: SocketAddr, destination: SocketAddr, own: SocketAddr) -> bool {
+/// Whether a connection to a capture port was redirected there, and has a destination of its own.
+fn is_redirected(client: SocketAddr, destination: SocketAddr, own: SocketAddr) -> bool {
     if destination == own {
-        tracing::debug!(%client, "a capture port was dialled itself: a mistake or a loop");
+        tracing::debug!(%client, "connection refused: dialled the capture port directly, or redirection loop");
     }
     destination != own && destination.port() != PROBE_PORT
 }
 
-/// None when the connection was refused before anything was served.
+/// Serves a connection. None when it was refused before any request.
 async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) -> Option<()> {
     let AcceptedSocket { client, stream, listener } = accepted;
     let own = stream.local_addr().ok()?;
     let destination = original_destination(&stream, own);
-    if listener.listener.use_original_destination && !is_captured(client, destination, own) {
+    if listener.listener.use_original_destination && !is_redirected(client, destination, own) {
         return None;
     }
-    let (plan, following) = (worker.plan(), worker.changes.follow());
+    let plan = worker.plan();
+    let follower = worker.changes.follow();
     let serving = plan.listener_for(&listener, destination).clone();
     drop(plan);
     if !serving.listener.admits(client.ip()) {
-        tracing::debug!(%client, "the listener's security group does not let it in");
+        tracing::debug!(%client, "connection refused: not in the listener's security group");
         return None;
     }
     let kind = if serving.listener.inspects_transport() {
@@ -92,9 +93,9 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
     let handshake = HandshakeContext { client, port: destination.port(), is_logged };
     let SecuredConnection { stream, alpn, peer, is_unchecked, trace } =
         secure(&chain.tls, stream, handshake, worker).await?;
-    let caller = ConnectionFacts { peer: peer.as_ref(), client, destination };
-    if !caller.is_let_in(&chain.rules) {
-        tracing::debug!(%client, "no policy lets the connection in");
+    let facts = ConnectionFacts { peer: peer.as_ref(), client, destination };
+    if !facts.is_allowed(&chain.rules) {
+        tracing::debug!(%client, "connection refused: no policy allows it");
         worker.metrics.deny(Denial::NotAllowed);
         reset_on_close(stream.tcp());
         return None;
@@ -102,26 +103,26 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
     match &chain.service {
         PlannedService::Tcp(tcp) => {
             let about = TcpConnectionInfo { client, destination, peer: peer.as_ref(), trace };
-            let carrying = tcp_proxy::proxy(stream, about, tcp, worker);
+            let proxying = tcp_proxy::proxy(stream, about, tcp, worker);
             let place = (&*serving, &*chain, kind);
             tokio::select! {
-                () = Box::pin(carrying) => {}
-                () = is_shut_out(caller, place, following, worker) => {}
+                () = Box::pin(proxying) => {}
+                () = until_connection_denied(facts, place, follower, worker) => {}
             }
         }
         PlannedService::Http(http) => {
-            let proved =
-                proved_fields(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
+            let certificate_headers =
+                certificate_headers(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
             let listener = serving.listener.name.clone();
             let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, TransportStream::Plain(_));
-            let standing = stream.standing().cloned();
+            let status = stream.status().cloned();
             let connection = Rc::new(ClientConnection {
                 client,
                 destination,
                 peer,
-                proved,
-                standing,
+                certificate_headers,
+                status,
                 kind,
                 is_tls,
                 trace,
@@ -138,10 +139,10 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
     Some(())
 }
 
-/// The headers that say who a peer is; or those of a chain that is `passed` on unchecked.
-fn proved_fields(
+/// The headers that describe a verified peer, or those of a `is_unchecked` chain, which was not verified.
+fn certificate_headers(
     peer: Option<&VerifiedPeer>,
-    passed: bool,
+    is_unchecked: bool,
     stream: &TransportStream,
     tls: &ChainTls,
     http: &HttpService,
@@ -155,25 +156,25 @@ fn proved_fields(
         Some(peer) => {
             Some(ClientCertificateHeaders::new(HandshakeCertificates { peer, chain, own }, http))
         }
-        None => passed.then(|| ClientCertificateHeaders::passed(chain)),
+        None => is_unchecked.then(|| ClientCertificateHeaders::unverified(chain)),
     }
 }
 
-/// Resolves when other rules are in force for an opaque connection, and do not let it in.
-async fn is_shut_out(
-    caller: ConnectionFacts<'_>,
+/// Resolves when a new plan's policies no longer allow a TCP connection.
+async fn until_connection_denied(
+    facts: ConnectionFacts<'_>,
     (listener, chain, kind): (&PlannedListener, &PlannedChain, TransportKind),
-    mut following: PlanFollower<'_>,
+    mut follower: PlanFollower<'_>,
     worker: &SidecarWorker,
 ) {
     loop {
-        following.next().await;
+        follower.next().await;
         let plan = worker.plan();
         let now = plan.listener(&listener.listener.name);
-        let Some(now) = now.and_then(|listener| listener.chain(caller.destination, kind)) else {
+        let Some(now) = now.and_then(|listener| listener.chain(facts.destination, kind)) else {
             continue;
         };
-        if now.rules != chain.rules && !caller.is_let_in(&now.rules) {
+        if now.rules != chain.rules && !facts.is_allowed(&now.rules) {
             worker.metrics.connections_shut_out.increment();
             return;
         }
@@ -190,10 +191,11 @@ async fn serve_http(
     let http2 = match (settings.codec, alpn, &stream) {
         (Codec::Http2, _, _) | (Codec::Auto, Alpn::Http2, _) => true,
         (Codec::Auto, Alpn::None, TransportStream::Plain(tcp)) => {
-            let (destination, target) = (connection.destination, connection.only_target(worker));
+            let destination = connection.destination;
+            let target = connection.only_target(worker);
             let timeouts = settings.timeouts.head;
-            let telling = detect::protocol(tcp, destination, target, timeouts, worker);
-            match Box::pin(telling).await {
+            let detecting = detect::protocol(tcp, destination, target, timeouts, worker);
+            match Box::pin(detecting).await {
                 DetectedProtocol::Http1 => false,
                 DetectedProtocol::Http2 => true,
                 DetectedProtocol::Incomplete => {
@@ -201,10 +203,11 @@ async fn serve_http(
                     return serve_http1::refuse_incomplete(stream, &connection, settings, worker)
                         .await;
                 }
-                DetectedProtocol::ServerFirst(spoken) => {
+                DetectedProtocol::ServerFirst(upstream) => {
                     worker.metrics.spoken_first.increment();
                     let Ok(stream) = detect::report_unread(stream) else { return };
-                    let relaying = tcp_proxy::relay_server_first(stream, connection.client, spoken);
+                    let relaying =
+                        tcp_proxy::relay_server_first(stream, connection.client, upstream);
                     return Box::pin(relaying).await;
                 }
             }
@@ -212,17 +215,17 @@ async fn serve_http(
         (Codec::Http1 | Codec::Auto, _, _) => false,
     };
     if http2 {
-        // Apart, so that connections of HTTP/1.1 keep no room for it.
+        // Boxed, so that HTTP/1.1 connections do not reserve the space of this future.
         Box::pin(serve_http2::serve(stream, connection, settings, worker)).await;
     } else {
         serve_http1::serve(stream, connection, settings, worker).await;
     }
 }
 
-/// Serves one request: decides, then carries it out, and leaves a line behind.
+/// Serves one request: decides it, carries it out, and writes its access log entry.
 ///
-/// The future is on the heap, so that a connection that waits for requests keeps no room for it. It is made there:
-/// moved there, it would cost more cache misses than all else that a request does.
+/// The future is on the heap, so that a connection that waits for requests does not reserve its space. The future is created in
+/// place: moving it there would cost more cache misses than everything else that a request does.
 #[inline]
 pub(crate) fn request<'a>(
     head: RequestHead,
@@ -248,12 +251,12 @@ async fn serve_request(
     let _open = Opened::new(&worker.metrics.requests_open);
     let mut story = Story::new(&head, worker.logs_requests(connection));
     let progress = RequestProgress::new(source.is_empty());
-    let asked = RequestIo { source, reply, progress: &progress, started };
-    let result = perform(&mut head, asked, connection, worker, &mut story).await;
+    let io = RequestIo { source, reply, progress: &progress, started };
+    let result = perform(&mut head, io, connection, worker, &mut story).await;
     story.finish(result, started, connection, worker);
 }
 
-/// Leaves a line behind for a request that was refused before its head was read.
+/// Counts and logs a request that was refused before its head was read.
 pub(crate) fn refused(
     denial: Denial,
     version: HttpVersion,
@@ -270,7 +273,7 @@ pub(crate) fn refused(
     story.finish(Err(denial), now(), connection, worker);
 }
 
-/// A request beside its head: its body, where the answer goes, and since when it lasts.
+/// What a request has besides its head: its body, the response writer, and its start time.
 struct RequestIo<'s, 'r, 'w> {
     source: BodySource<'s>,
     reply: &'r mut Responder<'w>,
@@ -280,19 +283,20 @@ struct RequestIo<'s, 'r, 'w> {
 
 async fn perform(
     head: &mut RequestHead,
-    asked: RequestIo<'_, '_, '_>,
+    io: RequestIo<'_, '_, '_>,
     connection: &ClientConnection,
     worker: &SidecarWorker,
     story: &mut Story,
 ) -> Result<ExchangeOutcome, Denial> {
-    let RequestIo { source, reply, progress, started } = asked;
+    let RequestIo { source, reply, progress, started } = io;
     let is_grpc = head.is_grpc();
-    let (plan, following) = (worker.plan(), worker.changes.follow());
+    let plan = worker.plan();
+    let follower = worker.changes.follow();
     let has_body = !source.is_empty();
     let context = DecisionContext { connection, plan: &plan, worker };
     let decision = decide(head, has_body, context, story);
     let head = &*head;
-    // Of the route, for the response or for the refusal.
+    // Those of the route, for the response or the refusal.
     let mut changes = None;
     let result = match decision {
         Ok(RequestDecision::Forward {
@@ -312,12 +316,12 @@ async fn perform(
                         (header_filter, ends_tunnel, timeouts.stall);
                     call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
                     call.changes = changes.as_deref();
-                    let decided = (&inputs, head, &*plan);
+                    let authorized = (&inputs, head, &*plan);
                     tokio::select! {
                         biased;
                         result = exchange(&mut call, target, worker, &mut story.endpoint) => result,
                         denial = timeouts.expired(started, progress) => Err(denial),
-                        (denial, rule) = falls(decided, connection, following, worker) => {
+                        (denial, rule) = until_denied(authorized, connection, follower, worker) => {
                             story.rule = rule;
                             Err(denial)
                         }
@@ -341,17 +345,16 @@ async fn perform(
     result
 }
 
-/// Resolves when other rules are in force, or other tokens are asked for, and what the plan before allowed
-/// is not any more; with the policy that says so. Where there are none for it any more, what has begun goes
-/// on.
-async fn falls(
+/// Resolves when a new plan no longer allows the request by its policies or token requirements, with the policy that denies
+/// it. A request whose listener or chain is not in the new plan continues.
+async fn until_denied(
     (inputs, head, plan): (&AuthorizationInputs, &RequestHead, &SidecarPlan),
     connection: &ClientConnection,
-    mut following: PlanFollower<'_>,
+    mut follower: PlanFollower<'_>,
     worker: &SidecarWorker,
 ) -> (Denial, Option<Name>) {
     loop {
-        following.next().await;
+        follower.next().await;
         let before = connection.service(plan);
         let plan = worker.plan();
         let Some(http) = connection.service(&plan) else {

@@ -10,12 +10,12 @@ use slab::Slab;
 #[derive(Debug, Default)]
 pub(crate) struct PlanChanges {
     count: Cell<u64>,
-    /// One entry for each follower that was polled; without a waker after it was woken.
+    /// One entry per follower that was polled, without a waker after it was woken.
     waiting: RefCell<Slab<Option<Waker>>>,
 }
 
 impl PlanChanges {
-    /// Wakes all followers: a new plan is in force.
+    /// Wakes all followers, because a new plan is in force.
     pub(crate) fn notify(&self) {
         self.count.set(self.count.get() + 1);
         let wakers: Vec<Waker> =
@@ -23,18 +23,18 @@ impl PlanChanges {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Follows the changes from now on.
+    /// A follower of the plans published from now on.
     pub(crate) fn follow(&self) -> PlanFollower<'_> {
         PlanFollower { changes: self, seen: self.count.get(), slot: None }
     }
 }
 
-/// A follower of changes.
+/// Waits for new plans.
 #[derive(Debug)]
 pub(crate) struct PlanFollower<'a> {
     changes: &'a PlanChanges,
     seen: u64,
-    /// Its entry, which stays its own until it is dropped.
+    /// Its entry in `waiting`, until it is dropped.
     slot: Option<usize>,
 }
 
@@ -84,9 +84,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follower_is_woken_once_for_changes_and_removed_when_dropped() {
+    fn follower_is_woken_once_for_several_changes_and_removed_on_drop() {
         let changes = PlanChanges::default();
-        let (mut one, mut other) = (changes.follow(), changes.follow());
+        let mut one = changes.follow();
+        let mut other = changes.follow();
         assert!(one.next().now_or_never().is_none());
         changes.notify();
         changes.notify();

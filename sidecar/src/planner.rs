@@ -1,8 +1,7 @@
-//! The control work of a sidecar: from every snapshot a plan, and another when a file of it changes; from
-//! every issuer its keys, from every distribution point its list.
+//! The sidecar's control loop: builds a plan from each snapshot and again when a file changes, and fetches key sets of token
+//! issuers and CRLs of distribution points.
 //!
-//! Those are fetched beside it: an issuer that is slow holds up neither a change of configuration nor
-//! the keys of another.
+//! Fetches run concurrently: a slow issuer delays neither configuration changes nor the keys of another issuer.
 
 use std::collections::HashSet;
 use std::future::Future;
@@ -24,14 +23,14 @@ use crate::crl_store::CrlStore;
 use crate::fetch::{self, FetchFailure, FetchRequest, FetchResponse};
 use crate::plan::{Builder, CrlDownload, SidecarPlan};
 
-/// How often due key sets, and files that have changed, are looked for.
+/// The interval at which due fetches and changed files are checked for.
 const TICK: Duration = Duration::from_millis(250);
 
-/// How long one endpoint may take for a list.
+/// The limit for one endpoint to serve a CRL.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Publishes a plan for every snapshot, and again when keys were fetched or a file changed, until the sender of
-/// snapshots is gone. `problems` gets what could not be built.
+/// Publishes a plan for each snapshot, and another when keys or CRLs were fetched or a file changed, until the sender of
+/// `snapshots` is dropped. Sends what could not be built to `problems`.
 pub async fn run(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     plans: watch::Sender<Arc<SidecarPlan>>,
@@ -80,8 +79,8 @@ pub async fn run(
     }
 }
 
-/// What of a configuration would not be served, without fetching anything: what waits for a revocation
-/// list from elsewhere is left out.
+/// Finds the parts of a configuration that would not be served, without fetching anything. TLS settings with a fetched CRL are
+/// left out of the check.
 #[must_use]
 pub fn check(snapshot: &Snapshot) -> Problems {
     let fetches = |source: &SecretSource| match snapshot.secret(source).map(Arc::as_ref) {
@@ -98,31 +97,32 @@ pub fn check(snapshot: &Snapshot) -> Problems {
             *cluster = Arc::new(Cluster { tls: None, ..(**cluster).clone() });
         }
     }
-    let (keys, lists) = (KeyStore::default(), CrlStore::default());
+    let keys = KeyStore::default();
+    let lists = CrlStore::default();
     Builder::new().build(&Arc::new(checked), (&keys, &lists), unix_time()).problems
 }
 
-/// What was fetched.
+/// The fetched key sets and CRLs.
 #[derive(Default)]
 struct FetchStores {
     keys: KeyStore,
     lists: CrlStore,
 }
 
-/// What may be due.
+/// Something that is fetched when it is due.
 #[derive(Clone)]
 enum PendingFetch {
     Keys(Box<KeySetDownload>),
     List(CrlDownload),
 }
 
-/// What came of it.
+/// The result of a fetch.
 enum FetchOutcome {
     Keys(Box<KeySetDownload>, Result<FetchedKeySet, KeyFetchError>),
     List(CrlDownload, Result<FetchResponse, FetchFailure>),
 }
 
-/// Where something is fetched: not twice at once.
+/// The source of a fetch, which has at most one fetch in flight.
 #[derive(PartialEq, Eq, Hash)]
 enum FetchKey {
     Keys(KeyOrigin),
@@ -177,7 +177,7 @@ impl FetchStores {
                     timeout: LIST_TIMEOUT,
                     accept: "application/pkix-crl, */*;q=0.1",
                     limit: wanted.limit,
-                    held: self.lists.validators(&wanted.point),
+                    validators: self.lists.validators(&wanted.point),
                     redirects: 0,
                 };
                 Box::pin(async move {
@@ -188,7 +188,7 @@ impl FetchStores {
         }
     }
 
-    /// Takes what came; whether the plan would be another.
+    /// Stores a fetched result. Returns whether the plan must be built again.
     fn take(&mut self, outcome: FetchOutcome, now: Instant) -> bool {
         match outcome {
             FetchOutcome::Keys(wanted, outcome) => {

@@ -1,8 +1,8 @@
-//! A request that is refused before it has an endpoint, with the response headers of its route.
+//! A request that is refused before an endpoint is chosen, with the response headers of its route.
 //!
-//! Envoy chooses the route before it authenticates, so a response of its own has the `response_headers_to_add` of the
-//! route that the request matches. Here the route is looked up for them alone, after the refusal: nothing else of the
-//! route applies to a request that was not allowed.
+//! Envoy chooses the route before it authenticates, so its local replies have the `response_headers_to_add` of the matching
+//! route. The sidecar looks up the route for these headers only, after the refusal: nothing else of the route applies to a
+//! request that was not allowed.
 
 use weft_model::{RouteAction, WeightedCluster};
 
@@ -13,10 +13,10 @@ use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::RequestHead;
 use crate::plan::PlannedHttp;
 
-/// A request that is refused before it has an endpoint.
+/// A request that is refused before an endpoint is chosen.
 pub(crate) struct RefusedRequest<'p> {
     pub(crate) denial: Denial,
-    /// The header changes of the route that the request matches. None where no route is known.
+    /// The header changes of the matching route. None where no route matches.
     pub(crate) changes: Option<Box<HeaderChanges<'p>>>,
 }
 
@@ -27,7 +27,7 @@ impl From<Denial> for RefusedRequest<'_> {
 }
 
 impl<'p> RefusedRequest<'p> {
-    /// A request that its token or a policy refuses. Claims of tokens choose no route here.
+    /// A request that its token or a policy refuses. Token claims are not available to route matching here.
     pub(crate) fn by_route(
         denial: Denial,
         head: &RequestHead,
@@ -47,7 +47,7 @@ impl<'p> RefusedRequest<'p> {
     }
 }
 
-/// One of the clusters that a route forwards to.
+/// A weighted choice among the clusters of a route.
 fn drawn(action: &RouteAction) -> Option<&WeightedCluster> {
     match action {
         RouteAction::Forward { clusters, .. } => WeightedCluster::draw(clusters, fastrand::u32(..)),

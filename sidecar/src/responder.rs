@@ -1,4 +1,4 @@
-//! Where a response goes: the client's HTTP/1.1 connection or HTTP/2 stream.
+//! Writes the response of a request to the client's HTTP/1.1 connection or HTTP/2 stream.
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
@@ -19,19 +19,19 @@ use crate::http::headers::Headers;
 use crate::upstream::ExchangeOutcome;
 use crate::worker::SidecarWorker;
 
-/// The content type of what we say ourselves.
+/// The content type of local replies.
 const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// The way back to the client.
+/// Writes the response of one request.
 #[derive(Debug)]
 pub(crate) enum Responder<'a> {
     Http1(Http1Responder<'a>),
     Http2 { respond: &'a mut SendResponse<Bytes>, started: bool },
 }
 
-/// The way back over HTTP/1.1.
+/// Writes a response over HTTP/1.1.
 #[derive(Debug)]
 pub(crate) struct Http1Responder<'a> {
     pub(crate) writer: &'a mut Http1Writer,
@@ -41,12 +41,11 @@ pub(crate) struct Http1Responder<'a> {
     pub(crate) started: bool,
     pub(crate) end: ResponseEnd,
     pub(crate) header_case: HeaderCase,
-    /// None where the connection ends with this response anyway.
+    /// None where the connection is closed after this response anyway.
     pub(crate) close_signal: Option<CloseSignal<'a>>,
 }
 
-/// What ends a connection of HTTP/1.1 after the response that is being made: draining, or the end of what its
-/// client proved.
+/// Whether an HTTP/1.1 connection must be closed after the current response, because of draining or the client's certificate.
 #[derive(Clone, Copy)]
 pub(crate) struct CloseSignal<'a> {
     pub(crate) worker: &'a SidecarWorker,
@@ -66,24 +65,24 @@ impl std::fmt::Debug for CloseSignal<'_> {
     }
 }
 
-/// A response that a route makes without an endpoint: a redirect or a fixed text.
+/// A response that the sidecar makes without an endpoint: a redirect or a fixed text.
 #[derive(Debug)]
 pub(crate) struct LocalReply {
     pub(crate) status: u16,
-    /// Where a redirect leads.
+    /// The `location` of a redirect.
     pub(crate) location: Option<String>,
-    /// Plain text.
+    /// The body, as plain text.
     pub(crate) body: String,
 }
 
-/// How the client knows where a response ends.
+/// How the client finds the end of a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ResponseEnd {
-    /// From the response itself.
+    /// From the response framing.
     Framed,
     /// By the end of the connection.
     Close,
-    /// It must not take the end of the connection for it: the response was broken off.
+    /// The response is incomplete: the connection must be reset, so that its end does not look like the end of the response.
     Aborted,
 }
 
@@ -91,37 +90,37 @@ pub(crate) enum ResponseEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ConnectionReuse {
     No,
-    /// Only once the request's body was read whole: what is left of it must not be read as a request.
+    /// Only once the request body was read completely: its remaining bytes must not be parsed as a request.
     AfterBody,
     Yes,
 }
 
 impl Responder<'_> {
-    /// Writes the head of a response and gives where its body goes.
+    /// Writes the head of a response and returns the sink of its body.
     pub(crate) fn begin(
         &mut self,
         head: ResponseHead,
-        bodiless: bool,
+        has_no_body: bool,
         empty: bool,
     ) -> BodySink<'_> {
         match self {
-            Self::Http1(reply) => reply.begin(&head, bodiless, empty),
+            Self::Http1(reply) => reply.begin(&head, has_no_body, empty),
             Self::Http2 { respond, started } => {
                 *started = true;
-                match respond.send_response(http2::to_response(head), bodiless || empty) {
-                    Ok(stream) if !bodiless && !empty => BodySink::Http2(stream),
+                match respond.send_response(http2::to_response(head), has_no_body || empty) {
+                    Ok(stream) if !has_no_body && !empty => BodySink::Http2(stream),
                     Ok(_) | Err(_) => BodySink::Closed,
                 }
             }
         }
     }
 
-    /// Whether the client can be sent trailers. HTTP/1.0 knows none.
+    /// Whether the response may have trailers. HTTP/1.0 has none.
     pub(crate) fn takes_trailers(&self) -> bool {
         !matches!(self, Self::Http1(reply) if reply.version == HttpVersion::Http10)
     }
 
-    /// Passes on a response that another follows. HTTP/1.0 knows none.
+    /// Forwards an interim (1xx) response. HTTP/1.0 has none.
     pub(crate) async fn interim(&mut self, head: ResponseHead) -> std::io::Result<()> {
         match self {
             Self::Http1(reply) if reply.version == HttpVersion::Http10 => Ok(()),
@@ -135,7 +134,7 @@ impl Responder<'_> {
         }
     }
 
-    /// Agrees to an upgrade, and gives where everything else goes. None when the client is gone.
+    /// Accepts an upgrade, and returns the sink of the bytes that follow. None when the client has closed the stream.
     pub(crate) fn switch(&mut self, head: ResponseHead) -> Option<BodySink<'_>> {
         match self {
             Self::Http1(reply) => {
@@ -154,8 +153,8 @@ impl Responder<'_> {
         }
     }
 
-    /// Notes whether the response went out whole; if not, the connection must not be used again.
-    pub(crate) fn finished(&mut self, whole: bool) {
+    /// Records whether the response was complete. If it was not, the connection must not be reused.
+    pub(crate) fn record_end(&mut self, whole: bool) {
         if let Self::Http1(reply) = self
             && !whole
         {
@@ -166,15 +165,15 @@ impl Responder<'_> {
         }
     }
 
-    /// Notes that the response comes before the request was read whole: the connection ends with it.
-    pub(crate) fn comes_early(&mut self) {
+    /// Records that the response begins before the request was read completely: the connection is closed after the response.
+    pub(crate) fn record_early_response(&mut self) {
         if let Self::Http1(reply) = self {
             reply.reuse = ConnectionReuse::No;
         }
     }
 
-    /// Resolves when the client wants no response any more, as far as it can tell us.
-    pub(crate) async fn refused(&mut self) {
+    /// Resolves when the client has cancelled the request or closed the connection.
+    pub(crate) async fn cancelled(&mut self) {
         match self {
             Self::Http2 { respond, started: false } => {
                 drop(std::future::poll_fn(|cx| respond.poll_reset(cx)).await);
@@ -184,7 +183,7 @@ impl Responder<'_> {
         }
     }
 
-    /// Answers by ourselves.
+    /// Sends a local reply.
     pub(crate) async fn answer(
         &mut self,
         answer: LocalReply,
@@ -192,7 +191,7 @@ impl Responder<'_> {
         changes: Option<&HeaderChanges<'_>>,
     ) -> ExchangeOutcome {
         let LocalReply { status, location, mut body } = answer;
-        if has_no_body(status) {
+        if status_has_no_body(status) {
             body.clear();
         }
         let mut headers = HeaderMap::new();
@@ -202,7 +201,7 @@ impl Responder<'_> {
         if !body.is_empty() {
             headers.insert(header::CONTENT_TYPE, PLAIN_TEXT);
         }
-        let mut head = own(status, headers, &body);
+        let mut head = local_head(status, headers, &body);
         if let Some(changes) = changes {
             changes.apply_to_response(request, &mut head);
         }
@@ -210,8 +209,8 @@ impl Responder<'_> {
         ExchangeOutcome { status, ..ExchangeOutcome::default() }
     }
 
-    /// Says no, unless nobody is there to hear it, or a response was begun already: then that is
-    /// broken off. `changes` are those of the request's route, if one was chosen.
+    /// Sends a denial, or aborts a response that has begun. Sends nothing to a client that is gone. `changes` are those of the
+    /// request's route, if one was chosen.
     pub(crate) async fn deny(
         &mut self,
         denial: Denial,
@@ -230,11 +229,11 @@ impl Responder<'_> {
             Self::Http2 { respond, started } if *started || denial == Denial::ClientGone => {
                 respond.send_reset(h2::Reason::CANCEL);
             }
-            Self::Http1(_) | Self::Http2 { .. } => self.say(denial, is_grpc, changes).await,
+            Self::Http1(_) | Self::Http2 { .. } => self.send_denial(denial, is_grpc, changes).await,
         }
     }
 
-    async fn say(
+    async fn send_denial(
         &mut self,
         denial: Denial,
         is_grpc: bool,
@@ -246,9 +245,9 @@ impl Responder<'_> {
             reply.reuse = ConnectionReuse::No;
         }
         let body = if is_grpc { String::new() } else { denial.body() };
-        let mut head = own(denial.status(), HeaderMap::new(), &body);
-        // Before the headers of the refusal itself, as in Envoy: a route may choose the content type, and cannot
-        // change what a refusal means.
+        let mut head = local_head(denial.status(), HeaderMap::new(), &body);
+        // Before the headers of the denial itself, as in Envoy: a route may choose the content type, but cannot change the
+        // meaning of a denial.
         if let Some((changes, request)) = changes {
             changes.apply_to_response(request, &mut head);
         }
@@ -257,7 +256,7 @@ impl Responder<'_> {
             headers.set(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         if is_grpc {
-            // A response of trailers only (gRPC over HTTP/2, "Responses").
+            // A trailers-only response (gRPC over HTTP/2, "Responses").
             head.status = 200;
             headers.set(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             headers.set(GRPC_STATUS, u16::from(denial.grpc_status()).into());
@@ -273,22 +272,23 @@ impl Responder<'_> {
 
     async fn send(&mut self, head: ResponseHead, body: String) {
         let answers_head = matches!(self, Self::Http1(reply) if reply.is_head);
-        let bodiless = answers_head || has_no_body(head.status);
+        let has_no_body = answers_head || status_has_no_body(head.status);
         match self {
             Self::Http1(reply) => {
                 if reply.reuse == ConnectionReuse::AfterBody {
                     reply.reuse = ConnectionReuse::No;
                 }
-                drop(reply.begin(&head, bodiless, body.is_empty()));
-                if !bodiless {
+                drop(reply.begin(&head, has_no_body, body.is_empty()));
+                if !has_no_body {
                     reply.writer.output().extend_from_slice(body.as_bytes());
                 }
-                // A client that is gone needs no answer.
+                // An error means that the client has closed the connection and needs no response.
                 drop(reply.writer.flush().await);
             }
             Self::Http2 { .. } => {
-                if let BodySink::Http2(mut stream) = self.begin(head, bodiless, body.is_empty()) {
-                    // A stream that is gone needs no answer.
+                if let BodySink::Http2(mut stream) = self.begin(head, has_no_body, body.is_empty())
+                {
+                    // An error means that the stream is closed and needs no response.
                     drop(stream.send_data(Bytes::from(body), true));
                 }
             }
@@ -296,20 +296,20 @@ impl Responder<'_> {
     }
 }
 
-/// The head of an answer of ours.
-fn own(status: u16, headers: HeaderMap, body: &str) -> ResponseHead {
-    let content_length = (!has_no_body(status)).then_some(body.len() as u64);
+/// The head of a local reply.
+fn local_head(status: u16, headers: HeaderMap, body: &str) -> ResponseHead {
+    let content_length = (!status_has_no_body(status)).then_some(body.len() as u64);
     ResponseHead { status, headers: Headers::from(headers), content_length }
 }
 
-/// Whether a response of this status ends with its head (RFC 9112, section 6.3): a client would take a body for
-/// the next response.
-fn has_no_body(status: u16) -> bool {
+/// Whether a response with this status ends with its head (RFC 9112, section 6.3): a client would parse a body as the next
+/// response.
+fn status_has_no_body(status: u16) -> bool {
     matches!(status, 100..=199 | 204 | 304)
 }
 
 impl Http1Responder<'_> {
-    /// Writes a head, with its names as the listener wants them.
+    /// Writes a head, with header names in the case that the listener is configured to use.
     fn write(&mut self, write: impl FnOnce(&mut BytesMut)) {
         let out = self.writer.output();
         let start = out.len();
@@ -319,11 +319,11 @@ impl Http1Responder<'_> {
         }
     }
 
-    fn begin(&mut self, head: &ResponseHead, bodiless: bool, empty: bool) -> BodySink<'_> {
+    fn begin(&mut self, head: &ResponseHead, has_no_body: bool, empty: bool) -> BodySink<'_> {
         self.started = true;
-        let framing = match (bodiless, head.content_length) {
+        let framing = match (has_no_body, head.content_length) {
             (true, _) => BodyFraming::None,
-            // HTTP/1.1 has trailers behind chunks only.
+            // HTTP/1.1 has trailers only after chunks.
             (false, Some(_)) if !empty && head.headers.has("trailer") => BodyFraming::Chunked,
             (false, Some(length)) => BodyFraming::Length(length),
             (false, None) if empty => BodyFraming::Length(0),
@@ -334,7 +334,7 @@ impl Http1Responder<'_> {
             self.reuse = ConnectionReuse::No;
             self.end = ResponseEnd::Close;
         }
-        // It may have begun since the request came. The client must not send another request (RFC 9112, section 9.6).
+        // Draining may have begun since the request arrived. The client must not send another request (RFC 9112, section 9.6).
         if self.close_signal.is_some_and(CloseSignal::has_begun) {
             self.reuse = ConnectionReuse::No;
         }

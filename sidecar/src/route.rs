@@ -1,4 +1,4 @@
-//! Which cluster serves a request, or what answers it at once.
+//! Chooses the route of a request: the cluster that serves it, or a redirect or fixed response.
 
 use std::time::SystemTime;
 
@@ -9,13 +9,13 @@ use crate::denial::Denial;
 use crate::header_mutation::scheme;
 use crate::http::head::{RequestHead, path_of, query_part_of};
 
-/// A request with the route it takes. Made only by [`route`].
+/// A request with its route. Only [`route`] makes one.
 #[derive(Debug)]
 pub(crate) struct Routed<'a, 'p> {
     pub(crate) found: MatchedRoute<'p>,
-    /// When the stream stream_deadline, where its token says so.
+    /// When the stream must end because its token expires.
     pub(crate) stream_deadline: Option<SystemTime>,
-    /// What it was allowed by.
+    /// What the request was authorized with.
     pub(crate) inputs: AuthorizationInputs,
     _allowed: std::marker::PhantomData<Authorized<'a>>,
 }
@@ -23,7 +23,7 @@ pub(crate) struct Routed<'a, 'p> {
 /// Finds the route of a request.
 ///
 /// # Errors
-/// [`Denial::NoRoute`].
+/// [`Denial::NoRoute`] when the route table is missing or no route matches.
 #[allow(
     clippy::needless_pass_by_value,
     reason = "the proof is used up: what follows holds the next one"
@@ -33,11 +33,12 @@ pub(crate) fn route<'a, 'p>(
     table: Option<&'p RouteIndex>,
 ) -> Result<Routed<'a, 'p>, Denial> {
     let found = table.and_then(|table| table.route(&request.facts())).ok_or(Denial::NoRoute)?;
-    let (stream_deadline, inputs) = (request.stream_deadline(), request.into_inputs());
+    let stream_deadline = request.stream_deadline();
+    let inputs = request.into_inputs();
     Ok(Routed { found, stream_deadline, inputs, _allowed: std::marker::PhantomData })
 }
 
-/// The target of a request after a rewrite; none where it stays unchanged.
+/// The target of a request after a rewrite; none where it does not change.
 pub(crate) fn rewritten_target(
     rewrite: Option<&PathRewrite>,
     matched: &PathMatch,
@@ -46,7 +47,7 @@ pub(crate) fn rewritten_target(
     rewrite?.target(matched, &head.target, head.readings.as_deref())
 }
 
-/// What a redirect knows of the request.
+/// The parts of a request that a redirect depends on.
 #[derive(Debug, Clone, Copy)]
 struct RedirectInput<'a> {
     scheme: &'a str,
@@ -60,7 +61,7 @@ impl<'a> RedirectInput<'a> {
     }
 }
 
-/// Where the client of a request is sent.
+/// The `location` of a redirect.
 pub(crate) fn redirect_location(
     redirect: &Redirect,
     matched: &PathMatch,
@@ -71,8 +72,7 @@ pub(crate) fn redirect_location(
     location(redirect, rewritten.as_deref(), RedirectInput::of(head, is_tls))
 }
 
-/// Where a client is sent.
-/// `rewritten` is the target after the redirect's rewrite.
+/// The `location` of a redirect. `rewritten` is the target after the redirect's rewrite.
 fn location(redirect: &Redirect, rewritten: Option<&str>, before: RedirectInput<'_>) -> String {
     let scheme = redirect.scheme.as_deref().unwrap_or(before.scheme);
     let port = redirect.port.map(|port| format!(":{port}")).unwrap_or_default();
@@ -93,13 +93,13 @@ fn location(redirect: &Redirect, rewritten: Option<&str>, before: RedirectInput<
     }
 }
 
-/// The host of the request, without its port where that is replaced, or was the default of another
-/// scheme.
+/// The host of the request, without its port where the redirect sets a port or where it is the default port of a scheme that
+/// the redirect changes.
 fn host_for<'a>(before: RedirectInput<'a>, scheme: &str, is_replaced: bool) -> &'a str {
     let Some((host, port)) = before.authority.rsplit_once(':') else {
         return before.authority;
     };
-    // The colon may be one of an IPv6 address.
+    // The colon may be part of an IPv6 address.
     if port.ends_with(']') {
         return before.authority;
     }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn location_has_what_the_redirect_changes() {
+    fn redirect_location_has_the_parts_that_the_redirect_replaces() {
         let plain = Redirect {
             status: 301,
             scheme: None,

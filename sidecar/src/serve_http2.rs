@@ -60,7 +60,8 @@ pub(crate) async fn serve(
     let ending = ending(settings, &connection, &drain, &monitor, &open);
     let stuck = monitor.stalled(settings.timeouts.head);
     let silent = h2_keepalive::ping_timeout(settings.keepalive, streams.ping_pong(), &monitor);
-    let (fallen, gone) = (connection.closed(), farewell(&open));
+    let fallen = connection.closed();
+    let gone = farewell(&open);
     tokio::pin!(ending, stuck, silent, fallen, gone);
     let mut is_told = false;
     let mut left = settings.limits.requests_per_connection;

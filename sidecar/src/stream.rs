@@ -30,39 +30,39 @@ pub(crate) enum TransportStream {
 #[derive(Debug)]
 pub(crate) struct RegisteredTlsStream {
     /// None where the peer proved nothing. Gone before the socket is.
-    enrolled: Option<RegisteredConnection>,
+    registered: Option<RegisteredConnection>,
     tls: Box<TlsStream>,
 }
 
 impl RegisteredTlsStream {
     /// A connection whose handshake is done.
-    pub(crate) fn new(tls: Box<TlsStream>, enrolled: Option<RegisteredConnection>) -> Self {
-        Self { enrolled, tls }
+    pub(crate) fn new(tls: Box<TlsStream>, registered: Option<RegisteredConnection>) -> Self {
+        Self { registered, tls }
     }
 
-    fn standing(&self) -> Option<&Rc<ConnectionStatus>> {
-        self.enrolled.as_ref().map(|enrolled| &enrolled.standing)
+    fn status(&self) -> Option<&Rc<ConnectionStatus>> {
+        self.registered.as_ref().map(|registered| &registered.status)
     }
 
     /// The connection to read from: nothing is taken from a peer that has fallen, not even what it sent
     /// before.
     fn reading(&mut self) -> io::Result<Pin<&mut TlsStream>> {
-        match self.standing() {
-            Some(standing) if standing.is_closed() => Err(self.fallen()),
+        match self.status() {
+            Some(status) if status.is_closed() => Err(self.fallen()),
             _ => Ok(Pin::new(&mut self.tls)),
         }
     }
 
     /// The connection to write to.
     fn writing(&mut self) -> io::Result<Pin<&mut TlsStream>> {
-        match self.standing() {
-            Some(standing) if standing.is_write_closed() => Err(self.fallen()),
+        match self.status() {
+            Some(status) if status.is_write_closed() => Err(self.fallen()),
             _ => Ok(Pin::new(&mut self.tls)),
         }
     }
 
     fn fallen(&self) -> io::Error {
-        if self.standing().is_some_and(|standing| standing.is_write_closed()) {
+        if self.status().is_some_and(|status| status.is_write_closed()) {
             weft_runtime::socket::reset_on_close(self.tls.tcp());
         }
         io::Error::new(io::ErrorKind::ConnectionAborted, "its peer is trusted no more")
@@ -103,10 +103,10 @@ impl TransportStream {
     }
 
     /// How it stands with the connection; none where its peer proved nothing.
-    pub(crate) fn standing(&self) -> Option<&Rc<ConnectionStatus>> {
+    pub(crate) fn status(&self) -> Option<&Rc<ConnectionStatus>> {
         match self {
             Self::Plain(_) => None,
-            Self::Tls(secured) => secured.standing(),
+            Self::Tls(secured) => secured.status(),
         }
     }
 }
@@ -199,13 +199,13 @@ impl StreamHalf {
 
     /// Whether no request may be begun over it any more.
     pub(crate) fn is_draining(&self) -> bool {
-        self.0.borrow().standing().is_some_and(|standing| standing.is_draining())
+        self.0.borrow().status().is_some_and(|status| status.is_draining())
     }
 
     /// Lets the connection end by a reset where it has ended already by what its peer is. Without, the
     /// peer's system would have to be awaited.
     pub(crate) fn reset_if_closed(&self) {
-        if self.0.borrow().standing().is_some_and(|standing| standing.is_closed()) {
+        if self.0.borrow().status().is_some_and(|status| status.is_closed()) {
             self.reset();
         }
     }

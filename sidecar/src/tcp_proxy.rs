@@ -1,4 +1,4 @@
-//! Connections whose bytes are not ours to read: moved as they are, with TLS where it is asked for.
+//! Proxies TCP connections: copies bytes between the client and an endpoint, with TLS on either side where configured.
 
 use std::cell::Cell;
 use std::io;
@@ -27,10 +27,10 @@ use crate::upstream::Slot;
 use crate::upstream_failure::ConnectFailure;
 use crate::worker::{SidecarWorker, now, unix_ms};
 
-/// How many other endpoints are tried when one cannot be reached, as for requests.
-const OTHERS: usize = 2;
+/// How many more endpoints are tried when one cannot be connected to, as for requests.
+const MORE_ATTEMPTS: usize = 2;
 
-/// A connection to be carried.
+/// A client connection to proxy.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TcpConnectionInfo<'a> {
     pub(crate) client: SocketAddr,
@@ -39,16 +39,16 @@ pub(crate) struct TcpConnectionInfo<'a> {
     pub(crate) trace: Option<Trace>,
 }
 
-/// Carries a connection to an endpoint of its cluster and back, until both sides are done.
+/// Proxies a connection to an endpoint of its cluster until both sides are closed.
 pub(crate) async fn proxy(
     mut client: TransportStream,
-    about: TcpConnectionInfo<'_>,
+    connection: TcpConnectionInfo<'_>,
     tcp: &TcpProxy,
     worker: &SidecarWorker,
 ) {
-    let from = about.client;
-    let destination = about.destination;
-    let mut line = TcpAccessLine::new(about, tcp.access_log, worker);
+    let from = connection.client;
+    let destination = connection.destination;
+    let mut line = TcpAccessLine::new(connection, tcp.access_log, worker);
     let plan = worker.plan();
     let cluster = WeightedCluster::draw(&tcp.clusters, fastrand::u32(..));
     let Some(target) = cluster.and_then(|cluster| plan.target(&cluster.name)).cloned() else {
@@ -56,29 +56,29 @@ pub(crate) async fn proxy(
     };
     drop(plan);
     line.service = Some(target.cluster.name.clone());
-    let reached = match connect(&target, destination, &mut line.endpoint, worker).await {
-        Ok(reached) => reached,
+    let upstream = match connect(&target, destination, &mut line.endpoint, worker).await {
+        Ok(upstream) => upstream,
         Err(denial) => {
-            tracing::debug!(%from, ?denial, "connection refused: no endpoint can be reached");
+            tracing::debug!(%from, ?denial, "connection refused: no endpoint reachable");
             line.deny(denial);
             return reset_on_close(client.tcp());
         }
     };
-    let UpstreamConnection { mut endpoint, address, _slot, _chosen } = reached;
+    let UpstreamConnection { mut endpoint, address, _slot, _chosen } = upstream;
     worker.metrics.upstream_connections.increment();
-    let ours = client.standing().cloned();
-    let theirs = endpoint.standing().cloned();
+    let client_status = client.status().cloned();
+    let endpoint_status = endpoint.status().cloned();
     let mut endpoint = ObservedUpstream::new(&mut endpoint, &line.moved);
-    let standings = [ours.clone(), theirs.clone()];
-    let is_withdrawn = || standings.iter().flatten().any(|standing| standing.is_closed());
+    let statuses = [client_status.clone(), endpoint_status.clone()];
+    let is_revoked = || statuses.iter().flatten().any(|status| status.is_closed());
     let moved = tokio::select! {
         moved = copy_bidirectional(&mut client, &mut endpoint) => moved.map_err(|error| {
-            tracing::debug!(%from, %address, %error, "connection failed");
-            if is_withdrawn() { ProxyFault::PeerRevoked } else { ProxyFault::Failed }
+            tracing::debug!(%from, %address, %error, "TCP proxy connection failed");
+            if is_revoked() { ProxyFault::PeerRevoked } else { ProxyFault::Failed }
         }),
-        // A side that has ended is no longer read, so that its socket causes no wake-ups.
-        () = falls(ours) => Err(ProxyFault::PeerRevoked),
-        () = falls(theirs) => Err(ProxyFault::PeerRevoked),
+        // A revoked side is no longer read, so that its socket causes no wake-ups.
+        () = closed(client_status) => Err(ProxyFault::PeerRevoked),
+        () = closed(endpoint_status) => Err(ProxyFault::PeerRevoked),
     };
     if moved.is_err() {
         endpoint.read_refusal().await;
@@ -86,7 +86,7 @@ pub(crate) async fn proxy(
     }
     let alert = endpoint.alert;
     let has_failed = endpoint.has_failed;
-    tracing::debug!(%from, %address, ?moved, "a connection was carried");
+    tracing::debug!(%from, %address, ?moved, "TCP proxy connection closed");
     match (moved, alert) {
         (Ok(_), _) => line.outcome = "served",
         (Err(ProxyFault::Failed | ProxyFault::PeerRevoked), Some(failure)) => {
@@ -99,18 +99,18 @@ pub(crate) async fn proxy(
     }
 }
 
-/// Why not all of a connection was carried.
+/// Why a connection was closed before both sides were done.
 #[derive(Debug, Clone, Copy)]
 enum ProxyFault {
-    /// A side could not be read or written to, whatever the kind of the error.
+    /// Reading from or writing to a side failed.
     Failed,
-    /// What the certificate of a side proved is no longer valid.
+    /// The certificate of a side was revoked or its trust was removed.
     PeerRevoked,
 }
 
-/// The access line of a connection, which is written when the connection ends in whatever way.
+/// The access log entry of a connection, written when it is dropped.
 struct TcpAccessLine<'a> {
-    about: TcpConnectionInfo<'a>,
+    connection: TcpConnectionInfo<'a>,
     is_logged: bool,
     started: Instant,
     worker: &'a SidecarWorker,
@@ -122,7 +122,7 @@ struct TcpAccessLine<'a> {
     outcome: &'static str,
 }
 
-/// How many bytes went to the endpoint and came from it.
+/// The bytes sent to the endpoint and received from it.
 #[derive(Debug, Default)]
 struct ByteCounts {
     sent: Cell<u64>,
@@ -130,9 +130,9 @@ struct ByteCounts {
 }
 
 impl<'a> TcpAccessLine<'a> {
-    fn new(about: TcpConnectionInfo<'a>, is_logged: bool, worker: &'a SidecarWorker) -> Self {
+    fn new(connection: TcpConnectionInfo<'a>, is_logged: bool, worker: &'a SidecarWorker) -> Self {
         Self {
-            about,
+            connection,
             is_logged,
             started: now(),
             worker,
@@ -141,7 +141,7 @@ impl<'a> TcpAccessLine<'a> {
             moved: ByteCounts::default(),
             denial: None,
             detail: None,
-            // What it stays where a changed policy ends the connection.
+            // The outcome if a policy change closes the connection.
             outcome: "aborted",
         }
     }
@@ -157,14 +157,14 @@ impl Drop for TcpAccessLine<'_> {
         if !self.is_logged {
             return;
         }
-        let peer = self.about.peer.and_then(VerifiedPeer::identity);
+        let peer = self.connection.peer.and_then(VerifiedPeer::identity);
         let detail = self.denial.map(Denial::detail).filter(|detail| !detail.is_empty());
         self.worker.access.line(&TcpRecord {
             kind: "tcp",
             time_ms: unix_ms(),
-            client: self.about.client,
-            original_destination: self.about.destination,
-            conn_trace_id: self.about.trace,
+            client: self.connection.client,
+            original_destination: self.connection.destination,
+            conn_trace_id: self.connection.trace,
             peer: peer.map(SpiffeId::as_str),
             denial: self.denial.map(Denial::reason),
             detail: detail.or(self.detail),
@@ -178,11 +178,11 @@ impl Drop for TcpAccessLine<'_> {
     }
 }
 
-/// A connection to an endpoint, of which is noted what moves and how it breaks.
+/// A connection to an endpoint that counts bytes and records failures.
 struct ObservedUpstream<'s> {
     stream: &'s mut TransportStream,
     moved: &'s ByteCounts,
-    /// The alert that came before anything else: in TLS 1.3 an endpoint refuses our certificate so.
+    /// The TLS alert received before any data: with TLS 1.3 an endpoint refuses our certificate after the handshake.
     alert: Option<TlsFailure>,
     has_failed: bool,
 }
@@ -192,7 +192,7 @@ impl<'s> ObservedUpstream<'s> {
         Self { stream, moved, alert: None, has_failed: false }
     }
 
-    /// Reads what a write that failed did not wait for.
+    /// Reads the alert that a failed write left unread.
     async fn read_refusal(&mut self) {
         if self.has_failed && self.alert.is_none() {
             drop(self.read(&mut [0]).now_or_never());
@@ -258,7 +258,7 @@ impl AsyncWrite for ObservedUpstream<'_> {
     }
 }
 
-/// A connection to an endpoint, with what counts it.
+/// A connection to an endpoint, with the permits that count it.
 struct UpstreamConnection {
     endpoint: TransportStream,
     address: SocketAddr,
@@ -266,24 +266,24 @@ struct UpstreamConnection {
     _chosen: Option<ChosenEndpoint>,
 }
 
-/// Connects to an endpoint of `target`. An endpoint that cannot be reached is followed by another: no byte of the
-/// client was sent to the first.
+/// Connects to an endpoint of `target`. When an endpoint cannot be connected to, the next one is tried: no byte of the client
+/// was sent to the first.
 ///
 /// # Errors
-/// When there is no endpoint or no room for a connection, or why the connection to the last tried endpoint failed.
+/// When the cluster has no endpoint, its connection limit is upstream, or the connection to the last tried endpoint failed.
 async fn connect(
     target: &PlannedCluster,
     destination: SocketAddr,
     endpoint: &mut Option<SocketAddr>,
     worker: &SidecarWorker,
 ) -> Result<UpstreamConnection, Denial> {
-    let goes_on = target.cluster.discovery == Discovery::OriginalDestination;
+    let passes_through = target.cluster.discovery == Discovery::OriginalDestination;
     let mut tried = Vec::new();
     let mut failed = Denial::NoEndpoint;
-    for _ in 0..=OTHERS {
+    for _ in 0..=MORE_ATTEMPTS {
         let chosen = target.balancer.choose(&tried);
         let address = match &chosen {
-            _ if goes_on => destination,
+            _ if passes_through => destination,
             Some(chosen) => chosen.address,
             None => return Err(failed),
         };
@@ -292,7 +292,7 @@ async fn connect(
             worker.metrics.upstream_retries.increment();
         }
         let Some(slot) = worker.pools.slots.take(target, address) else {
-            tracing::debug!(%address, "max_connections is used up");
+            tracing::debug!(%address, "connection limit of the cluster upstream (max_connections)");
             return Err(Denial::Overloaded);
         };
         match connector::connect(target, address, Alpn::None, worker).await {
@@ -300,11 +300,11 @@ async fn connect(
                 return Ok(UpstreamConnection { endpoint, address, _slot: slot, _chosen: chosen });
             }
             Err(error) => {
-                tracing::debug!(%address, %error, "an endpoint could not be reached");
+                tracing::debug!(%address, %error, "connection to endpoint failed");
                 failed = Denial::unreached(&error);
             }
         }
-        if goes_on {
+        if passes_through {
             break;
         }
         tried.push(address);
@@ -312,15 +312,15 @@ async fn connect(
     Err(failed)
 }
 
-/// Resolves when what a peer proved does not stand any more; never where it proved nothing.
-async fn falls(standing: Option<Rc<ConnectionStatus>>) {
-    match standing {
-        Some(standing) => standing.closed().await,
+/// Resolves when the connection must be closed because of its peer's certificate; never where the peer proved nothing.
+async fn closed(status: Option<Rc<ConnectionStatus>>) {
+    match status {
+        Some(status) => status.closed().await,
         None => std::future::pending().await,
     }
 }
 
-/// Carries a connection whose service spoke first.
+/// Proxies a connection whose service spoke first.
 pub(crate) async fn relay_server_first(
     mut client: TransportStream,
     from: SocketAddr,
@@ -328,5 +328,5 @@ pub(crate) async fn relay_server_first(
 ) {
     let address = service.address;
     let moved = copy_bidirectional(&mut client, &mut service.stream).await;
-    tracing::debug!(%from, %address, ?moved, "a connection was carried whose service spoke first");
+    tracing::debug!(%from, %address, ?moved, "server-first connection closed");
 }

@@ -1,4 +1,4 @@
-//! How long a request may take, and how long it may be silent.
+//! The timeouts of a request: for its response, its body, and periods without traffic.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::authenticate::TokenFault;
 use crate::denial::Denial;
 
-/// What has happened to a request so far, as far as timeouts with it goes.
+/// What a request has transferred so far, as input for its timeouts.
 #[derive(Debug, Default)]
 pub(crate) struct RequestProgress {
     moved: Cell<u32>,
@@ -17,40 +17,40 @@ pub(crate) struct RequestProgress {
 }
 
 impl RequestProgress {
-    /// A request that begins; `received`: it has no body.
+    /// A request that begins. `received`: it has no body.
     pub(crate) fn new(received: bool) -> Self {
         Self { received: Cell::new(received), ..Self::default() }
     }
 
-    /// Something was moved, in either direction.
+    /// Records that bytes moved in either direction.
     pub(crate) fn record_activity(&self) {
         self.moved.set(self.moved.get().wrapping_add(1));
     }
 
-    /// So many bytes of the request's body, or of the response's, were moved.
+    /// Records that `bytes` of the request body, or of the response body, moved.
     pub(crate) fn record_bytes(&self, bytes: usize, is_request: bool) {
         self.record_activity();
         let all = if is_request { &self.bytes_sent } else { &self.bytes_received };
         all.set(all.get() + bytes as u64);
     }
 
-    /// How many bytes of the response's body were moved.
+    /// The number of response body bytes that moved.
     pub(crate) fn bytes_received(&self) -> u64 {
         self.bytes_received.get()
     }
 
-    /// How many bytes of the request's body were moved, over all attempts.
+    /// The number of request body bytes that moved, over all attempts.
     pub(crate) fn bytes_sent(&self) -> u64 {
         self.bytes_sent.get()
     }
 
-    /// The last byte of the request was read from the client.
+    /// Records that the last byte of the request was read from the client.
     pub(crate) fn request_received(&self) {
         self.received.set(true);
     }
 
-    /// Resolves when the request has been received whole. The task that polls this future also polls the one
-    /// that receives the request, so no waker is kept.
+    /// Resolves when the whole request has been received. The task that polls this future also polls the future that
+    /// receives the request, so no waker is stored.
     async fn until_received(&self) {
         std::future::poll_fn(|_| match self.received.get() {
             true => std::task::Poll::Ready(()),
@@ -59,35 +59,35 @@ impl RequestProgress {
         .await;
     }
 
-    /// It has become a tunnel, which lasts as long as both sides want.
+    /// Records that the request became a tunnel, which has no response timeout.
     pub(crate) fn become_tunnel(&self) {
         self.is_tunnel.set(true);
         self.received.set(true);
     }
 }
 
-/// The limits of one request; none: there is no such limit.
+/// The timeouts of one request; none: no limit.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RequestTimeouts {
     /// The route timeout (`RouteAction.timeout`): from the last byte of the request to the last byte of the
     /// response. A request that is still being sent is limited by `request` and `idle`.
     pub(crate) response: Option<Duration>,
-    /// For the request with its body.
+    /// For receiving the whole request with its body.
     pub(crate) request: Option<Duration>,
-    /// For idle, while neither side sends anything. It may last up to twice as long: idle is
-    /// looked for at intervals, so that what moves costs no clock.
+    /// For a period in which neither side sends anything. The period may be up to twice as long: activity is checked at
+    /// intervals, so that moving bytes needs no clock.
     pub(crate) idle: Option<Duration>,
-    /// How long an endpoint may take nothing of the request while there is some.
+    /// How long an endpoint may accept no bytes of the request while there are some to send.
     pub(crate) stall: Duration,
-    /// When it ends, whatever it is: its token is good no longer.
+    /// When the request ends in any case, because its token expires.
     pub(crate) until: Option<Instant>,
 }
 
 impl RequestTimeouts {
-    /// Resolves when one limit is reached.
+    /// Resolves when one of the timeouts expires, with the resulting denial.
     pub(crate) async fn expired(self, started: Instant, progress: &RequestProgress) -> Denial {
         let mut idle_since = (started, progress.moved.get());
-        // A request without a body is received when it begins; of any other the end is noticed below.
+        // A request without a body is complete when it begins. For others the loop notices the last byte.
         let mut response_due =
             self.response.filter(|_| progress.received.get()).map(|t| started + t);
         loop {
@@ -113,7 +113,7 @@ impl RequestTimeouts {
             let received = progress.received.get();
             let late = if received { Denial::UpstreamTimeout } else { Denial::BodyTimeout };
             if self.until == next {
-                return Denial::Token(TokenFault::ClaimValue, "it has expired");
+                return Denial::Token(TokenFault::ClaimValue, "the token has expired");
             }
             if request == next && !received {
                 return Denial::BodyTimeout;
@@ -139,11 +139,13 @@ mod tests {
 
     fn timeouts(response: u32, request: u32, idle: u32) -> RequestTimeouts {
         let limit = |seconds: u32| Some(SECOND * seconds).filter(|limit| !limit.is_zero());
-        let (response, request, idle) = (limit(response), limit(request), limit(idle));
+        let response = limit(response);
+        let request = limit(request);
+        let idle = limit(idle);
         RequestTimeouts { response, request, idle, stall: Duration::MAX, until: None }
     }
 
-    /// Runs for a minute in which `progress` beats each `beat` seconds; when the limit came, and which.
+    /// Runs for a minute in which `progress` records activity every `beat` seconds; returns when which timeout expired.
     async fn run(
         timeouts: RequestTimeouts,
         progress: &RequestProgress,
@@ -165,13 +167,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_limit_ends_what_it_is_for() {
+    async fn each_timeout_ends_the_requests_that_it_applies_to() {
         let unreceived = RequestProgress::default();
         let received = RequestProgress::default();
         received.request_received();
         let tunnel = RequestProgress::default();
         tunnel.become_tunnel();
-        let (early, late) = (Denial::BodyTimeout, Denial::UpstreamTimeout);
+        let early = Denial::BodyTimeout;
+        let late = Denial::UpstreamTimeout;
         assert_eq!(run(timeouts(0, 0, 0), &unreceived, 1).await, None);
         assert_eq!(run(timeouts(5, 0, 0), &unreceived, 1).await, None);
         assert_eq!(run(timeouts(5, 0, 0), &received, 1).await, Some((5, late)));
@@ -183,7 +186,7 @@ mod tests {
         assert_eq!(run(timeouts(0, 0, 4), &unreceived, 30).await, Some((4, early)));
         assert_eq!(run(timeouts(0, 0, 4), &received, 30).await, Some((4, late)));
         let until = Some(tokio::time::Instant::now().into_std() + SECOND * 7);
-        let over = Denial::Token(TokenFault::ClaimValue, "it has expired");
+        let over = Denial::Token(TokenFault::ClaimValue, "the token has expired");
         let ends = RequestTimeouts { until, ..timeouts(0, 0, 4) };
         assert_eq!(run(ends, &tunnel, 3).await, Some((7, over)));
     }

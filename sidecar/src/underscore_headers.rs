@@ -1,4 +1,4 @@
-//! Headers that a listener drops because their names have a `_`: each is counted, and each name logged once.
+//! Counts and logs the headers that a listener drops because their names contain `_`. Each name is logged once.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,12 +8,12 @@ use weft_model::Name;
 
 use crate::metrics::Metrics;
 
-/// How many names are logged in the life of a process.
+/// The most names that a process logs.
 const NAMES_LIMIT: usize = 256;
-/// How much of a name is logged.
+/// The most bytes of a name that are logged.
 const NAME_LIMIT_BYTES: usize = 128;
 
-/// Notes the headers that one connection's listener drops.
+/// Records the headers that the listener of one connection drops.
 #[derive(Debug, Default)]
 pub(crate) struct DroppedHeaders {
     metrics: Arc<Metrics>,
@@ -25,11 +25,11 @@ impl DroppedHeaders {
         Self { metrics, listener }
     }
 
-    /// Counts a dropped header, and logs its name when the process has not done so for this listener.
+    /// Counts a dropped header, and logs its name unless the process already logged it for this listener.
     pub(crate) fn record(&self, name: &[u8]) {
         self.metrics.headers_dropped.increment();
         let name = name.get(..NAME_LIMIT_BYTES).unwrap_or(name).to_ascii_lowercase();
-        // Each worker asks the others for a name once only.
+        // The process-wide lock is taken only once per name and worker.
         let is_known = KNOWN.with_borrow_mut(|known| !known.is_new(&self.listener, &name));
         if is_known {
             return;
@@ -39,25 +39,27 @@ impl DroppedHeaders {
             let is_last = logged.count == NAMES_LIMIT;
             drop(logged);
             let header = String::from_utf8_lossy(&name);
-            tracing::warn!(listener = %self.listener, %header, "header dropped: its name has an underscore");
+            tracing::warn!(listener = %self.listener, %header, "header dropped: its name contains an underscore");
             if is_last {
-                tracing::warn!("further names of dropped headers are not logged");
+                tracing::warn!(
+                    "log limit reached: names of further dropped headers are not logged"
+                );
             }
         }
     }
 
-    /// How many were dropped by this worker.
+    /// The number of headers that this worker dropped.
     #[cfg(test)]
     pub(crate) fn count(&self) -> u64 {
         self.metrics.headers_dropped.get()
     }
 }
 
-/// The names that were logged, by listener.
+/// The logged names by listener.
 static LOGGED: Mutex<LoggedNames> = Mutex::new(LoggedNames::new());
 
 thread_local! {
-    /// The names that this worker knows to be logged.
+    /// The names that this worker knows to be in [`LOGGED`].
     static KNOWN: RefCell<LoggedNames> = const { RefCell::new(LoggedNames::new()) };
 }
 
@@ -73,7 +75,7 @@ impl LoggedNames {
         Self { names: BTreeMap::new(), count: 0 }
     }
 
-    /// Adds a name; whether it was new and there was room for it.
+    /// Adds a name. Returns whether the name is new and the set was not full.
     fn is_new(&mut self, listener: &Name, name: &[u8]) -> bool {
         let is_known = self.names.get(listener).is_some_and(|names| names.contains(name));
         if is_known || self.count >= NAMES_LIMIT {

@@ -80,7 +80,7 @@ pub(crate) struct SidecarWorker {
     /// up by waiting.
     pub(crate) windows: WindowBudget,
     pub(crate) upstream_windows: WindowBudget,
-    pub(crate) learned: ServerFirstCache,
+    pub(crate) server_first: ServerFirstCache,
     /// The tokens that were verified before.
     pub(crate) tokens: TokenCache,
     /// Who was let in by an earlier plan than the one in force.
@@ -146,7 +146,7 @@ impl SidecarWorker {
         trust: &TrustStore,
     ) -> connection_registry::RegisteredConnection {
         // Not the worker's own plan, which may be the one before.
-        let latest = self.shared.plans.borrow().revocation_deltas.clone();
+        let latest = self.shared.plans.borrow().revocations.clone();
         self.registry.register(socket.as_raw_fd(), proof, trust, &latest)
     }
 
@@ -166,7 +166,7 @@ impl SidecarWorker {
 
     /// Ends the connections that rest on what the plan withdraws.
     fn apply_revocations(&self) {
-        self.registry.apply(&self.plan.borrow().revocation_deltas, unix_seconds(), &self.metrics);
+        self.registry.apply(&self.plan.borrow().revocations, unix_seconds(), &self.metrics);
         let registry = self.registry.clone();
         if registry.notify_closed() {
             tokio::task::spawn_local(async move {
@@ -205,7 +205,7 @@ pub async fn run(shared: SidecarShared, number: usize) {
         access: shared.access.worker(),
         live: ActiveConnections::default(),
         pools: Pools::default(),
-        learned: ServerFirstCache::default(),
+        server_first: ServerFirstCache::default(),
         tokens: TokenCache::default(),
         changes: PlanChanges::default(),
         registry: Rc::default(),

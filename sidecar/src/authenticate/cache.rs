@@ -102,7 +102,8 @@ impl TokenCache {
 
     #[cfg(test)]
     fn len(&self) -> [usize; 2] {
-        let (good, bad) = (self.good.borrow(), self.bad.borrow());
+        let good = self.good.borrow();
+        let bad = self.bad.borrow();
         [good.young.len() + good.old.len(), bad.young.len() + bad.old.len()]
     }
 }

@@ -57,7 +57,8 @@ pub(crate) fn check(
     if !provider.audiences.is_empty() && !audiences.iter().any(is_ours) {
         return Err(TokenRejection::new(TokenFault::ClaimValue, "it is for another audience"));
     }
-    let (from, issued) = (date(claims, "nbf")?, date(claims, "iat")?);
+    let from = date(claims, "nbf")?;
+    let issued = date(claims, "iat")?;
     let missing = TokenRejection::new(TokenFault::ClaimMissing, "exp is missing");
     let until = date(claims, "exp")?.ok_or(missing)?;
     if let Some(longest) = provider.longest_life {
@@ -83,7 +84,8 @@ pub(crate) fn check(
         }
     }
     provider.claims.iter().try_for_each(|rule| meets(claims, rule))?;
-    let (from, issued) = (from.unwrap_or(0.0), issued.unwrap_or(0.0));
+    let from = from.unwrap_or(0.0);
+    let issued = issued.unwrap_or(0.0);
     Ok(TokenTimes { from, issued, until })
 }
 

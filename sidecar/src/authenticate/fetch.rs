@@ -1,4 +1,4 @@
-//! What an issuer's key set is fetched by, and what becomes of the answer.
+//! What an issuer's key set is fetched by, and what becomes of the response.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,20 +37,21 @@ impl KeySetDownload {
 /// # Errors
 /// Why no set could be had.
 pub(crate) async fn fetch_keys(
-    wanted: &KeySetDownload,
+    download: &KeySetDownload,
     mark: Option<Mark>,
 ) -> Result<FetchedKeySet, KeyFetchError> {
-    let (target, timeout) = (wanted.target.clone(), wanted.timeout);
-    let asked = FetchRequest {
-        uri: wanted.origin.uri.clone(),
+    let target = download.target.clone();
+    let timeout = download.timeout;
+    let request = FetchRequest {
+        uri: download.origin.uri.clone(),
         target,
         timeout,
         accept: "application/json",
         limit: KEY_SET_LIMIT_BYTES,
-        held: Validators::default(),
-        redirects: wanted.origin.redirects,
+        validators: Validators::default(),
+        redirects: download.origin.redirects,
     };
-    let answer = fetch(&asked, mark).await.map_err(|failure| {
+    let response = fetch(&request, mark).await.map_err(|failure| {
         let fault = match failure {
             FetchFailure::Timeout(_) => TokenFault::KeysTimeout,
             FetchFailure::TooLarge(_) => TokenFault::KeysTooLarge,
@@ -58,9 +59,9 @@ pub(crate) async fn fetch_keys(
         };
         KeyFetchError { fault, reason: failure.to_string() }
     })?;
-    let set = KeySet::parse(&answer.body.unwrap_or_default()).map_err(|error| match error {
+    let set = KeySet::parse(&response.body.unwrap_or_default()).map_err(|error| match error {
         KeySetError::TooLarge(reason) => KeyFetchError { fault: TokenFault::KeysTooLarge, reason },
         KeySetError::Invalid(reason) => KeyFetchError { fault: TokenFault::KeysInvalid, reason },
     })?;
-    Ok(FetchedKeySet { set, age: answer.age, from: answer.from })
+    Ok(FetchedKeySet { set, max_age: response.max_age, from: response.from })
 }

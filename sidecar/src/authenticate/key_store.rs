@@ -31,7 +31,7 @@ pub(crate) struct KeyFetchError {
 #[derive(Debug)]
 pub(crate) struct FetchedKeySet {
     pub(crate) set: KeySet,
-    pub(crate) age: Option<Duration>,
+    pub(crate) max_age: Option<Duration>,
     /// The endpoint that served the set.
     pub(crate) from: SocketAddr,
 }
@@ -145,10 +145,10 @@ impl KeyStore {
         });
         entry.heard = now + ASKED_AGAIN;
         match outcome {
-            Ok(FetchedKeySet { set, age, from }) => {
+            Ok(FetchedKeySet { set, max_age, from }) => {
                 entry.from = Some(from);
-                let age = age.map(|age| age.clamp(SHORTEST_AGE, LONGEST_AGE));
-                entry.due = now + age.unwrap_or_else(|| cache.max(Duration::from_secs(1)));
+                let max_age = max_age.map(|max_age| max_age.clamp(SHORTEST_AGE, LONGEST_AGE));
+                entry.due = now + max_age.unwrap_or_else(|| cache.max(Duration::from_secs(1)));
                 entry.failures = 0;
                 if entry.set.as_ref().is_ok_and(|held| **held == set) {
                     return false;
@@ -186,7 +186,8 @@ mod tests {
     const KEYS: &[u8] = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
     fn origin(issuer: &str) -> KeyOrigin {
-        let (uri, cluster) = ("http://keys.test/".into(), "keys".into());
+        let uri = "http://keys.test/".into();
+        let cluster = "keys".into();
         KeyOrigin { issuer: issuer.into(), uri, cluster, redirects: 0, tls: None }
     }
 
@@ -201,10 +202,10 @@ mod tests {
         })
     }
 
-    fn good(age: Option<u64>) -> Result<FetchedKeySet, KeyFetchError> {
+    fn good(max_age: Option<u64>) -> Result<FetchedKeySet, KeyFetchError> {
         let set = KeySet::parse(KEYS).expect("a set");
         let from = ([127, 0, 0, 1], 80).into();
-        Ok(FetchedKeySet { set, age: age.map(Duration::from_secs), from })
+        Ok(FetchedKeySet { set, max_age: max_age.map(Duration::from_secs), from })
     }
 
     fn bad(fault: TokenFault) -> Result<FetchedKeySet, KeyFetchError> {
@@ -218,7 +219,8 @@ mod tests {
 
     #[test]
     fn a_key_that_is_not_there_is_asked_for_once_in_ten_seconds() {
-        let (mut store, start) = (KeyStore::default(), start());
+        let mut store = KeyStore::default();
+        let start = start();
         let at = |seconds| start + Duration::from_secs(seconds);
         assert!(store.is_due(&origin("a"), |_| true, start));
         assert!(store.fetched(&origin("a"), good(None), LONGEST_AGE, start));
@@ -247,13 +249,13 @@ mod tests {
     #[test]
     fn the_answer_says_how_long_it_is_good_within_bounds() {
         let start = start();
-        let check = |age, cache, expected| {
+        let check = |max_age, cache, expected| {
             let mut store = KeyStore::default();
-            store.fetched(&origin("a"), good(age), Duration::from_secs(cache), start);
+            store.fetched(&origin("a"), good(max_age), Duration::from_secs(cache), start);
             let due = |seconds| {
                 store.is_due(&origin("a"), |_| true, start + Duration::from_secs(seconds))
             };
-            assert!(!due(expected - 1) && due(expected), "{age:?} {cache}");
+            assert!(!due(expected - 1) && due(expected), "{max_age:?} {cache}");
         };
         check(None, 600, 600);
         check(Some(120), 600, 120);
@@ -264,7 +266,8 @@ mod tests {
 
     #[test]
     fn the_last_good_set_outlives_failures_and_the_last_failure_is_told_before_there_is_one() {
-        let (mut store, start) = (KeyStore::default(), start());
+        let mut store = KeyStore::default();
+        let start = start();
         let fault = |store: &KeyStore| store.get(&origin("a")).0.err();
         assert_eq!(fault(&store), Some(TokenFault::KeysTimeout));
         assert!(store.fetched(&origin("a"), bad(TokenFault::KeysFailed), LONGEST_AGE, start));
@@ -284,7 +287,8 @@ mod tests {
 
     #[test]
     fn set_of_one_issuer_is_not_used_for_another_issuer_cluster_uri_or_tls_setting() {
-        let (mut store, start) = (KeyStore::default(), start());
+        let mut store = KeyStore::default();
+        let start = start();
         let own = KeyOrigin { tls: tls("a"), ..origin("a") };
         store.fetched(&own, good(None), LONGEST_AGE, start);
         assert!(store.get(&own).0.is_ok());
@@ -310,7 +314,8 @@ mod tests {
 
     #[test]
     fn set_is_fetched_again_when_its_endpoint_left_the_cluster_but_not_within_ten_seconds() {
-        let (mut store, start) = (KeyStore::default(), start());
+        let mut store = KeyStore::default();
+        let start = start();
         store.fetched(&origin("a"), good(None), LONGEST_AGE, start);
         let due = |has_left: bool, seconds| {
             store.is_due(&origin("a"), |_| !has_left, start + Duration::from_secs(seconds))

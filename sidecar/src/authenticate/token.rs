@@ -217,7 +217,8 @@ mod tests {
             let text = token(header, payload);
             Token::read(&text).map(|token| token.claims.len()).map_err(|refused| refused.fault)
         };
-        let (format, signature) = (Err(TokenFault::Format), Err(TokenFault::Signature));
+        let format = Err(TokenFault::Format);
+        let signature = Err(TokenFault::Signature);
         assert_eq!(read(good, r#"{"a":{"b":[1,2.5,null,true,"x"]}}"#), Ok(1));
         for typ in ["JWT", "at+jwt", "application/at+JWT", "JOSE"] {
             assert_eq!(read(&format!(r#"{{"alg":"ES256","typ":"{typ}"}}"#), "{}"), Ok(0), "{typ}");

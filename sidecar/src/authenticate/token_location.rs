@@ -259,7 +259,8 @@ mod tests {
     fn concealed_header_is_known_as_it_was() {
         let headers = [("authorization", "Bearer a"), ("x-token", "b"), ("x-other", "c")];
         let check = |places: &[TokenLocation], is_changed: bool| {
-            let (mut head, mut before) = (head("/", &headers), OriginalHead::default());
+            let mut head = head("/", &headers);
+            let mut before = OriginalHead::default();
             remove_tokens(&mut head, places, &mut before);
             let was_there = before.headers.map(Headers::into_map);
             assert_eq!(was_there, is_changed.then(|| map(&headers)), "{places:?}");

@@ -128,7 +128,7 @@ impl Builder {
         let lists = crl_sources.lists(&plan, fetched, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
-        plan.revocation_deltas = self.trust.revocation_deltas().clone();
+        plan.revocations = self.trust.revocations().clone();
         plan.crls = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         self.issuers.settle();
@@ -385,7 +385,8 @@ fn only_cluster(table: &RouteTable) -> Option<&Name> {
 }
 
 fn load_identity(own: &TlsIdentity, files: &mut WatchedFiles) -> Result<LoadedIdentity, String> {
-    let (chain, key) = (files.read(&own.chain)?, Zeroizing::new(files.read(&own.key)?));
+    let chain = files.read(&own.chain)?;
+    let key = Zeroizing::new(files.read(&own.key)?);
     LoadedIdentity::load(&chain, &key).map_err(|error| error.to_string())
 }
 
@@ -413,7 +414,9 @@ impl ClientParts {
             };
             client.map_err(|error| error.to_string())
         };
-        let (http1, http2, plain) = (config(&["http/1.1"])?, config(&["h2"])?, config(&[])?);
+        let http1 = config(&["http/1.1"])?;
+        let http2 = config(&["h2"])?;
+        let plain = config(&[])?;
         Ok(PlannedClusterTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })
     }
 }
@@ -433,7 +436,8 @@ mod tests {
     use crate::authenticate::key_store::FetchedKeySet;
 
     fn origin() -> KeyOrigin {
-        let (issuer, uri) = ("https://issuer".into(), "http://keys.test/".into());
+        let issuer = "https://issuer".into();
+        let uri = "http://keys.test/".into();
         KeyOrigin { issuer, uri, cluster: "keys".into(), redirects: 0, tls: None }
     }
 
@@ -444,7 +448,7 @@ mod tests {
     /// A set that the second address served.
     fn fetched(keys: &mut KeyStore, now: std::time::Instant) {
         let set = KeySet::parse(br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#);
-        let set = FetchedKeySet { set: set.expect("a set"), age: None, from: address(2) };
+        let set = FetchedKeySet { set: set.expect("a set"), max_age: None, from: address(2) };
         assert!(keys.fetched(&origin(), Ok(set), HOUR, now));
     }
 
@@ -498,7 +502,8 @@ mod tests {
 
     /// What the provider's keys want of a snapshot, and what is wrong with it.
     fn keys_of(snapshot: &Snapshot, keys: &KeyStore) -> (Vec<KeySetDownload>, Problems) {
-        let (mut builder, mut problems) = (Builder::new(), Problems::default());
+        let mut builder = Builder::new();
+        let mut problems = Problems::default();
         let mut build = PlanBuild {
             builder: &mut builder,
             snapshot,
@@ -537,7 +542,8 @@ mod tests {
 
     #[test]
     fn keys_are_fetched_again_when_their_endpoint_left_but_not_when_dns_answers_rotate() {
-        let (mut keys, start) = (KeyStore::default(), start());
+        let mut keys = KeyStore::default();
+        let start = start();
         fetched(&mut keys, start);
         let check = |discovery: &Discovery, endpoints: &[(u8, Health)], expected: bool| {
             let (wanted, _) = keys_of(&snapshot(discovery.clone(), endpoints), &keys);
@@ -557,7 +563,8 @@ mod tests {
         };
         let dns = Discovery::Dns(DnsDiscovery { hosts: Vec::new(), policy });
         let told = Discovery::Endpoints("keys".into());
-        let (healthy, unhealthy) = (Health::Healthy, Health::Unhealthy);
+        let healthy = Health::Healthy;
+        let unhealthy = Health::Unhealthy;
         check(&told, &[(1, healthy), (2, healthy)], false);
         check(&told, &[(1, healthy), (2, unhealthy)], false);
         check(&told, &[(1, healthy)], true);

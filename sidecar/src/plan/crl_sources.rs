@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn missing_cluster_is_a_warning_once_its_list_was_fetched() {
-        let (mut crl_sources, point) = (CrlSources::default(), point());
+        let mut crl_sources = CrlSources::default();
+        let point = point();
         crl_sources.add(&validation(&point), false);
         let mut store = CrlStore::default();
         let problems = |store: &CrlStore| {

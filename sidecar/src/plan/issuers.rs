@@ -49,7 +49,8 @@ impl KnownIssuers {
         }
         self.numbers += 1;
         let number = self.numbers;
-        let (provider, keys) = (provider.clone(), keys.clone());
+        let provider = provider.clone();
+        let keys = keys.clone();
         self.known.insert(place, KnownIssuer { provider, keys, number, is_planned: true });
         number
     }

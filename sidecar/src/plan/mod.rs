@@ -28,7 +28,7 @@ use weft_model::{
 
 use crate::authenticate::TokenPolicy;
 use crate::config_map::ConfigMap;
-use crate::connection_registry::RevocationDeltas;
+use crate::connection_registry::RevocationHistory;
 use crate::load_balancer::Balancer;
 
 /// Everything the workers work by.
@@ -42,7 +42,7 @@ pub struct SidecarPlan {
     /// The numbers of all targets.
     ids: HashSet<u64>,
     /// What was trusted and is not any more.
-    pub(crate) revocation_deltas: RevocationDeltas,
+    pub(crate) revocations: RevocationHistory,
     /// The revocation lists in force.
     pub crls: CrlsByTrustStore,
 }

@@ -8,7 +8,7 @@ use weft_certs::{CrlIndex, CrlInfo, TrustParts, TrustStore};
 use weft_model::{Name, RevocationMode, SecretSource, Validation};
 
 use super::files::{FileStamp, WatchedFiles, as_one};
-use crate::connection_registry::RevocationDeltas;
+use crate::connection_registry::RevocationHistory;
 use crate::crl_store::CrlStore;
 
 /// The lists of each trust store, by its name; none where revocation is not checked.
@@ -18,7 +18,7 @@ pub type CrlsByTrustStore = BTreeMap<String, Option<Vec<CrlInfo>>>;
 #[derive(Debug, Default)]
 pub(crate) struct TrustStores {
     held: HashMap<SecretId, TrustStoreEntry>,
-    revocation_deltas: RevocationDeltas,
+    revocations: RevocationHistory,
     /// When a plan would be another by the clock alone, in seconds since 1970: a list expires, or what could
     /// not be loaded is tried again.
     next_look: Option<u64>,
@@ -112,7 +112,8 @@ impl TrustStores {
             }
         };
         held.is_asked = true;
-        let (store, failed) = (held.store.clone(), held.failed.clone());
+        let store = held.store.clone();
+        let failed = held.failed.clone();
         self.held.insert(id.clone(), held);
         let mut told = Vec::new();
         for point in &validation.points {
@@ -154,7 +155,7 @@ impl TrustStores {
             Ok(store) => {
                 let store = Arc::new(store);
                 if let Some(before) = &before {
-                    self.revocation_deltas.add(&store, before);
+                    self.revocations.add(&store, before);
                 }
                 (Some(store), None)
             }
@@ -166,12 +167,12 @@ impl TrustStores {
     /// Forgets the stores that nobody asked for: what was checked by them takes its leave. And finds out when
     /// the clock alone makes another plan of the same things.
     pub(crate) fn settle(&mut self, now: UnixTime) {
-        let revocation_deltas = &mut self.revocation_deltas;
+        let revocations = &mut self.revocations;
         self.held.retain(|_, held| {
             if !held.is_asked
                 && let Some(store) = &held.store
             {
-                revocation_deltas.add_all(store);
+                revocations.add_all(store);
             }
             std::mem::take(&mut held.is_asked)
         });
@@ -195,8 +196,8 @@ impl TrustStores {
     }
 
     /// What was trusted and is not any more.
-    pub(crate) fn revocation_deltas(&self) -> &RevocationDeltas {
-        &self.revocation_deltas
+    pub(crate) fn revocations(&self) -> &RevocationHistory {
+        &self.revocations
     }
 
     /// What the lists of each store say of themselves.
@@ -319,8 +320,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_loaded_leaves_the_last_good_one_is_told_and_is_tried_again() {
-        let (world, mut stores, mut files) =
-            (TestAuthority::new(), TrustStores::default(), WatchedFiles::default());
+        let world = TestAuthority::new();
+        let mut stores = TrustStores::default();
+        let mut files = WatchedFiles::default();
         let mut ask = |validation: &Validation, seconds| {
             let got =
                 stores.store(&trust(), validation, (&mut files, &CrlStore::default()), at(seconds));
@@ -344,15 +346,16 @@ mod tests {
 
     #[test]
     fn what_nobody_asks_for_any_more_takes_its_leave() {
-        let (world, mut stores, mut files) =
-            (TestAuthority::new(), TrustStores::default(), WatchedFiles::default());
+        let world = TestAuthority::new();
+        let mut stores = TrustStores::default();
+        let mut files = WatchedFiles::default();
         let fetched = CrlStore::default();
         let first = world.validation(1, &[], 0);
         let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         let (proof, serial) = world.proof(&store);
         stores.settle(at(0));
         let standing = store.version();
-        let ends = |stores: &TrustStores| stores.revocation_deltas().affect(&proof, standing);
+        let ends = |stores: &TrustStores| stores.revocations().invalidates(&proof, standing);
         // Another list, that names somebody else, and then it.
         let other = world.validation(2, &["0a"], 0);
         stores.store(&trust(), &other, (&mut files, &fetched), at(1)).unwrap();
@@ -365,18 +368,21 @@ mod tests {
         let mut stores = TrustStores::default();
         let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
         stores.settle(at(0));
-        let (proof, standing) = (world.proof(&store).0, store.version());
-        assert!(!stores.revocation_deltas().affect(&proof, standing));
+        let proof = world.proof(&store).0;
+        let standing = store.version();
+        assert!(!stores.revocations().invalidates(&proof, standing));
         stores.settle(at(1));
-        assert!(stores.revocation_deltas().affect(&proof, standing), "nobody asked for it");
+        assert!(stores.revocations().invalidates(&proof, standing), "nobody asked for it");
         let (again, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(2)).unwrap();
         assert_ne!(again.version().lineage, standing.lineage);
     }
 
     #[test]
     fn broken_validation_of_a_filter_chain_does_not_inherit_the_roots_of_the_last_one_there() {
-        let (world, other) = (TestAuthority::new(), TestAuthority::new());
-        let (mut stores, mut files) = (TrustStores::default(), WatchedFiles::default());
+        let world = TestAuthority::new();
+        let other = TestAuthority::new();
+        let mut stores = TrustStores::default();
+        let mut files = WatchedFiles::default();
         let fetched = CrlStore::default();
         let place = SecretId::Location("listener a chain 0".into());
         let first = world.validation(1, &[], 0);

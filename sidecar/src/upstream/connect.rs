@@ -67,7 +67,7 @@ pub(super) async fn over_http1(
             response = read_response(&mut connection.reader, &call.head.method, limits) => {
                 response?
             }
-            () = call.reply.refused() => return Err(HeadError::Refused(Denial::ClientGone)),
+            () = call.reply.cancelled() => return Err(HeadError::Refused(Denial::ClientGone)),
         };
         if !response.is_interim() {
             break response;
@@ -133,7 +133,7 @@ pub(super) async fn over_http2(
     let response = loop {
         let answer = tokio::select! {
             answer = next_response(&mut response) => answer?,
-            () = call.reply.refused() => return Err(ExchangeFailure::Denied(Denial::ClientGone)),
+            () = call.reply.cancelled() => return Err(ExchangeFailure::Denied(Denial::ClientGone)),
         };
         match answer {
             UpstreamResponse::Final(response) => break response,
@@ -166,7 +166,7 @@ pub(super) async fn over_http2(
             .await,
             call.progress,
         );
-        call.reply.finished(outcome.aborted.is_none());
+        call.reply.record_end(outcome.aborted.is_none());
         sink.abort();
         return Ok(outcome);
     }

@@ -323,7 +323,7 @@ async fn exchange_http1(
     *keep_alive_timeout = response.keep_alive_timeout.or(*keep_alive_timeout);
     let mut body = BodySource::Http1(BodyReader::new(reader, response.framing));
     if !upload.is_whole() {
-        reply.comes_early();
+        reply.record_early_response();
     }
     let (header_filter, mut downstream) = reply.start(response.head, &body, head, *changes);
     {
@@ -342,7 +342,7 @@ async fn exchange_http1(
     }
     // When the response was complete before the request's body, the rest of the body must not be interpreted as the next
     // request, so neither connection is reused.
-    reply.finished(is_whole && upload.is_whole());
+    reply.record_end(is_whole && upload.is_whole());
     let is_reusable = is_whole && upload.is_whole() && keep_alive;
     Ok(Http1Exchange { outcome, is_reusable })
 }
@@ -373,7 +373,7 @@ pub(super) async fn decline(
     if !is_whole {
         downstream.flush_and_abort().await;
     }
-    call.reply.finished(is_whole);
+    call.reply.record_end(is_whole);
     Http1Exchange { outcome, is_reusable: is_whole && response.keep_alive }
 }
 
@@ -484,7 +484,7 @@ async fn exchange_http2(
     outcome.status = response.status;
     let mut body = BodySource::Http2(&mut body);
     if !upload.is_whole() {
-        reply.comes_early();
+        reply.record_early_response();
     }
     let (header_filter, mut downstream) = reply.start(response, &body, head, *changes);
     {
@@ -500,7 +500,7 @@ async fn exchange_http2(
     if outcome.aborted.is_some() {
         downstream.flush_and_abort().await;
     }
-    reply.finished(outcome.aborted.is_none() && upload.is_whole());
+    reply.record_end(outcome.aborted.is_none() && upload.is_whole());
     Ok(outcome)
 }
 

@@ -356,7 +356,7 @@ async fn connect_http2(
 ) -> io::Result<Http2Connection> {
     let ConnectionPermits { slot, window } = permits;
     let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
-    let status = stream.standing().cloned();
+    let status = stream.status().cloned();
     worker.metrics.upstream_connections.increment();
     let alert = EndpointAlert::default();
     let (sender, mut connection) = h2::client::Builder::new()

@@ -40,7 +40,7 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
                     }
                 }
                 response = &mut response => return Ok(response),
-                () = reply.refused() => return Err(Denial::ClientGone),
+                () = reply.cancelled() => return Err(Denial::ClientGone),
             }
         }
     }
