@@ -10,7 +10,7 @@ use weft_agent::metrics::{self, Metrics};
 use weft_agent::plan::AgentPlan;
 use weft_agent::redirect::{self, RedirectGuard, RedirectStatus};
 use weft_model::{FlowTuple, Transport};
-use weft_runtime::metrics::{Page, Registry};
+use weft_runtime::metrics::{MetricsPage, WorkerMetrics};
 
 use crate::process::Particulars;
 
@@ -18,7 +18,7 @@ use crate::process::Particulars;
 #[derive(Debug)]
 pub struct AgentRole {
     /// The workers' counters.
-    pub registry: Registry<Metrics>,
+    pub metrics: WorkerMetrics<Metrics>,
     /// The plan in force.
     pub plans: watch::Receiver<Arc<AgentPlan>>,
     /// What keeps the redirects in force, if anything does.
@@ -28,18 +28,16 @@ pub struct AgentRole {
 }
 
 impl Particulars for AgentRole {
-    fn metrics(&self) -> String {
-        let kernel = self.kernel.report();
-        let mut page = metrics::page(&self.registry, &kernel);
+    fn metrics(&self, page: &mut MetricsPage<'_>) {
+        metrics::add_metrics(&self.metrics, &self.kernel.report(), page);
         page.gauge(
             "weft_agent_looping_endpoints",
-            "Endpoints that are left out because they lead back to this agent.",
+            "Endpoints that are not used because they lead back to this agent.",
             self.plans.borrow().looping_endpoints() as u64,
         );
         if let Some(guard) = &self.guard {
-            redirect_metrics(&guard.report(), &mut page);
+            add_redirect_metrics(&guard.report(), page);
         }
-        page.finish()
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -98,7 +96,7 @@ impl AgentRole {
     /// A service, with its flows of both ways: it may have had some by each.
     fn service(&self, service: &ServiceReport) -> Value {
         let (path, why) = path(&service.path);
-        let (flows, open) = metrics::proxied_flows(&self.registry, &service.listener);
+        let (flows, open) = metrics::proxied_flows(&self.metrics, &service.listener);
         json!({
             "listener": &*service.listener, "path": path, "why": why,
             "flows": service.flows + flows, "flows_open": service.flows_open + open,
@@ -139,31 +137,34 @@ fn sequence_of(query: &str) -> Result<Option<u32>, String> {
     value.map(number).transpose()
 }
 
-/// How it stands with the redirects, for the metrics.
-fn redirect_metrics(report: &redirect::RedirectReport, page: &mut Page) {
+fn add_redirect_metrics(report: &redirect::RedirectReport, page: &mut MetricsPage<'_>) {
     let in_force =
         report.statuses.iter().filter(|(_, standing)| *standing == RedirectStatus::InForce).count();
-    page.gauge("weft_redirects", "Redirects that are wanted.", report.statuses.len() as u64);
-    page.gauge("weft_redirects_in_force", "Redirects in force.", in_force as u64);
-    page.counter(
-        "weft_redirect_repairs",
-        "Redirects that somebody had changed, installed again.",
-        report.repairs,
-    );
-    page.counter(
-        "weft_redirect_dropped_packets",
-        "Packets that strict redirects dropped since they were installed.",
-        report.dropped.iter().map(|(_, packets)| packets).sum(),
-    );
+    page.gauge("weft_agent_redirects", "Desired redirects.", report.statuses.len() as u64);
+    page.gauge("weft_agent_redirects_in_force", "Redirects in force.", in_force as u64);
     page.gauge(
-        "weft_redirects_of_dns",
-        "Redirects that hand DNS over now.",
+        "weft_agent_redirects_with_dns",
+        "Redirects that redirect DNS now.",
         report.dns.iter().filter(|(_, is_handed_over)| *is_handed_over).count() as u64,
     );
     page.counter(
-        "weft_redirect_passed_probes",
-        "Connections made to see if they are handed over, which were not.",
+        "weft_agent_redirect_repairs",
+        "Redirects that the agent restored after another program had changed them.",
+        report.repairs,
+    );
+    page.counter(
+        "weft_agent_redirect_dropped_packets",
+        "Packets that strict redirects dropped.",
+        report.dropped.iter().map(|(_, packets)| packets).sum(),
+    );
+    page.counter(
+        "weft_agent_redirect_probe_failures",
+        "Probe connections that a redirect did not capture.",
         report.probe_failures,
     );
-    page.counter("weft_redirect_failures", "Redirects that could not be kept.", report.failures);
+    page.counter(
+        "weft_agent_redirect_failures",
+        "Failed attempts to install or restore a redirect.",
+        report.failures,
+    );
 }

@@ -15,6 +15,7 @@ use weft_runtime::access::Writer;
 use weft_runtime::drain::{Drain, drain_on_signals};
 use weft_runtime::listening::{ListenReport, ListenStatus};
 use weft_runtime::log::LogLevel;
+use weft_runtime::metrics::{MetricsPage, add_process_metrics};
 use weft_runtime::problems::Problems;
 use weft_runtime::socket::Mark;
 use weft_runtime::worker::PreparedWorkers;
@@ -45,8 +46,8 @@ pub struct Setup {
 
 /// What one role tells of itself beyond what every data plane does.
 pub trait Particulars: Send + Sync + 'static {
-    /// Its metrics in Prometheus' text format.
-    fn metrics(&self) -> String;
+    /// Adds its metrics to a page.
+    fn metrics(&self, page: &mut MetricsPage<'_>);
 
     /// Whether it can serve, as far as this is its own matter.
     ///
@@ -299,27 +300,30 @@ impl admin::AdminRole for Role {
         Ok(())
     }
 
-    fn metrics(&self) -> String {
+    fn metrics(&self, page: &mut MetricsPage<'_>) {
+        self.particulars.metrics(page);
         let status = self.status.borrow();
-        let connected = u64::from(status.connected);
-        let mut page = weft_runtime::metrics::Page::default();
         page.gauge(
             "weft_xds_connected",
-            "Whether a control plane is connected and has answered.",
-            connected,
+            "1 while a control plane is connected and has answered, otherwise 0.",
+            u64::from(status.connected),
         );
         page.gauge(
             "weft_xds_revision",
-            "The configuration in force.",
+            "Revision of the configuration in force.",
             self.snapshots.borrow().revision,
         );
-        page.gauge("weft_xds_rejected", "Resources refused.", status.rejected.len() as u64);
+        page.gauge(
+            "weft_xds_rejected_resources",
+            "Resources rejected in their newest version.",
+            status.rejected.len() as u64,
+        );
         let count = |of: fn(&Notes) -> &Vec<String>| {
             status.notes.values().map(|notes| of(notes).len() as u64).sum()
         };
         page.gauge(
-            "weft_xds_not_honoured",
-            "Fields that have no effect here.",
+            "weft_xds_ignored_fields",
+            "Fields of accepted resources that have no effect.",
             count(|notes| &notes.not_honoured),
         );
         page.gauge(
@@ -329,15 +333,15 @@ impl admin::AdminRole for Role {
         );
         page.gauge(
             "weft_dns_failing_hosts",
-            "Host names whose last DNS lookup failed; their last addresses stay in use.",
+            "Host names whose last DNS lookup failed. Their last known addresses stay in use.",
             self.unresolved.borrow().len() as u64,
         );
         page.counter(
-            "weft_access_lines_lost",
-            "Access lines lost because standard output was read too slowly, or not at all.",
+            "weft_access_log_lost_lines",
+            "Access log lines lost because their reader was too slow, or writing failed.",
             self.access.lost(),
         );
-        self.particulars.metrics() + &page.finish()
+        add_process_metrics(page);
     }
 
     fn explain(&self, query: &str) -> Result<serde_json::Value, String> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use weft_model::Name;
-use weft_runtime::metrics::{Counter, Gauge, Opened};
+use weft_runtime::metrics::{Counter, Gauge, GaugeGuard};
 
 /// The TCP and UDP flows of one service that one worker carries.
 #[derive(Debug, Default)]
@@ -16,9 +16,9 @@ pub(crate) struct FlowCounts {
 
 impl FlowCounts {
     /// Counts a new flow; it counts as open until the result is dropped.
-    pub(crate) fn begin(&self) -> Opened<Arc<Gauge>> {
+    pub(crate) fn begin(&self) -> GaugeGuard<Arc<Gauge>> {
         self.begun.increment();
-        Opened::new(self.open.clone())
+        GaugeGuard::new(self.open.clone())
     }
 }
 

@@ -1,15 +1,15 @@
-//! What the agent counts.
+//! The agent's metrics. `docs/metrics.md` lists them all.
 
 use std::sync::Arc;
 
 use weft_model::Transport;
-use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
+use weft_runtime::metrics::{Counter, Gauge, Histogram, MetricsPage, WorkerMetrics};
 
 use crate::flow_counts::{SharedFlowCounts, flows_of};
 use crate::kernel::{FlowPath, KernelPathReport, ServiceReport};
 use crate::refusal::FlowRefusal;
 
-/// The counters of one worker.
+/// The metrics of one worker.
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub(crate) connections: Counter,
@@ -23,7 +23,7 @@ pub struct Metrics {
     pub(crate) datagrams_to_client: Counter,
     pub(crate) datagrams_lost: Counter,
     refused: [Counter; FlowRefusal::ALL.len()],
-    /// The flows of each service.
+    /// Flows by service.
     pub(crate) services: SharedFlowCounts,
 }
 
@@ -36,138 +36,159 @@ impl Metrics {
     }
 }
 
-/// How many flows of a service all workers have begun to carry, and carry now.
+/// Flows of a service on the proxy path: how many have begun, and how many are open.
 #[must_use]
-pub fn proxied_flows(registry: &Registry<Metrics>, listener: &str) -> (u64, u64) {
-    flows_of(listener, registry.sets().iter().map(|set| &set.services))
+pub fn proxied_flows(metrics: &WorkerMetrics<Metrics>, listener: &str) -> (u64, u64) {
+    flows_of(listener, metrics.sets().iter().map(|set| &set.services))
 }
 
-/// The page of all workers, and of what the kernel carries.
-#[must_use]
-pub fn page(registry: &Registry<Metrics>, kernel: &KernelPathReport) -> Page {
-    let sets = registry.sets();
-    let sum =
-        |pick: fn(&Metrics) -> u64| sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add);
-    let mut page = Page::default();
-    let carried = |transport, pick: fn(&ServiceReport) -> u64| -> u64 {
-        let services = kernel.services.iter().filter(|s| s.transport == Some(transport));
-        services.map(pick).sum()
-    };
-    let by_path = |proxy: fn(&Metrics) -> u64, transport, pick: fn(&ServiceReport) -> u64| {
-        [("proxy", sum(proxy)), ("kernel", carried(transport, pick))]
-    };
-    page.counter_by(
-        "weft_agent_connections",
-        "TCP connections carried.",
-        "path",
-        &by_path(|m| m.connections.get(), Transport::Tcp, |s| s.flows),
-    );
-    page.gauge_by(
-        "weft_agent_connections_open",
-        "TCP connections being carried.",
-        "path",
-        &by_path(|m| m.connections_open.get(), Transport::Tcp, |s| s.flows_open),
-    );
-    page.counter_by(
-        "weft_agent_bytes",
-        "Bytes moved over TCP.",
-        "direction",
-        &[
-            ("to_endpoint", sum(|m| m.bytes_to_endpoint.get())),
-            ("to_client", sum(|m| m.bytes_to_client.get())),
-        ],
-    );
-    page.counter_by(
-        "weft_agent_flows",
-        "UDP flows carried.",
-        "path",
-        &by_path(|m| m.flows.get(), Transport::Udp, |s| s.flows),
-    );
-    page.gauge_by(
-        "weft_agent_flows_open",
-        "UDP flows being carried.",
-        "path",
-        &by_path(|m| m.flows_open.get(), Transport::Udp, |s| s.flows_open),
-    );
-    page.counter_by(
-        "weft_agent_datagrams",
-        "Datagrams moved.",
-        "direction",
-        &[
-            ("to_endpoint", sum(|m| m.datagrams_to_endpoint.get())),
-            ("to_client", sum(|m| m.datagrams_to_client.get())),
-        ],
-    );
-    page.counter(
-        "weft_agent_datagrams_lost",
-        "Datagrams a full socket did not take.",
-        sum(|m| m.datagrams_lost.get()),
-    );
-    refusals(&sets, &mut page);
-    let connect = sets.iter().map(|set: &Arc<Metrics>| &set.connect);
+/// Adds the metrics of all workers, and of what the kernel carries, to a page.
+pub fn add_metrics(
+    metrics: &WorkerMetrics<Metrics>,
+    kernel: &KernelPathReport,
+    page: &mut MetricsPage<'_>,
+) {
+    let workers = Workers(metrics.sets());
+    workers.add_flows(kernel, page);
+    workers.add_traffic(page);
+    workers.add_refusals(page);
     page.histogram(
-        "weft_agent_connect_seconds",
-        "How long connecting to an endpoint took.",
-        connect,
+        "weft_agent_connect_duration_seconds",
+        "Duration of connecting to an endpoint.",
+        workers.0.iter().map(|worker| &worker.connect),
     );
-    kernel_path(kernel, &mut page);
-    weft_runtime::metrics::process(&mut page);
-    page
+    add_kernel_path(kernel, page);
 }
 
-fn refusals(sets: &[Arc<Metrics>], page: &mut Page) {
-    let refused: Vec<(&str, u64)> = FlowRefusal::ALL
-        .iter()
-        .enumerate()
-        .map(|(index, refusal)| {
-            let total =
-                sets.iter().filter_map(|set| set.refused.get(index)).map(Counter::get).sum();
-            (refusal.reason(), total)
-        })
-        .collect();
-    page.counter_by("weft_agent_refused", "Connections and flows not carried.", "reason", &refused);
+/// The metrics of all workers, to be added up.
+struct Workers(Vec<Arc<Metrics>>);
+
+impl Workers {
+    fn sum(&self, counter: impl Fn(&Metrics) -> u64) -> u64 {
+        self.0.iter().map(|worker| counter(worker)).fold(0, u64::wrapping_add)
+    }
+
+    fn add_flows(&self, kernel: &KernelPathReport, page: &mut MetricsPage<'_>) {
+        let in_kernel = |transport, count: fn(&ServiceReport) -> u64| -> u64 {
+            let services = kernel.services.iter().filter(|s| s.transport == Some(transport));
+            services.map(count).sum()
+        };
+        let by_path = |proxy: fn(&Metrics) -> u64, transport, count: fn(&ServiceReport) -> u64| {
+            [("proxy", self.sum(proxy)), ("kernel", in_kernel(transport, count))]
+        };
+        page.counter_by(
+            "weft_agent_connections",
+            "TCP connections to services.",
+            "path",
+            &by_path(|m| m.connections.get(), Transport::Tcp, |s| s.flows),
+        );
+        page.gauge_by(
+            "weft_agent_connections_open",
+            "Open TCP connections to services.",
+            "path",
+            &by_path(|m| m.connections_open.get(), Transport::Tcp, |s| s.flows_open),
+        );
+        page.counter_by(
+            "weft_agent_flows",
+            "UDP flows to services.",
+            "path",
+            &by_path(|m| m.flows.get(), Transport::Udp, |s| s.flows),
+        );
+        page.gauge_by(
+            "weft_agent_flows_open",
+            "Open UDP flows to services.",
+            "path",
+            &by_path(|m| m.flows_open.get(), Transport::Udp, |s| s.flows_open),
+        );
+    }
+
+    fn add_traffic(&self, page: &mut MetricsPage<'_>) {
+        page.counter_by(
+            "weft_agent_bytes",
+            "Bytes forwarded over TCP by the proxy path.",
+            "direction",
+            &[
+                ("to_endpoint", self.sum(|m| m.bytes_to_endpoint.get())),
+                ("to_client", self.sum(|m| m.bytes_to_client.get())),
+            ],
+        );
+        page.counter_by(
+            "weft_agent_datagrams",
+            "Datagrams forwarded by the proxy path.",
+            "direction",
+            &[
+                ("to_endpoint", self.sum(|m| m.datagrams_to_endpoint.get())),
+                ("to_client", self.sum(|m| m.datagrams_to_client.get())),
+            ],
+        );
+        page.counter(
+            "weft_agent_datagrams_dropped",
+            "Datagrams dropped because a socket's send buffer was full.",
+            self.sum(|m| m.datagrams_lost.get()),
+        );
+    }
+
+    fn add_refusals(&self, page: &mut MetricsPage<'_>) {
+        let refused: Vec<(&str, u64)> = FlowRefusal::ALL
+            .iter()
+            .enumerate()
+            .map(|(index, refusal)| {
+                (refusal.reason(), self.sum(|m| m.refused.get(index).map_or(0, Counter::get)))
+            })
+            .collect();
+        page.counter_by(
+            "weft_agent_refused",
+            "Connections and datagrams refused by the proxy path.",
+            "reason",
+            &refused,
+        );
+    }
 }
 
-fn kernel_path(report: &KernelPathReport, page: &mut Page) {
+fn add_kernel_path(report: &KernelPathReport, page: &mut MetricsPage<'_>) {
     let on_kernel =
         report.services.iter().filter(|service| service.path == FlowPath::Kernel).count();
     page.gauge_by(
         "weft_agent_services",
-        "Services by the way that their flows go.",
+        "Services by the path that their flows take.",
         "path",
         &[("proxy", (report.services.len() - on_kernel) as u64), ("kernel", on_kernel as u64)],
     );
     page.counter(
-        "weft_agent_blocked_packets",
-        "Packets of new flows that security groups did not let in.",
+        "weft_agent_security_group_dropped_packets",
+        "First packets of flows that a security group dropped.",
         report.blocked,
     );
     page.counter(
-        "weft_agent_kernel_repairs",
-        "Changes of others to the kernel's table of services, undone.",
+        "weft_agent_kernel_table_repairs",
+        "Changes of other programs to the agent's nftables table that the agent reverted.",
         report.repairs,
     );
-    page.counter("weft_agent_kernel_failures", "Changes that the kernel refused.", report.failures);
     page.counter(
-        "weft_agent_kernel_flows_let_go",
-        "Flows that the kernel let go of because their endpoint was gone.",
+        "weft_agent_kernel_table_failures",
+        "Changes of the agent's nftables table that the kernel refused.",
+        report.failures,
+    );
+    page.counter(
+        "weft_agent_conntrack_evictions",
+        "Conntrack entries deleted because their endpoint was removed.",
         report.evicted,
     );
     if let Some(occupancy) = report.occupancy {
         page.gauge(
-            "weft_conntrack_entries",
-            "Connections in the kernel's table.",
+            "weft_agent_conntrack_entries",
+            "Conntrack entries of the network namespace.",
             occupancy.entries,
         );
         page.gauge(
-            "weft_conntrack_limit",
-            "How many the kernel's table may hold: when it is full, new flows are dropped.",
+            "weft_agent_conntrack_limit",
+            "Most conntrack entries that the network namespace may have. At the limit the kernel drops new flows.",
             occupancy.limit,
         );
     }
     page.counter(
-        "weft_agent_kernel_records_lost",
-        "Times that more connections ended than records could be written of.",
+        "weft_agent_kernel_access_log_overruns",
+        "Times that flows of the kernel path ended faster than their access log lines could be written.",
         report.records_lost,
     );
 }

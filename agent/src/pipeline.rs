@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use tokio::net::{TcpStream, UdpSocket};
 use weft_model::{FlowTuple, IdleEnd, Listener, Name, SourceAddress, Transport, UdpProxy};
-use weft_runtime::metrics::{Gauge, Opened};
+use weft_runtime::metrics::{Gauge, GaugeGuard};
 use weft_runtime::socket::{
     PROBE_PORT, connect_tcp, connect_udp, original_destination, reset_on_close,
 };
@@ -103,7 +103,7 @@ async fn proxy_tcp(
     }
 
     worker.metrics.connections.increment();
-    let open = Opened::new(&worker.metrics.connections_open);
+    let open = GaugeGuard::new(&worker.metrics.connections_open);
     let flow = flow_counts.begin();
     let abort = pin!(worker.abort.notified());
     let sides = RelaySides { client: &mut accepted.stream, endpoint: &mut endpoint };
@@ -274,8 +274,8 @@ pub(crate) struct UdpFlow {
 
 /// The gauges that count a flow as open.
 struct OpenFlow {
-    _of_worker: Opened<Arc<Gauge>>,
-    _of_service: Opened<Arc<Gauge>>,
+    _of_worker: GaugeGuard<Arc<Gauge>>,
+    _of_service: GaugeGuard<Arc<Gauge>>,
 }
 
 /// Forwards received datagrams to the endpoints of their flows, and starts new flows. Datagrams of one flow
@@ -359,7 +359,7 @@ fn start_flow(
         .map_err(|_| FlowRefusal::Limit)?;
     worker.metrics.flows.increment();
     flow.open.set(Some(OpenFlow {
-        _of_worker: Opened::new(worker.metrics.flows_open.clone()),
+        _of_worker: GaugeGuard::new(worker.metrics.flows_open.clone()),
         _of_service: worker.flow_counts(serving).begin(),
     }));
     tokio::task::spawn_local(forward_responses(flow.clone(), worker.clone()));

@@ -15,7 +15,7 @@ use weft_model::{Listener, Name, Transport};
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{ActiveConnections, Drain, Phase};
 use weft_runtime::listening::ListenReport;
-use weft_runtime::metrics::Registry;
+use weft_runtime::metrics::WorkerMetrics;
 use weft_runtime::socket::{Mark, bind_udp, is_ipv6_unavailable, listen_tcp};
 use weft_runtime::syn::save_syn;
 
@@ -55,7 +55,7 @@ pub struct AgentShared {
     /// The shutdown of the process.
     pub drain: Drain,
     /// The registry of the workers' counters.
-    pub metrics: Registry<Metrics>,
+    pub metrics: WorkerMetrics<Metrics>,
     /// The writer of access logs.
     pub access: Writer,
     /// The limits of one worker.

@@ -4,6 +4,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::curl::Curl;
+use crate::metrics::metric;
 use crate::port;
 use crate::process::{Process, weft};
 use crate::wait::eventually;
@@ -88,8 +89,6 @@ impl TestAgent {
     /// If the metric does not exist.
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
-        let page = Curl::get(self.admin, "/metrics").run().text();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.expect(name).parse().expect("a number")
+        metric(&Curl::get(self.admin, "/metrics").run().text(), name)
     }
 }

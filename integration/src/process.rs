@@ -41,7 +41,17 @@ pub fn python() -> Command {
     Command::new(python)
 }
 
-/// A Python program of `integration/counterparts`.
+/// Prometheus' `promtool`: `$WEFT_PROMTOOL`, what `integration/setup` downloaded, or what the system has.
+#[must_use]
+pub fn promtool() -> Command {
+    let downloaded = built().join("../promtool");
+    let path = std::env::var_os("WEFT_PROMTOOL")
+        .map(PathBuf::from)
+        .or_else(|| downloaded.exists().then_some(downloaded));
+    Command::new(path.unwrap_or_else(|| "promtool".into()))
+}
+
+/// A program of `integration/counterparts`.
 ///
 /// # Panics
 /// If the Python environment does not exist.

@@ -9,6 +9,7 @@ use crate::bootstrap::{
 };
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
+use crate::metrics::metric;
 use crate::port;
 use crate::process::{Process, tool, weft};
 use crate::wait::eventually;
@@ -116,9 +117,7 @@ impl TestSidecar {
     /// If the metric does not exist.
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
-        let page = self.metrics();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.expect(name).parse().expect("a number")
+        metric(&self.metrics(), name)
     }
 
     /// The peak resident memory in bytes, from `/proc`.

@@ -179,9 +179,7 @@ impl SingleSidecar {
     /// If the metric does not exist.
     #[must_use]
     pub fn metric(&self, name: &str) -> u64 {
-        let page = Curl::get(self.sidecar.admin, "/metrics").run().text();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.expect(name).parse().expect("a number")
+        self.sidecar.metric(name)
     }
 
     /// The next access-log line that contains `text`.

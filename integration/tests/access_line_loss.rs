@@ -19,7 +19,7 @@ fn lost_access_lines_are_counted_and_logged_once() {
     let pki = MeshPki::create();
     let pipe = pki.path("lines");
     run(Command::new("mkfifo").arg(&pipe));
-    // Opened for reading and writing, so that neither open blocks until the other end is open.
+    // GaugeGuard for reading and writing, so that neither open blocks until the other end is open.
     let reader =
         OpenOptions::new().read(true).write(true).open(&pipe).expect("the pipe can be opened");
     let mut command = Command::new("sh");
@@ -45,7 +45,7 @@ fn lost_access_lines_are_counted_and_logged_once() {
         );
     }
     let lost = eventually("lost lines are counted", || {
-        let lost = sidecar.metric("weft_access_lines_lost_total");
+        let lost = sidecar.metric("weft_access_log_lost_lines_total");
         (lost > 0).then_some(lost)
     });
     let lost = usize::try_from(lost).expect("the count fits into usize");

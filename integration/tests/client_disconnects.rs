@@ -41,7 +41,7 @@ fn assert_event(events: &Receiver<&'static str>, event: &str) {
 /// Waits until a sidecar has no open request and has counted `gone` requests of disconnected clients.
 #[track_caller]
 fn assert_cancelled(sidecar: &TestSidecar, gone: usize) {
-    let gone = format!("weft_sidecar_denied_total{{reason=\"client_gone\"}} {gone}");
+    let gone = format!("weft_sidecar_requests_denied_total{{reason=\"client_gone\"}} {gone}");
     eventually(format!("{sidecar:?} reports {gone}"), || {
         let metrics = sidecar.metrics();
         let reports = |line: &str| metrics.lines().any(|reported| reported == line);

@@ -233,7 +233,7 @@ fn status_codes_above_599_are_forwarded() {
         assert_eq!((by_http1.status, by_http1.body.as_str()), (status, "own"));
         let by_http2 = http2::ask_one(sidecar.port, request("GET", "/", &[]));
         assert_eq!((by_http2.status(), by_http2.body()), (status, "own"));
-        assert_eq!(sidecar.metric("weft_sidecar_responses_total{class=\"other\"}"), 2);
+        assert_eq!(sidecar.metric("weft_sidecar_requests_total{response_class=\"other\"}"), 2);
     }
 }
 
@@ -418,6 +418,6 @@ fn refused_http2_request_keeps_its_connection_open_for_other_streams() {
         ));
         assert_eq!(client.outcome(stream + 2), http2_frames::StreamOutcome::Answered(200));
     }
-    assert_eq!(sidecar.metric("weft_sidecar_denied_total{reason=\"malformed\"}"), 10);
+    assert_eq!(sidecar.metric("weft_sidecar_requests_denied_total{reason=\"malformed\"}"), 10);
     assert_eq!(sidecar.metric("weft_sidecar_requests_open"), 0);
 }

@@ -126,7 +126,7 @@ fn crl_is_refreshed_periodically_and_enforced_at_once() {
     );
     assert_eq!(open.ask("/"), Some(200));
     assert!(!publication.is_admitted(&revoked) && publication.is_admitted(&other));
-    assert_eq!(publication.sidecar.metric("weft_sidecar_revoked_certificates"), 1);
+    assert_eq!(publication.sidecar.metric("weft_sidecar_crl_revoked_certificates"), 1);
     publication.nginx.process.line_with("GET /mesh.crl 200");
     publication.nginx.process.line_with("GET /mesh.crl 304");
 }

@@ -649,7 +649,7 @@ fn crl_with_500000_entries_is_loaded_and_its_last_entry_is_enforced() {
     serials.push(BAD);
     write(&sidecar.file("many"), &pki.with_clean_root(2, &CraftedCrl::new(2, &serials)));
     sidecar.wait_loaded("many", 2);
-    assert_eq!(sidecar.sidecar.metric("weft_sidecar_revoked_certificates"), MOST_ENTRIES);
+    assert_eq!(sidecar.sidecar.metric("weft_sidecar_crl_revoked_certificates"), MOST_ENTRIES);
     assert_eq!(pki.call(Caller::Bad, port), REVOKED);
     assert_eq!(pki.call(Caller::Good, port), ADMITTED);
 }

@@ -52,7 +52,8 @@ fn frame_floods_are_cut_off_while_other_clients_are_served() {
             assert!(sent < FRAMES_AT_MOST, "{name}: connection still open after {sent} frames");
         });
         eventually(format!("the flood of {name} is counted"), || {
-            (pair.caller.metric("weft_sidecar_floods_total") == number).then_some(())
+            (pair.caller.metric("weft_sidecar_http2_flood_disconnects_total") == number)
+                .then_some(())
         });
     }
     let grown = pair.caller.resident_memory().saturating_sub(before);
@@ -76,5 +77,5 @@ fn client_with_many_served_requests_is_not_counted_as_flood() {
     h2load.args(["-n", "10001", "-c", "1", "-m", "100", &url]);
     let output = weft_integration::process::run(&mut h2load);
     assert!(output.contains("10001 succeeded, 0 failed, 0 errored"), "{output}");
-    assert_eq!(pair.caller.metric("weft_sidecar_floods_total"), 0);
+    assert_eq!(pair.caller.metric("weft_sidecar_http2_flood_disconnects_total"), 0);
 }

@@ -285,7 +285,7 @@ fn resumed_session_keeps_the_client_identity() {
     ask("-sess_out", "New");
     ask("-sess_in", "Reused");
     let page = Curl::get(callee.admin, "/metrics").run().text();
-    assert!(page.contains("weft_sidecar_handshakes_resumed_total 1\n"), "{page}");
+    assert!(page.contains("weft_sidecar_tls_handshakes_resumed_total 1\n"), "{page}");
 }
 
 #[test]

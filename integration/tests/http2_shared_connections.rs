@@ -102,8 +102,8 @@ async fn refused_uploads_do_not_break_downloads_of_any_client() {
     refuse_uploads(pair.caller.port, uploads, 40_000, 50).await;
     // Larger than all flow-control windows.
     refuse_uploads(pair.caller.port, 8, 6_000_000, 4).await;
-    assert_eq!(pair.caller.metric("weft_sidecar_floods_total"), 0);
-    assert_eq!(pair.callee.metric("weft_sidecar_floods_total"), 0);
+    assert_eq!(pair.caller.metric("weft_sidecar_http2_flood_disconnects_total"), 0);
+    assert_eq!(pair.callee.metric("weft_sidecar_http2_flood_disconnects_total"), 0);
     pair.assert_healthy();
 }
 

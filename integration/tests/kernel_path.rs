@@ -273,12 +273,12 @@ fn whatever_others_do_to_the_kernels_table_is_undone() {
         let (map, element) = map_of_tcp();
         nft(&change.replace("MAP", &map).replace("ELEMENT", &element));
         eventually(format!("{change:?} is undone"), || {
-            let repairs = agent.metric("weft_agent_kernel_repairs_total");
+            let repairs = agent.metric("weft_agent_kernel_table_repairs_total");
             (repairs >= turn).then_some(())
         });
         assert!(behaviour() == before, "after {change}: {:#?}", behaviour());
     }
-    assert_eq!(agent.metric("weft_agent_kernel_failures_total"), 0);
+    assert_eq!(agent.metric("weft_agent_kernel_table_failures_total"), 0);
 }
 
 #[test]

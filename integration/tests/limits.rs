@@ -90,7 +90,7 @@ fn sizes_have_limits() {
     check_limit(&alone, 16 * KIB, 431, with_field);
     check_limit(&alone, 60 * KIB, 431, |bytes| with_head(bytes, 10_000));
     check_limit(&alone, 100, 431, with_fields);
-    let count = || alone.metric("weft_sidecar_denied_total{reason=\"target_too_long\"}");
+    let count = || alone.metric("weft_sidecar_requests_denied_total{reason=\"target_too_long\"}");
     let counted = count();
     check_limit_of_http2(&alone, 16 * KIB, 414, |bytes| request("GET", &target(bytes), &[]));
     assert_eq!(count(), counted + 1);

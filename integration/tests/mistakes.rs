@@ -93,8 +93,8 @@ fn the_kernels_table_of_connections_is_watched() {
     );
     let limit = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
     let limit: u64 = limit.expect("the kernel tells").trim().parse().expect("a number");
-    assert_eq!(agent.metric("weft_conntrack_limit"), limit);
-    assert!(agent.metric("weft_conntrack_entries") < limit);
+    assert_eq!(agent.metric("weft_agent_conntrack_limit"), limit);
+    assert!(agent.metric("weft_agent_conntrack_entries") < limit);
 }
 
 /// Processor time that a process has used, in hundredths of a second.

@@ -250,7 +250,10 @@ fn a_callee_whose_clock_goes_ahead_refuses_whose_time_is_over_until_it_is_right_
     assert!(idle.ends_within(DEADLINE));
     assert_eq!(busy.exchange("lo").map(|(status, _)| status), Some(200));
     assert!(busy.ends_within(DEADLINE));
-    assert_eq!(callee.metric("weft_sidecar_connections_expired_total"), 2);
+    assert_eq!(
+        callee.metric("weft_sidecar_connections_closed_total{reason=\"certificate_expired\"}"),
+        2
+    );
     // Others are not concerned.
     long.await_service();
     assert_eq!(kept.ask("/"), Some(200));
@@ -293,7 +296,10 @@ fn a_callee_whose_clock_goes_back_refuses_whose_time_has_not_come_until_it_is_ri
         assert_eq!(kept.ask("/"), Some(200));
     }
     assert_eq!(busy.exchange("lo").map(|(status, _)| status), Some(200));
-    assert_eq!(callee.metric("weft_sidecar_connections_expired_total"), 0);
+    assert_eq!(
+        callee.metric("weft_sidecar_connections_closed_total{reason=\"certificate_expired\"}"),
+        0
+    );
     callee.assert_healthy();
 }
 

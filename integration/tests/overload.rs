@@ -27,8 +27,8 @@ use weft_integration::wait::eventually;
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
 const HOLD: &str = "GET /hold HTTP/1.1\r\nhost: a\r\n\r\n";
-const REFUSED: &str = "weft_sidecar_windows_refused_total";
-const OVERLOADED: &str = "weft_sidecar_denied_total{reason=\"overloaded\"}";
+const REFUSED: &str = "weft_sidecar_http2_window_refusals_total";
+const OVERLOADED: &str = "weft_sidecar_requests_denied_total{reason=\"overloaded\"}";
 /// The window that a connection has by the RFC, and the sidecar's while it has plenty.
 const SMALL_BYTES: u32 = 65_535;
 const FULL_BYTES: u32 = 4 * 1024 * 1024;

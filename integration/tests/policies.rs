@@ -156,9 +156,7 @@ fn set_policy(file: &mut Value, policy: Value) {
 
 fn counted(mesh: &TestMesh, metric: &str) -> u64 {
     let of = |workload: &MeshWorkload| {
-        let page = workload.sidecar.admin("/metrics").text();
-        let line = page.lines().find_map(|line| line.strip_prefix(metric)?.strip_prefix("_total "));
-        line.and_then(|value| value.parse::<u64>().ok()).expect("the metric is there")
+        weft_integration::metrics::metric(&workload.sidecar.admin("/metrics").text(), metric)
     };
     mesh.orders.iter().map(of).sum()
 }
@@ -179,7 +177,7 @@ fn what_a_changed_policy_does_not_allow_ends_and_nothing_else() {
     assert!(cut.goes_on() && kept.goes_on() && bytes.says("?"));
     assert_eq!(Open::begin(&mesh, "/never").1, "403");
     // Those that asked whether it is in force may have been ended by it.
-    let ended = counted(&mesh, "weft_sidecar_requests_withdrawn");
+    let ended = counted(&mesh, "weft_sidecar_requests_aborted_total{reason=\"policy_changed\"}");
 
     let deny = json!([{"from": ["web"], "paths": ["/cut"], "ports": [STREAMS]}]);
     mesh.change(|file| {
@@ -188,13 +186,19 @@ fn what_a_changed_policy_does_not_allow_ends_and_nothing_else() {
     assert!(cut.ends(), "it is denied now");
     assert!(kept.goes_on() && bytes.says("?"), "these are not");
     assert_eq!(Open::begin(&mesh, "/cut/2").1, "403");
-    assert_eq!(counted(&mesh, "weft_sidecar_requests_withdrawn"), ended + 1);
+    assert_eq!(
+        counted(&mesh, "weft_sidecar_requests_aborted_total{reason=\"policy_changed\"}"),
+        ended + 1
+    );
 
     let allow = json!([{"from": ["web"], "paths": ["/kept"]}]);
     mesh.change(|file| set_policy(file, json!({"service": "orders", "allow": allow})));
     assert!(bytes.ends(), "a clause with a path is for requests");
     assert!(kept.goes_on());
-    assert_eq!(counted(&mesh, "weft_sidecar_connections_shut_out"), 1);
+    assert_eq!(
+        counted(&mesh, "weft_sidecar_connections_closed_total{reason=\"policy_changed\"}"),
+        1
+    );
     assert!(!Open::to(&mesh, BYTES).says("?"));
     // Each worker hands its lines over by itself, so their order is open.
     let paths = ["/never", "/cut/1", "/cut/2"];
@@ -219,7 +223,7 @@ fn a_policy_that_only_watches_tells_what_it_would_refuse() {
                    "deny": [{"from": [below_default], "ports": [STREAMS], "paths": ["/kept/not"]}]}),
         );
     });
-    let refused = || counted(&mesh, "weft_sidecar_requests_dry_run_refused");
+    let refused = || counted(&mesh, "weft_sidecar_requests_dry_run_denied_total");
     eventually("it watches", || {
         let before = refused();
         assert_eq!(Open::begin(&mesh, "/other").1, "200");

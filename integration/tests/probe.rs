@@ -131,7 +131,7 @@ fn an_agent_is_not_ready_while_traffic_passes_its_rules() {
     let standing = dump.pointer("/redirects/~1run~1netns~1web/standing").and_then(Value::as_str);
     assert!(standing.is_some_and(|text| text.starts_with("failed: ")), "{dump}");
     let page = Curl::get(admin, "/metrics").run().text();
-    assert!(!page.contains("weft_redirect_passed_probes_total 0"), "{page}");
+    assert!(!page.contains("weft_agent_redirect_probe_failures_total 0"), "{page}");
     there("nft delete table inet theirs");
     is_ready();
     let errors = agent.errors();

@@ -47,7 +47,7 @@ fn greeting_of_a_server_first_service_reaches_the_client() {
         assert_eq!(client.bytes(8).as_deref(), Some("EHLO a\r\n"), "turn {turn}");
         client.finish();
         assert!(client.is_at_end(), "turn {turn}");
-        assert_eq!(alone.metric("weft_sidecar_spoken_first_total"), turn);
+        assert_eq!(alone.metric("weft_sidecar_server_first_connections_total"), turn);
     }
 }
 
@@ -81,7 +81,7 @@ fn client_that_sends_its_request_late_is_served() {
     assert_eq!(client.ask("GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
     let answer = http2::ask_one(alone.port, http2::request("GET", "/", &[]));
     assert_eq!(answer.status(), 200);
-    assert_eq!(alone.metric("weft_sidecar_spoken_first_total"), 0);
+    assert_eq!(alone.metric("weft_sidecar_server_first_connections_total"), 0);
 }
 
 #[test]

@@ -269,10 +269,10 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     eventually(format!("{agent:?} is ready"), || {
         (Curl::get(admin, "/ready").run().status == 200).then_some(())
     });
-    assert!(metrics().contains("\nweft_redirects_in_force 2\n"), "{}", metrics());
+    assert!(metrics().contains("\nweft_agent_redirects_in_force 2\n"), "{}", metrics());
     damage("two", "nft flush ruleset");
     eventually("the repair is counted", || {
-        metrics().contains("\nweft_redirect_repairs_total 1\n").then_some(())
+        metrics().contains("\nweft_agent_redirect_repairs_total 1\n").then_some(())
     });
     let told = |name: &str| -> Value {
         let dump = Curl::get(admin, "/config_dump").run().body;
@@ -296,7 +296,7 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     send.args(["--net=/run/netns/one", "bash", "-c"]);
     run(send.arg("for _ in 1 2; do echo hello 2>/dev/null > /dev/udp/10.9.9.9/9; done; true"));
     eventually("what was dropped is told", || {
-        metrics().contains("\nweft_redirect_dropped_packets_total 2\n").then_some(())
+        metrics().contains("\nweft_agent_redirect_dropped_packets_total 2\n").then_some(())
     });
     assert_eq!(told("one"), json!({"standing": "in force", "dropped": 2, "dns": null}));
 }

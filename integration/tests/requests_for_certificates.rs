@@ -140,9 +140,7 @@ impl Control {
 
     fn list_number(&self) -> u64 {
         let page = Curl::get(self.admin, "/metrics").run().text();
-        let name = "weft_control_revocation_list_number ";
-        let line = page.lines().find_map(|line| line.strip_prefix(name));
-        line.expect("it is told").parse().expect("a number")
+        weft_integration::metrics::metric(&page, "weft_control_crl_number")
     }
 
     /// Ends it: its store may then be read.

@@ -72,13 +72,19 @@ fn exactly_the_revoked_lose_their_connections_and_at_once() {
         let expected = if is_revoked(n) { None } else { Some(200) };
         assert_eq!(caller.ask("/"), expected, "{n}");
     }
-    assert_eq!(alone.metric("weft_sidecar_connections_revoked_total"), 10);
+    assert_eq!(
+        alone.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        10
+    );
     let (n, holder) = revoked().next().unwrap();
     assert_eq!(connect(&signer, holder, &alone).ask("/"), None, "{n} comes back");
     // Nobody is ended twice, and nobody else by the same list again.
     signer.revoke(&serials);
     assert!(!callers[0].ends_within(AT_ONCE));
-    assert_eq!(alone.metric("weft_sidecar_connections_revoked_total"), 10);
+    assert_eq!(
+        alone.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        10
+    );
 }
 
 /// A service that never comes to an end: it drips, it echoes what comes behind an upgrade, or it is silent.
@@ -196,7 +202,10 @@ fn whatever_a_revoked_client_has_open_ends() {
     for caller in [&mut streamed, &mut idle] {
         assert_eq!(farewell(&left(caller)), Some(INADEQUATE_SECURITY));
     }
-    assert_eq!(sidecar.metric("weft_sidecar_connections_revoked_total"), 7);
+    assert_eq!(
+        sidecar.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        7
+    );
     // Nothing is left of them.
     eventually("all is given back", || {
         let open = |name| sidecar.metric(name) == 0;
@@ -240,7 +249,9 @@ fn an_endpoint_that_is_revoked_is_not_used_any_more() {
     signer.revoke(&["00ff", &server.serial]);
     for caller in &callers {
         eventually("the connection is ended", || {
-            (caller.metric("weft_sidecar_connections_revoked_total") == 1).then_some(())
+            (caller.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}")
+                == 1)
+                .then_some(())
         });
         assert_eq!(Curl::get(caller.port, "/").run().status, 503, "no other is made");
     }
@@ -270,7 +281,10 @@ fn clients_of_a_root_that_is_trusted_no_more_are_ended() {
     std::fs::write(&roots, signer.roots()).unwrap();
     assert!(theirs.ends_within(AT_ONCE));
     assert_eq!(ours.ask("/"), Some(200));
-    assert_eq!(alone.metric("weft_sidecar_connections_revoked_total"), 1);
+    assert_eq!(
+        alone.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        1
+    );
 }
 
 /// The validator that is ours, with these settings.
@@ -386,8 +400,8 @@ fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
     let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     signer.revoke(&["0a0b", "0c0d"]);
     let sidecar = start(&signer, &origin);
-    assert_eq!(sidecar.metric("weft_sidecar_revoked_certificates"), 2);
-    assert_eq!(sidecar.metric("weft_sidecar_revocation_lists"), 2);
+    assert_eq!(sidecar.metric("weft_sidecar_crl_revoked_certificates"), 2);
+    assert_eq!(sidecar.metric("weft_sidecar_crls"), 2);
     let admin = sidecar.sidecar.admin.to_string();
     let status = run(weft().args(["status", "--admin", &format!("127.0.0.1:{admin}")]));
     assert!(status.contains("\"weft intermediate mesh.local\" (all), 2 revoked, good until 20"));
@@ -439,8 +453,14 @@ fn a_client_whose_certificate_ends_takes_its_leave() {
         assert!(!busy.receive(1024).is_empty());
     }
     assert!(!streamed.receive(1024).is_empty());
-    assert_eq!(sidecar.metric("weft_sidecar_connections_expired_total"), 4);
-    assert_eq!(sidecar.metric("weft_sidecar_connections_revoked_total"), 0);
+    assert_eq!(
+        sidecar.metric("weft_sidecar_connections_closed_total{reason=\"certificate_expired\"}"),
+        4
+    );
+    assert_eq!(
+        sidecar.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        0
+    );
 }
 
 #[allow(clippy::disallowed_methods, reason = "a test waits")]

@@ -295,11 +295,10 @@ fn assert_life_goes_on(mesh: &mut TestMesh, mut witness: RoleProcess) {
 
 /// Holds that who shows this is let in no more, for that reason.
 fn assert_refused(mesh: &TestMesh, shows: &IdentityFiles, reason: &str) {
-    let counted = format!("weft_sidecar_clients_refused_total{{reason=\"{reason}\"}} ");
+    let counted = format!("weft_sidecar_tls_handshake_failures_total{{reason=\"{reason}\"}}");
     let count = || {
         let page = mesh.web.sidecar.admin("/metrics").text();
-        let line = page.lines().find_map(|line| line.strip_prefix(&counted)).unwrap();
-        line.parse::<u64>().unwrap()
+        weft_integration::metrics::metric(&page, &counted)
     };
     let before = count();
     knock(mesh, shows).expect_err("what it rests on was taken back");

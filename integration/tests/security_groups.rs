@@ -25,9 +25,7 @@ fn let_in(mesh: &mut TestMesh, ranges: &[String]) {
 
 fn blocked(mesh: &TestMesh) -> u64 {
     let page = mesh.agent.admin("/metrics").text();
-    let name = "weft_agent_blocked_packets_total ";
-    let line = page.lines().find_map(|line| line.strip_prefix(name));
-    line.expect("the page has the counter").parse().expect("a number")
+    weft_integration::metrics::metric(&page, "weft_agent_security_group_dropped_packets_total")
 }
 
 fn connect(mesh: &TestMesh, host: &Host) -> Result<TcpStream, ErrorKind> {

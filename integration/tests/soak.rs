@@ -1,6 +1,7 @@
 //! At half of what it can do, for a while: neither memory nor open files grow, and nobody is refused.
 //! `WEFT_SOAK_SECONDS` says for how long, all parts together.
 
+use weft_integration::metrics::metric;
 use weft_integration::nginx::Nginx;
 use weft_integration::process::{Process, tool};
 use weft_integration::scripted_server::ScriptedServer;
@@ -17,14 +18,14 @@ const EARLY: [u32; 3] = [30, 40, 50];
 const LATE: [u32; 3] = [70, 80, 90];
 /// A small heap is not known to a fiftieth: it grows by pieces.
 const SLACK_BYTES: u64 = 1024 * 1024;
-/// Requests and connections that were not served, by the beginnings of their counters.
+/// Metrics of requests and connections that were not served.
 const REFUSALS: [&str; 6] = [
-    "weft_sidecar_denied_total",
+    "weft_sidecar_requests_denied_total",
     "weft_sidecar_connections_refused_total",
-    "weft_sidecar_windows_refused_total",
-    "weft_sidecar_floods_total",
-    "weft_sidecar_responses_total{class=\"4xx\"}",
-    "weft_sidecar_responses_total{class=\"5xx\"}",
+    "weft_sidecar_http2_window_refusals_total",
+    "weft_sidecar_http2_flood_disconnects_total",
+    "weft_sidecar_requests_total{response_class=\"4xx\"}",
+    "weft_sidecar_requests_total{response_class=\"5xx\"}",
 ];
 
 fn seconds() -> u32 {
@@ -47,13 +48,9 @@ fn middle(mut values: [u64; 3]) -> u64 {
     middle
 }
 
-fn refusals(alone: &SingleSidecar) -> Vec<String> {
+fn refusals(alone: &SingleSidecar) -> [u64; REFUSALS.len()] {
     let page = alone.sidecar.metrics();
-    let counted = |refusal: &&str| page.lines().any(|line| line.starts_with(*refusal));
-    let unknown: Vec<&&str> = REFUSALS.iter().filter(|refusal| !counted(refusal)).collect();
-    assert!(unknown.is_empty(), "{unknown:?} are not counted");
-    let is_one = |line: &&str| REFUSALS.iter().any(|refusal| line.starts_with(refusal));
-    page.lines().filter(is_one).map(str::to_owned).collect()
+    REFUSALS.map(|refusal| metric(&page, refusal))
 }
 
 /// Puts load on the sidecar by a version of HTTP.

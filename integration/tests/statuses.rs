@@ -49,7 +49,7 @@ impl Refusal {
 }
 
 fn count(alone: &SingleSidecar, reason: &str) -> u64 {
-    alone.metric(&format!("weft_sidecar_denied_total{{reason=\"{reason}\"}}"))
+    alone.metric(&format!("weft_sidecar_requests_denied_total{{reason=\"{reason}\"}}"))
 }
 
 /// Holds that a refusal is told and counted, once.

@@ -49,7 +49,7 @@ fn handshake_results_are_logged_with_their_reason_and_counted() {
         assert!(line["conn_trace_id"].as_str().unwrap().starts_with("TID_"), "{line}");
         line
     };
-    let unmapped = "weft_sidecar_clients_refused_total{reason=\"UnmappedConnectionError\"}";
+    let unmapped = "weft_sidecar_tls_handshake_failures_total{reason=\"UnmappedConnectionError\"}";
     let before = alone.metric(unmapped);
     let line = check(Some(&hands.identity("good")), "Success");
     assert_eq!(line["tls_protocol"], "TLSv1_3", "{line}");
@@ -66,11 +66,11 @@ fn handshake_results_are_logged_with_their_reason_and_counted() {
     check(Some(&others.issue("web")), "Failed:ClientCertUntrusted");
     check(None, "Failed:UnmappedConnectionError");
     for word in ["ClientCertExpired", "ClientCertCrlHit", "ClientCertUntrusted"] {
-        let name = format!("weft_sidecar_clients_refused_total{{reason=\"{word}\"}}");
+        let name = format!("weft_sidecar_tls_handshake_failures_total{{reason=\"{word}\"}}");
         assert_eq!(alone.metric(&name), 1, "{word}");
     }
     assert_eq!(alone.metric(unmapped), before + 1);
-    assert_eq!(alone.metric("weft_sidecar_handshakes_failed_total"), before + 4);
+    assert_eq!(alone.metric("weft_sidecar_tls_handshake_failures_total"), before + 4);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn refused_client_gets_an_alert_with_the_reason() {
     assert_eq!(alert(foreign).as_deref(), Some("CertificateUnknown"));
     signer.revoke(&[&holder.serial]);
     weft_integration::wait::eventually("the CRL is in force", || {
-        (alone.metric("weft_sidecar_revoked_certificates") == 1).then_some(())
+        (alone.metric("weft_sidecar_crl_revoked_certificates") == 1).then_some(())
     });
     assert_eq!(alert(as_holder(&holder)).as_deref(), Some("CertificateRevoked"));
 }

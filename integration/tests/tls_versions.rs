@@ -151,7 +151,7 @@ fn client_certificates_are_checked_in_tls_1_2_and_again_when_a_session_is_resume
     assert_eq!((again.ask("/"), again.is_resumed()), (Some(200), true));
     signer.revoke(&[&holder.serial]);
     eventually("the list is in force", || {
-        (alone.metric("weft_sidecar_revoked_certificates") == 1).then_some(())
+        (alone.metric("weft_sidecar_crl_revoked_certificates") == 1).then_some(())
     });
     let mut late = TlsClient::connect(alone.port, &config);
     assert_eq!(late.ask("/"), None, "a session does not bring a revoked certificate back");

@@ -128,7 +128,8 @@ fn cases(hands: &PythonPki, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
 }
 
 fn failures(alone: &SingleSidecar, word: &str) -> u64 {
-    alone.metric(&format!("weft_sidecar_upstream_handshakes_failed_total{{reason=\"{word}\"}}"))
+    alone
+        .metric(&format!("weft_sidecar_upstream_tls_handshake_failures_total{{reason=\"{word}\"}}"))
 }
 
 fn start(cases: &[Case], speaks: UpstreamHttp) -> SingleSidecar {
@@ -263,7 +264,8 @@ fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
         assert_eq!(line["kind"], "tcp", "{line}");
         assert_eq!((&line["detail"], &line["outcome"]), (&json!(word), &json!("denied")), "{line}");
         assert_eq!(line["endpoint"], format!("127.0.0.1:{port}"), "{line}");
-        let name = format!("weft_sidecar_upstream_handshakes_failed_total{{reason=\"{word}\"}}");
+        let name =
+            format!("weft_sidecar_upstream_tls_handshake_failures_total{{reason=\"{word}\"}}");
         eventually(word, || (sidecar.metric(&name) >= 1).then_some(()));
     }
 }

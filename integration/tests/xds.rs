@@ -127,8 +127,7 @@ impl Following {
 
     fn metric(&self, name: &str) -> Option<String> {
         let page = self.sidecar.metrics();
-        let line = page.lines().find(|line| line.starts_with(name))?;
-        line.rsplit(' ').next().map(str::to_owned)
+        weft_integration::metrics::find_metric(&page, name).map(|value| value.to_string())
     }
 
     #[track_caller]
@@ -295,7 +294,7 @@ fn a_bad_listener_is_refused_by_name_and_field_and_the_good_ones_serve() {
         until_it_says(good, "good 2");
         until_it_says(new, "new 2");
         assert_eq!(ask(bad), "bad 1", "{variant:?}: the last good version stays in force");
-        assert_eq!(following.metric("weft_xds_rejected").as_deref(), Some("1"));
+        assert_eq!(following.metric("weft_xds_rejected_resources").as_deref(), Some("1"));
 
         following.turn_to(&world(vec![
             saying("good", good, "good 3"),
@@ -306,7 +305,7 @@ fn a_bad_listener_is_refused_by_name_and_field_and_the_good_ones_serve() {
             until_it_says(port, text);
         }
         eventually("nothing is refused any more", || {
-            (following.metric("weft_xds_rejected")? == "0").then_some(())
+            (following.metric("weft_xds_rejected_resources")? == "0").then_some(())
         });
         following.assert_healthy();
     }
@@ -482,7 +481,8 @@ fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
         let mut with = Lasting::begin(port, Some(&token));
         let settled = |count: &str| {
             eventually(format!("{count} were withdrawn"), || {
-                let withdrawn = following.metric("weft_sidecar_requests_withdrawn_total")?;
+                let withdrawn = following
+                    .metric("weft_sidecar_requests_aborted_total{reason=\"policy_changed\"}")?;
                 (withdrawn == count).then_some(())
             });
         };

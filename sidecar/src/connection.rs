@@ -15,6 +15,7 @@ use crate::header_mutation::HeaderVariables;
 use crate::identity_headers::ClientCertificateHeaders;
 use crate::plan::{PlannedCluster, PlannedHttp, PlannedService, SidecarPlan};
 use crate::record::Trace;
+use crate::request_metrics::ConnectionSeries;
 use crate::underscore_headers::DroppedHeaders;
 use crate::upstream::PinnedConnection;
 use crate::worker::SidecarWorker;
@@ -38,6 +39,8 @@ pub(crate) struct ClientConnection {
     pub(crate) pinned: RefCell<Option<PinnedConnection>>,
     /// Records the headers that the listener drops.
     pub(crate) dropped: OnceCell<Rc<DroppedHeaders>>,
+    /// The request metrics of its last request.
+    pub(crate) series: ConnectionSeries,
 }
 
 impl ClientConnection {

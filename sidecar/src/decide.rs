@@ -135,7 +135,7 @@ pub(crate) fn decide<'p>(
         let changes = HeaderChanges::of(found.mutations(None), || variables(""));
         RequestDecision::Answer { answer, changes }
     };
-    story.subject.clone_from(&inputs.tokens.subject);
+    story.route(&found, inputs.tokens.subject.as_ref());
     match &route.action {
         RouteAction::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let cluster =

@@ -30,6 +30,7 @@ mod plan_changes;
 pub mod planner;
 mod record;
 mod refused_request;
+mod request_metrics;
 mod responder;
 mod route;
 mod serve_http1;

@@ -1,17 +1,17 @@
-//! What the sidecar counts.
+//! The sidecar's metrics. `docs/metrics.md` lists them all.
+
+use std::sync::Arc;
 
 use weft_certs::fault::PeerFault;
-use weft_runtime::metrics::{Counter, Gauge, Histogram, Page, Registry};
+use weft_runtime::metrics::{Counter, Gauge, MetricsPage, WorkerMetrics};
 
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
 use crate::plan::CrlsByTrustStore;
+use crate::request_metrics::{SharedSeries, add_request_metrics};
 use crate::tls::failure::TlsFailure;
 
-/// The classes of statuses; the last is that of statuses outside the standard, 600 to 999.
-const RESPONSE_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", "other"];
-
-/// The counters of one worker.
+/// The metrics of one worker.
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub(crate) connections: Counter,
@@ -19,265 +19,237 @@ pub struct Metrics {
     pub(crate) connections_refused: Counter,
     pub(crate) connections_revoked: Counter,
     pub(crate) connections_expired: Counter,
-    pub(crate) connections_shut_out: Counter,
-    pub(crate) floods: Counter,
-    pub(crate) windows_refused: Counter,
-    pub(crate) spoken_first: Counter,
+    pub(crate) connections_policy_changed: Counter,
+    pub(crate) http2_floods: Counter,
+    pub(crate) http2_window_refusals: Counter,
+    pub(crate) server_first_connections: Counter,
     pub(crate) handshakes: Counter,
     pub(crate) handshakes_resumed: Counter,
-    pub(crate) handshakes_failed: Counter,
-    pub(crate) clients_refused: [Counter; PeerFault::ALL.len()],
-    pub(crate) requests: Counter,
+    handshake_failures: [Counter; PeerFault::ALL.len()],
     pub(crate) requests_open: Gauge,
-    pub(crate) requests_withdrawn: Counter,
-    pub(crate) requests_dry_run_refused: Counter,
-    pub(crate) responses: [Counter; RESPONSE_CLASSES.len()],
-    pub(crate) denied: [Counter; Denial::REASONS.len()],
-    pub(crate) departed: [Counter; DesyncReason::ALL.len()],
+    pub(crate) requests_policy_changed: Counter,
+    pub(crate) dry_run_denials: Counter,
+    denied: [Counter; Denial::REASONS.len()],
+    noncompliant: [Counter; DesyncReason::ALL.len()],
     pub(crate) headers_dropped: Counter,
     pub(crate) upstream_connections: Counter,
     pub(crate) upstream_retries: Counter,
-    pub(crate) upstream_handshakes_failed: UpstreamHandshakes,
-    pub(crate) duration: Histogram,
+    upstream_handshake_failures: UpstreamHandshakeFailures,
+    /// Requests by listener, service, upstream cluster and peer.
+    pub(crate) requests: SharedSeries,
 }
 
-impl Metrics {
-    pub(crate) fn respond(&self, status: u16) {
-        let class = usize::from(status / 100).wrapping_sub(1).min(RESPONSE_CLASSES.len() - 1);
-        if let Some(counter) = self.responses.get(class) {
-            counter.increment();
-        }
-    }
-
-    pub(crate) fn depart(&self, reason: DesyncReason) {
-        if let Some(counter) = self.departed.get(reason.index()) {
-            counter.increment();
-        }
-    }
-
-    pub(crate) fn refuse_client(&self, fault: PeerFault) {
-        self.handshakes_failed.increment();
-        let at = PeerFault::ALL.iter().position(|known| *known == fault);
-        if let Some(counter) = at.and_then(|at| self.clients_refused.get(at)) {
-            counter.increment();
-        }
-    }
-
-    pub(crate) fn fail_upstream_handshake(&self, failure: TlsFailure) {
-        if let Some(counter) = self.upstream_handshakes_failed.0.get(failure.index()) {
-            counter.increment();
-        }
-    }
-
-    pub(crate) fn deny(&self, denial: Denial) {
-        if let Some(counter) = self.denied.get(denial.index()) {
-            counter.increment();
-        }
-    }
-}
-
-/// The page of all workers, and of the revocation lists in force.
-#[must_use]
-pub fn page(registry: &Registry<Metrics>, covered: &CrlsByTrustStore) -> Page {
-    let sets = registry.sets();
-    let sum = |pick: &dyn Fn(&Metrics) -> u64| {
-        sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
-    };
-    let mut page = Page::default();
-    connections(&sets, &mut page);
-    clients(&sets, &mut page);
-    endpoints(&sets, &mut page);
-    revocation(covered, &mut page);
-    page.counter("weft_sidecar_requests", "Requests served.", sum(&|m| m.requests.get()));
-    page.gauge(
-        "weft_sidecar_requests_open",
-        "Requests being served.",
-        sum(&|m| m.requests_open.get()),
-    );
-    page.counter(
-        "weft_sidecar_requests_withdrawn",
-        "Requests that were ended because a changed policy does not allow them.",
-        sum(&|m| m.requests_withdrawn.get()),
-    );
-    page.counter(
-        "weft_sidecar_requests_dry_run_refused",
-        "Requests that policies which only watch would refuse.",
-        sum(&|m| m.requests_dry_run_refused.get()),
-    );
-    refusals(&sets, &mut page);
-    page.counter(
-        "weft_sidecar_headers_dropped",
-        "Request headers and trailers dropped because their names have an underscore.",
-        sum(&|m| m.headers_dropped.get()),
-    );
-    page.counter(
-        "weft_sidecar_upstream_connections",
-        "Connections opened.",
-        sum(&|m| m.upstream_connections.get()),
-    );
-    page.counter(
-        "weft_sidecar_upstream_retries",
-        "Requests sent again.",
-        sum(&|m| m.upstream_retries.get()),
-    );
-    page.histogram(
-        "weft_sidecar_request_seconds",
-        "How long requests took.",
-        sets.iter().map(|set| &set.duration),
-    );
-    weft_runtime::metrics::process(&mut page);
-    page
-}
-
-/// What became of connections.
-fn connections(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
-    let sum = |pick: &dyn Fn(&Metrics) -> u64| {
-        sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
-    };
-    page.counter("weft_sidecar_connections", "Connections served.", sum(&|m| m.connections.get()));
-    page.gauge(
-        "weft_sidecar_connections_open",
-        "Connections being served.",
-        sum(&|m| m.connections_open.get()),
-    );
-    page.counter(
-        "weft_sidecar_connections_refused",
-        "Connections refused.",
-        sum(&|m| m.connections_refused.get()),
-    );
-    page.counter(
-        "weft_sidecar_connections_revoked",
-        "Connections ended because what their peers had proved was withdrawn.",
-        sum(&|m| m.connections_revoked.get()),
-    );
-    page.counter(
-        "weft_sidecar_connections_expired",
-        "Connections that took no more requests because a certificate of their peers had ended.",
-        sum(&|m| m.connections_expired.get()),
-    );
-    page.counter(
-        "weft_sidecar_connections_shut_out",
-        "Opaque connections that were ended because a changed policy does not let them in.",
-        sum(&|m| m.connections_shut_out.get()),
-    );
-    page.counter(
-        "weft_sidecar_floods",
-        "HTTP/2 connections ended because they sent too many frames that carry nothing.",
-        sum(&|m| m.floods.get()),
-    );
-    page.counter(
-        "weft_sidecar_windows_refused",
-        "Request bodies over HTTP/2 refused because the window limit was in use.",
-        sum(&|m| m.windows_refused.get()),
-    );
-    page.counter(
-        "weft_sidecar_spoken_first",
-        "Connections to an HTTP port whose service spoke first, carried as they are.",
-        sum(&|m| m.spoken_first.get()),
-    );
-    page.counter(
-        "weft_sidecar_handshakes",
-        "TLS handshakes finished.",
-        sum(&|m| m.handshakes.get()),
-    );
-    page.counter(
-        "weft_sidecar_handshakes_resumed",
-        "TLS handshakes that went on with an earlier session; who came was checked again.",
-        sum(&|m| m.handshakes_resumed.get()),
-    );
-    page.counter(
-        "weft_sidecar_handshakes_failed",
-        "TLS handshakes refused.",
-        sum(&|m| m.handshakes_failed.get()),
-    );
-}
-
-/// Handshakes with endpoints that failed, by their cause.
+/// Failed TLS handshakes with endpoints, by reason.
 #[derive(Debug)]
-pub(crate) struct UpstreamHandshakes([Counter; TlsFailure::COUNT]);
+struct UpstreamHandshakeFailures([Counter; TlsFailure::COUNT]);
 
-impl Default for UpstreamHandshakes {
+impl Default for UpstreamHandshakeFailures {
     fn default() -> Self {
         Self(std::array::from_fn(|_| Counter::default()))
     }
 }
 
-/// Why TLS with endpoints did not come about.
-fn endpoints(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
-    let count = |at: usize| {
-        let counter = |set: &std::sync::Arc<Metrics>| {
-            set.upstream_handshakes_failed.0.get(at).map_or(0, Counter::get)
-        };
-        sets.iter().map(counter).fold(0, u64::wrapping_add)
-    };
-    let failed: Vec<_> =
-        TlsFailure::words().enumerate().map(|(at, word)| (word, count(at))).collect();
-    page.counter_by(
-        "weft_sidecar_upstream_handshakes_failed",
-        "TLS handshakes with endpoints that failed.",
-        "reason",
-        &failed,
-    );
+impl Metrics {
+    pub(crate) fn count_noncompliant(&self, reason: DesyncReason) {
+        increment(self.noncompliant.get(reason.index()));
+    }
+
+    pub(crate) fn count_handshake_failure(&self, fault: PeerFault) {
+        let index = PeerFault::ALL.iter().position(|known| *known == fault);
+        increment(index.and_then(|index| self.handshake_failures.get(index)));
+    }
+
+    pub(crate) fn count_upstream_handshake_failure(&self, failure: TlsFailure) {
+        increment(self.upstream_handshake_failures.0.get(failure.index()));
+    }
+
+    pub(crate) fn count_denial(&self, denial: Denial) {
+        increment(self.denied.get(denial.index()));
+    }
 }
 
-/// Why clients were refused in the handshake.
-fn clients(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
-    let count = |at: usize| {
-        let counted = sets.iter().map(|set| set.clients_refused.get(at).map_or(0, Counter::get));
-        counted.fold(0, u64::wrapping_add)
-    };
-    let refused: Vec<(&str, u64)> =
-        PeerFault::ALL.iter().enumerate().map(|(at, fault)| (fault.word(), count(at))).collect();
-    page.counter_by(
-        "weft_sidecar_clients_refused",
-        "Clients whose handshake was refused.",
-        "reason",
-        &refused,
-    );
+fn increment(counter: Option<&Counter>) {
+    if let Some(counter) = counter {
+        counter.increment();
+    }
 }
 
-/// The revocation lists in force, of all trust stores together.
-fn revocation(covered: &CrlsByTrustStore, page: &mut Page) {
-    let lists: Vec<_> = covered.values().flatten().flatten().collect();
-    let entries = lists.iter().map(|list| list.entries as u64).sum();
-    let next = lists.iter().map(|list| list.next_update).min().unwrap_or_default();
-    page.gauge("weft_sidecar_revocation_lists", "Revocation lists in force.", lists.len() as u64);
-    page.gauge("weft_sidecar_revoked_certificates", "Certificates that they revoke.", entries);
+/// Adds the metrics of all workers, and of the CRLs in force, to a page.
+pub fn add_metrics(
+    metrics: &WorkerMetrics<Metrics>,
+    covered: &CrlsByTrustStore,
+    page: &mut MetricsPage<'_>,
+) {
+    let workers = Workers(metrics.sets());
+    workers.add_connections(page);
+    workers.add_http2(page);
+    workers.add_handshakes(page);
+    add_request_metrics(workers.0.iter().map(|worker| &worker.requests), page);
+    workers.add_requests(page);
+    workers.add_upstream(page);
+    add_crls(covered, page);
+}
+
+/// The metrics of all workers, to be added up.
+struct Workers(Vec<Arc<Metrics>>);
+
+impl Workers {
+    fn sum(&self, counter: impl Fn(&Metrics) -> u64) -> u64 {
+        self.0.iter().map(|worker| counter(worker)).fold(0, u64::wrapping_add)
+    }
+
+    /// One value for each word of a closed set, whose counters are in the order of the words.
+    fn sums<'w>(
+        &self,
+        words: impl Iterator<Item = &'w str>,
+        counters: impl Fn(&Metrics) -> &[Counter],
+    ) -> Vec<(&'w str, u64)> {
+        words
+            .enumerate()
+            .map(|(index, word)| {
+                (word, self.sum(|worker| counters(worker).get(index).map_or(0, Counter::get)))
+            })
+            .collect()
+    }
+
+    fn add_connections(&self, page: &mut MetricsPage<'_>) {
+        page.counter(
+            "weft_sidecar_connections",
+            "Connections accepted from clients.",
+            self.sum(|m| m.connections.get()),
+        );
+        page.gauge(
+            "weft_sidecar_connections_open",
+            "Open connections from clients.",
+            self.sum(|m| m.connections_open.get()),
+        );
+        page.counter(
+            "weft_sidecar_connections_refused",
+            "Connections refused because of the connection limit, or because no listener serves their destination.",
+            self.sum(|m| m.connections_refused.get()),
+        );
+        let closed = [
+            ("certificate_revoked", self.sum(|m| m.connections_revoked.get())),
+            ("certificate_expired", self.sum(|m| m.connections_expired.get())),
+            ("policy_changed", self.sum(|m| m.connections_policy_changed.get())),
+        ];
+        page.counter_by(
+            "weft_sidecar_connections_closed",
+            "Connections closed because their peer or their policy changed.",
+            "reason",
+            &closed,
+        );
+        page.counter(
+            "weft_sidecar_server_first_connections",
+            "Connections to an HTTP port whose server sent bytes first, relayed as TCP.",
+            self.sum(|m| m.server_first_connections.get()),
+        );
+    }
+
+    fn add_http2(&self, page: &mut MetricsPage<'_>) {
+        page.counter(
+            "weft_sidecar_http2_flood_disconnects",
+            "HTTP/2 connections closed because the client sent too many frames without content.",
+            self.sum(|m| m.http2_floods.get()),
+        );
+        page.counter(
+            "weft_sidecar_http2_window_refusals",
+            "HTTP/2 request bodies refused because the window limit was reached.",
+            self.sum(|m| m.http2_window_refusals.get()),
+        );
+    }
+
+    fn add_handshakes(&self, page: &mut MetricsPage<'_>) {
+        page.counter(
+            "weft_sidecar_tls_handshakes",
+            "Completed TLS handshakes with clients.",
+            self.sum(|m| m.handshakes.get()),
+        );
+        page.counter(
+            "weft_sidecar_tls_handshakes_resumed",
+            "Completed TLS handshakes with clients that resumed a session.",
+            self.sum(|m| m.handshakes_resumed.get()),
+        );
+        let faults = PeerFault::ALL.iter().map(|fault| fault.word());
+        page.counter_by(
+            "weft_sidecar_tls_handshake_failures",
+            "Failed TLS handshakes with clients.",
+            "reason",
+            &self.sums(faults, |m| &m.handshake_failures),
+        );
+        page.counter_by(
+            "weft_sidecar_upstream_tls_handshake_failures",
+            "Failed TLS handshakes with endpoints.",
+            "reason",
+            &self.sums(TlsFailure::words(), |m| &m.upstream_handshake_failures.0),
+        );
+    }
+
+    fn add_requests(&self, page: &mut MetricsPage<'_>) {
+        page.gauge(
+            "weft_sidecar_requests_open",
+            "Requests in progress.",
+            self.sum(|m| m.requests_open.get()),
+        );
+        page.counter_by(
+            "weft_sidecar_requests_aborted",
+            "Requests aborted while in progress.",
+            "reason",
+            &[("policy_changed", self.sum(|m| m.requests_policy_changed.get()))],
+        );
+        page.counter_by(
+            "weft_sidecar_requests_denied",
+            "Requests that the sidecar answered with an error of its own.",
+            "reason",
+            &self.sums(Denial::REASONS.into_iter(), |m| &m.denied),
+        );
+        page.counter(
+            "weft_sidecar_requests_dry_run_denied",
+            "Requests that a policy in dry-run mode would deny.",
+            self.sum(|m| m.dry_run_denials.get()),
+        );
+        page.counter_by(
+            "weft_sidecar_requests_noncompliant",
+            "Requests that do not follow HTTP strictly, forwarded or refused.",
+            "reason",
+            &self.sums(DesyncReason::ALL.iter().map(|reason| reason.word()), |m| &m.noncompliant),
+        );
+        page.counter_by(
+            "weft_sidecar_headers_dropped",
+            "Request headers and trailers dropped.",
+            "reason",
+            &[("underscore", self.sum(|m| m.headers_dropped.get()))],
+        );
+    }
+
+    fn add_upstream(&self, page: &mut MetricsPage<'_>) {
+        page.counter(
+            "weft_sidecar_upstream_connections",
+            "Connections opened to endpoints.",
+            self.sum(|m| m.upstream_connections.get()),
+        );
+        page.counter(
+            "weft_sidecar_upstream_retries",
+            "Requests sent to an endpoint again.",
+            self.sum(|m| m.upstream_retries.get()),
+        );
+    }
+}
+
+/// Adds the CRLs in force, of all trust bundles together.
+fn add_crls(covered: &CrlsByTrustStore, page: &mut MetricsPage<'_>) {
+    let crls: Vec<_> = covered.values().flatten().flatten().collect();
+    let entries = crls.iter().map(|crl| crl.entries as u64).sum();
+    let next = crls.iter().map(|crl| crl.next_update).min().unwrap_or_default();
+    page.gauge("weft_sidecar_crls", "CRLs in force.", crls.len() as u64);
     page.gauge(
-        "weft_sidecar_revocation_next_update_seconds",
-        "When the first of them expires, in seconds since 1970; 0 without any.",
-        next,
+        "weft_sidecar_crl_revoked_certificates",
+        "Certificates that the CRLs in force revoke.",
+        entries,
     );
-}
-
-/// What became of requests, by status and by reason.
-fn refusals(sets: &[std::sync::Arc<Metrics>], page: &mut Page) {
-    let sum = |pick: &dyn Fn(&Metrics) -> u64| {
-        sets.iter().map(|set| pick(set)).fold(0, u64::wrapping_add)
-    };
-    let responses: Vec<(&str, u64)> = RESPONSE_CLASSES
-        .iter()
-        .enumerate()
-        .map(|(index, class)| (*class, sum(&|m| m.responses.get(index).map_or(0, Counter::get))))
-        .collect();
-    page.counter_by("weft_sidecar_responses", "Responses sent.", "class", &responses);
-    let denied: Vec<(&str, u64)> = Denial::REASONS
-        .iter()
-        .enumerate()
-        .map(|(index, reason)| (*reason, sum(&|m| m.denied.get(index).map_or(0, Counter::get))))
-        .collect();
-    page.counter_by("weft_sidecar_denied", "Requests refused by us.", "reason", &denied);
-    let departed: Vec<(&str, u64)> = DesyncReason::ALL
-        .iter()
-        .map(|reason| {
-            let count = |m: &Metrics| m.departed.get(reason.index()).map_or(0, Counter::get);
-            (reason.word(), sum(&count))
-        })
-        .collect();
-    page.counter_by(
-        "weft_sidecar_noncompliant_requests",
-        "Requests that departed from strict HTTP/1.1, let through or not.",
-        "reason",
-        &departed,
+    page.gauge(
+        "weft_sidecar_crl_next_update_timestamp_seconds",
+        "Unix time of the earliest next update of a CRL in force; 0 without any.",
+        next,
     );
 }

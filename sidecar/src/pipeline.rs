@@ -16,7 +16,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
 use weft_model::{Codec, HttpService, Name, TransportKind};
-use weft_runtime::metrics::Opened;
+use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::authorize::{AuthorizationInputs, ConnectionFacts, judge_again};
@@ -29,6 +29,7 @@ use crate::http::head::{HttpVersion, RequestHead};
 use crate::identity_headers::{ClientCertificateHeaders, HandshakeCertificates};
 use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService, SidecarPlan};
 use crate::plan_changes::PlanFollower;
+use crate::request_metrics::ConnectionSeries;
 pub(crate) use crate::responder::Responder;
 use crate::story::Story;
 use crate::stream::TransportStream;
@@ -53,7 +54,7 @@ pub(crate) async fn connection(accepted: AcceptedSocket, worker: Rc<SidecarWorke
         return worker.refuse_connection(accepted.client);
     };
     worker.metrics.connections.increment();
-    let _open = Opened::new(&worker.metrics.connections_open);
+    let _open = GaugeGuard::new(&worker.metrics.connections_open);
     if serve_connection(accepted, &worker).await.is_none() {
         worker.metrics.connections_refused.increment();
     }
@@ -96,7 +97,7 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
     let facts = ConnectionFacts { peer: peer.as_ref(), client, destination };
     if !facts.is_allowed(&chain.rules) {
         tracing::debug!(%client, "connection refused: no policy allows it");
-        worker.metrics.deny(Denial::NotAllowed);
+        worker.metrics.count_denial(Denial::NotAllowed);
         reset_on_close(stream.tcp());
         return None;
     }
@@ -113,8 +114,6 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
         PlannedService::Http(http) => {
             let certificate_headers =
                 certificate_headers(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
-            let listener = serving.listener.name.clone();
-            let idle = Rc::new(Cell::new(false));
             let is_tls = !matches!(stream, TransportStream::Plain(_));
             let status = stream.status().cloned();
             let connection = Rc::new(ClientConnection {
@@ -126,10 +125,11 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
                 kind,
                 is_tls,
                 trace,
-                listener,
-                idle,
+                listener: serving.listener.name.clone(),
+                idle: Rc::new(Cell::new(false)),
                 pinned: RefCell::default(),
                 dropped: OnceCell::new(),
+                series: ConnectionSeries::default(),
             });
             let settings = http.http.clone();
             drop((chain, serving));
@@ -175,7 +175,7 @@ async fn until_connection_denied(
             continue;
         };
         if now.rules != chain.rules && !facts.is_allowed(&now.rules) {
-            worker.metrics.connections_shut_out.increment();
+            worker.metrics.connections_policy_changed.increment();
             return;
         }
     }
@@ -204,7 +204,7 @@ async fn serve_http(
                         .await;
                 }
                 DetectedProtocol::ServerFirst(upstream) => {
-                    worker.metrics.spoken_first.increment();
+                    worker.metrics.server_first_connections.increment();
                     let Ok(stream) = detect::report_unread(stream) else { return };
                     let relaying =
                         tcp_proxy::relay_server_first(stream, connection.client, upstream);
@@ -247,8 +247,7 @@ async fn serve_request(
     worker: &SidecarWorker,
 ) {
     let started = now();
-    worker.metrics.requests.increment();
-    let _open = Opened::new(&worker.metrics.requests_open);
+    let _open = GaugeGuard::new(&worker.metrics.requests_open);
     let mut story = Story::new(&head, worker.logs_requests(connection));
     let progress = RequestProgress::new(source.is_empty());
     let io = RequestIo { source, reply, progress: &progress, started };
@@ -263,7 +262,6 @@ pub(crate) fn refused(
     connection: &ClientConnection,
     worker: &SidecarWorker,
 ) {
-    worker.metrics.requests.increment();
     let logged = worker.logs_requests(connection);
     let desync = match denial {
         Denial::Desync(reason) => Some(reason),
@@ -310,7 +308,7 @@ async fn perform(
             changes = own;
             match plan.target(&target) {
                 Some(target) => {
-                    story.service = Some(target.cluster.name.clone());
+                    story.cluster = Some(target.cluster.name.clone());
                     let mut call = Call::new(head, source, &mut *reply, progress);
                     (call.header_filter, call.ends_tunnel, call.stall) =
                         (header_filter, ends_tunnel, timeouts.stall);
@@ -364,7 +362,7 @@ async fn until_denied(
         if before.map(|before| &before.rules) != Some(&http.rules) {
             let decision = judge_again(&facts, &http.rules);
             if decision.refused {
-                worker.metrics.requests_withdrawn.increment();
+                worker.metrics.requests_policy_changed.increment();
                 return (Denial::NotAllowed, decision.policy.cloned());
             }
         }
@@ -373,7 +371,7 @@ async fn until_denied(
         if let Some(Err(refused)) =
             asking.map(|tokens| tokens.recheck(&inputs.tokens, facts, connection.peer.as_ref()))
         {
-            worker.metrics.requests_withdrawn.increment();
+            worker.metrics.requests_policy_changed.increment();
             return (Denial::Token(refused.fault, refused.detail), None);
         }
     }

@@ -144,7 +144,7 @@ fn note_all_refused(monitor: &Http2Monitor, connection: &ClientConnection, worke
 
 fn note_end(reason: h2::Reason, connection: &ClientConnection, worker: &SidecarWorker) {
     if reason == h2::Reason::ENHANCE_YOUR_CALM {
-        worker.metrics.floods.increment();
+        worker.metrics.http2_floods.increment();
     }
     tracing::debug!(client = %connection.client, %reason, "an HTTP/2 connection was ended");
 }
@@ -264,7 +264,7 @@ async fn discard(body: &mut http2::ReceivedBody) {
 
 /// Counts and logs a request whose body has no place in the budget of windows.
 fn refuse_body(connection: &ClientConnection, worker: &SidecarWorker) {
-    worker.metrics.windows_refused.increment();
+    worker.metrics.http2_window_refusals.increment();
     if worker.windows.is_first_refusal() {
         tracing::warn!(
             client = %connection.client,

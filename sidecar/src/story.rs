@@ -4,13 +4,14 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use weft_certs::VerifiedPeer;
-use weft_model::{Name, RbacEvaluation};
+use weft_model::{MatchedRoute, Name, RbacEvaluation, SpiffeId};
 
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::ClientConnection;
 use crate::record::Record;
+use crate::request_metrics::{RequestLabels, RequestResult};
 use crate::upstream::ExchangeOutcome;
 use crate::worker::{SidecarWorker, now, unix_ms};
 
@@ -22,8 +23,11 @@ pub(crate) struct Story {
     pub(crate) rule: Option<Name>,
     /// The policy that only watches and would refuse it; none of a name: nothing would allow it.
     dry_run: Option<Option<Name>>,
-    pub(crate) service: Option<Name>,
-    pub(crate) subject: Option<String>,
+    /// The virtual host that matched.
+    service: Option<Name>,
+    /// The upstream cluster.
+    pub(crate) cluster: Option<Name>,
+    subject: Option<String>,
     pub(crate) endpoint: Option<SocketAddr>,
     /// How the request departed from strict HTTP/1.1.
     pub(crate) desync: Option<DesyncReason>,
@@ -55,11 +59,17 @@ impl Story {
         Self { line, desync: head.desync, ..Self::default() }
     }
 
+    /// Notes the route that matched, and the subject of the request's token.
+    pub(crate) fn route(&mut self, found: &MatchedRoute<'_>, subject: Option<&String>) {
+        self.service = Some(found.host.name.clone());
+        self.subject = subject.cloned();
+    }
+
     /// Takes down what policies said.
     pub(crate) fn judged(&mut self, judgement: &RbacEvaluation<'_>, worker: &SidecarWorker) {
         let refusing = judgement.shadow.filter(|shadow| shadow.refused);
         if refusing.is_some() {
-            worker.metrics.requests_dry_run_refused.increment();
+            worker.metrics.dry_run_denials.increment();
         }
         if self.line.is_some() {
             self.rule = judgement.enforced.policy.cloned();
@@ -79,15 +89,22 @@ impl Story {
         let (status, outcome) = match result {
             Ok(outcome) => (outcome.status, outcome),
             Err(denial) => {
-                worker.metrics.deny(denial);
+                worker.metrics.count_denial(denial);
                 (denial.status(), ExchangeOutcome::default())
             }
         };
-        worker.metrics.respond(status);
         if let Some(reason) = self.desync {
-            worker.metrics.depart(reason);
+            worker.metrics.count_noncompliant(reason);
         }
-        worker.metrics.duration.observe(duration);
+        let peer = connection.peer.as_ref().and_then(VerifiedPeer::identity).map(SpiffeId::as_str);
+        let labels = RequestLabels {
+            listener: &connection.listener,
+            service: self.service.as_ref(),
+            cluster: self.cluster.as_ref(),
+            peer,
+        };
+        let result_counted = RequestResult { status, duration };
+        worker.series.count(labels, result_counted, &connection.series, &worker.metrics.requests);
         let Some(line) = self.line else {
             return;
         };
@@ -97,11 +114,7 @@ impl Story {
             client: connection.client,
             original_destination: connection.destination,
             conn_trace_id: connection.trace,
-            peer: connection
-                .peer
-                .as_ref()
-                .and_then(VerifiedPeer::identity)
-                .map(weft_model::SpiffeId::as_str),
+            peer,
             subject: self.subject.as_deref(),
             version: line.version,
             method: &line.method,
@@ -120,7 +133,7 @@ impl Story {
                 .as_ref()
                 .map(|rule| rule.as_deref().unwrap_or("no rule allows it")),
             desync: self.desync.map(DesyncReason::word),
-            service: self.service.as_deref(),
+            service: self.cluster.as_deref(),
             endpoint: self.endpoint,
             bytes_sent: outcome.bytes_sent,
             bytes_received: outcome.bytes_received,

@@ -90,7 +90,7 @@ pub(crate) async fn proxy(
     match (moved, alert) {
         (Ok(_), _) => line.outcome = "served",
         (Err(ProxyFault::Failed | ProxyFault::PeerRevoked), Some(failure)) => {
-            worker.metrics.fail_upstream_handshake(failure);
+            worker.metrics.count_upstream_handshake_failure(failure);
             line.deny(Denial::Unreachable(ConnectFailure::Tls(failure)));
         }
         (Err(ProxyFault::PeerRevoked), None) => line.detail = Some("certificate_withdrawn"),
@@ -147,7 +147,7 @@ impl<'a> TcpAccessLine<'a> {
     }
 
     fn deny(&mut self, denial: Denial) {
-        self.worker.metrics.deny(denial);
+        self.worker.metrics.count_denial(denial);
         (self.denial, self.outcome) = (Some(denial), "denied");
     }
 }

@@ -19,7 +19,7 @@ use weft_runtime::drain::{ActiveConnections, Drain, Phase};
 use weft_runtime::listening::ListenReport;
 use weft_runtime::log_limit::LogLimit;
 use weft_runtime::memory;
-use weft_runtime::metrics::Registry;
+use weft_runtime::metrics::WorkerMetrics;
 use weft_runtime::socket::{Mark, is_ipv6_unavailable, listen_tcp};
 
 use crate::authenticate::TokenCache;
@@ -30,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::{self, AcceptedSocket, ClientConnection};
 use crate::plan::{PlannedListener, SidecarPlan};
 use crate::plan_changes::PlanChanges;
+use crate::request_metrics::WorkerSeries;
 use crate::upstream::Pools;
 
 /// How often idle connections are looked for.
@@ -58,7 +59,7 @@ pub struct SidecarShared {
     /// The end of the process.
     pub drain: Drain,
     /// Where the counters are folded.
-    pub metrics: Registry<Metrics>,
+    pub metrics: WorkerMetrics<Metrics>,
     /// Where access lines go.
     pub access: Writer,
     /// What one worker may have at once.
@@ -83,6 +84,8 @@ pub(crate) struct SidecarWorker {
     pub(crate) server_first: ServerFirstCache,
     /// The tokens that were verified before.
     pub(crate) tokens: TokenCache,
+    /// The request metrics of this worker.
+    pub(crate) series: WorkerSeries,
     /// Who was let in by an earlier plan than the one in force.
     pub(crate) changes: PlanChanges,
     /// The connections whose peers proved who they are.
@@ -207,6 +210,7 @@ pub async fn run(shared: SidecarShared, number: usize) {
         pools: Pools::default(),
         server_first: ServerFirstCache::default(),
         tokens: TokenCache::default(),
+        series: WorkerSeries::default(),
         changes: PlanChanges::default(),
         registry: Rc::default(),
         windows: WindowBudget::new(shared.limits.window_bytes / 4 * 3),
@@ -234,6 +238,7 @@ pub async fn run(shared: SidecarShared, number: usize) {
                 worker.apply_revocations();
                 worker.changes.notify();
                 sockets.follow(&worker);
+                worker.forget_series();
                 worker.sweep();
             }
             _ = sweep.tick() => {
@@ -258,6 +263,12 @@ impl SidecarWorker {
             self.most_open.set(open);
             memory::trim_heap();
         }
+    }
+
+    /// Drops the request metrics of listeners that the plan no longer has.
+    fn forget_series(&self) {
+        let plan = self.plan();
+        self.series.retain(|listener| plan.listener(listener).is_some(), &self.metrics.requests);
     }
 
     fn sweep(&self) {

@@ -15,7 +15,7 @@ use weft_agent::plan::{AgentPlan, AgentPlanProblem};
 use weft_agent::{AgentLimits, AgentShared};
 use weft_model::{Snapshot, SpiffeId};
 use weft_runtime::memory;
-use weft_runtime::metrics::Registry;
+use weft_runtime::metrics::WorkerMetrics;
 use weft_runtime::problems::Problems;
 
 use super::data_plane::{DataPlane, access_writer};
@@ -96,7 +96,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let begun = begun.map_err(Failure::Failed)?;
     let guard = arguments.redirects.as_deref().map(redirects::guard);
     let guard = guard.transpose().map_err(Failure::Usage)?;
-    let registry = Registry::<Metrics>::default();
+    let worker_metrics = WorkerMetrics::<Metrics>::default();
     let plans = watch::Sender::new(Arc::new(AgentPlan::default()));
     let kernel_limits = KernelLimits {
         slots: arguments.slot_limit,
@@ -106,7 +106,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let kernel = KernelReconciler::start(arguments.path.into(), kernel_limits, access.clone());
     let kernel = kernel.map_err(|error| Failure::Failed(format!("the kernel path: {error}")))?;
     let role = AgentRole {
-        registry: registry.clone(),
+        metrics: worker_metrics.clone(),
         plans: plans.subscribe(),
         guard,
         kernel: kernel.clone(),
@@ -126,7 +126,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let shared = AgentShared {
         plans: receiver,
         drain: process.drain(),
-        metrics: registry,
+        metrics: worker_metrics,
         access,
         limits: AgentLimits {
             connections: arguments.connection_limit,

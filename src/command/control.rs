@@ -12,7 +12,8 @@ use weft_control::resources::check_encodable;
 use weft_control::store::Store;
 use weft_control::{ControlOptions, ControlStatus};
 use weft_runtime::drain::{Drain, drain_on_signals};
-use weft_runtime::{admin, log, memory, metrics, open_files};
+use weft_runtime::metrics::{MetricsPage, add_process_metrics};
+use weft_runtime::{admin, log, memory, open_files};
 use weft_xds::server::RequestLimits;
 
 use super::admin_ports::AdminPorts;
@@ -119,6 +120,26 @@ fn check_all(mesh: Mesh, file: &MeshFile) -> Result<(), Failure> {
     Ok(())
 }
 
+fn add_metrics(status: &ControlStatus, page: &mut MetricsPage<'_>) {
+    page.counter(
+        "weft_control_config_updates",
+        "Configurations of the mesh that were applied.",
+        status.applied,
+    );
+    page.gauge(
+        "weft_control_config_errors",
+        "Errors in the mesh file as it is now.",
+        status.rejected.len() as u64,
+    );
+    page.gauge("weft_control_services", "Services in force.", status.services.len() as u64);
+    page.gauge("weft_control_crl_number", "CRL number of the CRL in force.", status.crl_number);
+    page.gauge(
+        "weft_control_store_usable",
+        "1 while the authority's store can be used, otherwise 0.",
+        u64::from(status.store.is_none()),
+    );
+}
+
 struct Role {
     status: watch::Receiver<ControlStatus>,
 }
@@ -134,28 +155,9 @@ impl admin::AdminRole for Role {
         }
     }
 
-    fn metrics(&self) -> String {
-        let status = self.status.borrow();
-        let mut page = metrics::Page::default();
-        page.counter("weft_control_applied", "Meshes that came into force.", status.applied);
-        page.gauge(
-            "weft_control_mistakes",
-            "Mistakes in the file as it is now.",
-            status.rejected.len() as u64,
-        );
-        page.gauge("weft_control_services", "Services in force.", status.services.len() as u64);
-        page.gauge(
-            "weft_control_revocation_list_number",
-            "The revocation list in force.",
-            status.crl_number,
-        );
-        page.gauge(
-            "weft_control_store_usable",
-            "Whether the store of the authority can be used.",
-            u64::from(status.store.is_none()),
-        );
-        metrics::process(&mut page);
-        page.finish()
+    fn metrics(&self, page: &mut MetricsPage<'_>) {
+        add_metrics(&self.status.borrow(), page);
+        add_process_metrics(page);
     }
 
     fn config_dump(&self) -> serde_json::Value {

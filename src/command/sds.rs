@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use weft_model::Snapshot;
 use weft_runtime::drain::Phase;
 use weft_runtime::listening::ListenReport;
-use weft_runtime::metrics::Page;
+use weft_runtime::metrics::MetricsPage;
 use weft_runtime::problems::Problems;
 
 use super::data_plane::{DataPlane, Workload, access_writer};
@@ -99,10 +99,8 @@ struct SdsRole {
 }
 
 impl Particulars for SdsRole {
-    fn metrics(&self) -> String {
-        let mut page = Page::default();
+    fn metrics(&self, page: &mut MetricsPage<'_>) {
         let count = self.served.borrow().secrets.len() as u64;
-        page.gauge("weft_sds_secrets", "Secrets that are served.", count);
-        page.finish()
+        page.gauge("weft_sds_secrets", "Secrets served over SDS.", count);
     }
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use weft_certs::CrlInfo;
-use weft_runtime::metrics::Registry;
+use weft_runtime::metrics::{MetricsPage, WorkerMetrics};
 use weft_sidecar::plan::SidecarPlan;
 use weft_sidecar::{SidecarLimits, SidecarShared, metrics, planner};
 
@@ -39,11 +39,11 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     };
     let begun = process::begin("sidecar", arguments.data_plane.workers, log);
     let begun = begun.map_err(Failure::Failed)?;
-    let registry = Registry::<metrics::Metrics>::default();
+    let worker_metrics = WorkerMetrics::<metrics::Metrics>::default();
     let access = access_writer()?;
     let plans = watch::Sender::new(Arc::new(SidecarPlan::default()));
     let receiver = plans.subscribe();
-    let particulars = SidecarRole { registry: registry.clone(), plans: plans.subscribe() };
+    let particulars = SidecarRole { metrics: worker_metrics.clone(), plans: plans.subscribe() };
     let setup = Setup {
         bootstrap: understood.bootstrap,
         enrolment: understood.enrolment,
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     let shared = SidecarShared {
         plans: receiver,
         drain: process.drain(),
-        metrics: registry,
+        metrics: worker_metrics,
         access,
         limits: SidecarLimits {
             connections: arguments.connection_limit,
@@ -72,14 +72,14 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
 
 /// What a sidecar tells of itself.
 struct SidecarRole {
-    registry: Registry<metrics::Metrics>,
+    metrics: WorkerMetrics<metrics::Metrics>,
     plans: watch::Receiver<Arc<SidecarPlan>>,
 }
 
 impl Particulars for SidecarRole {
-    fn metrics(&self) -> String {
+    fn metrics(&self, page: &mut MetricsPage<'_>) {
         let plan = self.plans.borrow().clone();
-        metrics::page(&self.registry, &plan.crls).finish()
+        metrics::add_metrics(&self.metrics, &plan.crls, page);
     }
 
     fn dump(&self) -> Map<String, Value> {

@@ -59,7 +59,7 @@ impl Front {
 
     /// The number of noncompliant requests by reason.
     pub(crate) fn noncompliant_requests(&self) -> BTreeMap<String, u64> {
-        const NAME: &str = "weft_sidecar_noncompliant_requests_total{reason=\"";
+        const NAME: &str = "weft_sidecar_requests_noncompliant_total{reason=\"";
         let mut client = Client::connect(self.sidecar.admin);
         client.send(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         let page = client.rest().expect("the connection closes");

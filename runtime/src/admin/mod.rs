@@ -23,6 +23,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::drain::{Drain, Phase};
 use crate::log::LogLevel;
+use crate::metrics::{MetricsFormat, MetricsPage};
 
 /// The most configuration dumps in memory at once: one can be tens of MiB.
 const DUMP_LIMIT: usize = 4;
@@ -37,8 +38,8 @@ pub trait AdminRole: Send + Sync + 'static {
     /// What the role waits for.
     fn ready(&self) -> Result<(), String>;
 
-    /// The metrics page in Prometheus text format.
-    fn metrics(&self) -> String;
+    /// Adds the role's metrics to a page.
+    fn metrics(&self, page: &mut MetricsPage<'_>);
 
     /// The configuration in force, without secrets.
     fn config_dump(&self) -> serde_json::Value;
@@ -187,7 +188,11 @@ async fn respond(
         return Ok(text(StatusCode::FORBIDDEN, format!("{refusal}\n")));
     }
     Ok(match path {
-        "/metrics" if is_read(&request) => metrics(&port).await,
+        "/metrics" if is_read(&request) => {
+            let accept =
+                request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
+            metrics(&port, MetricsFormat::accepted(accept)).await
+        }
         "/config_dump" if is_read(&request) => config_dump(&port.admin.role, &port.dumps).await,
         _ => respond_inline(&port.admin, &request),
     })
@@ -197,10 +202,12 @@ fn is_read<B>(request: &Request<B>) -> bool {
     request.method() == Method::GET || request.method() == Method::HEAD
 }
 
-async fn metrics(port: &AdminPort) -> Response<AdminBody> {
+async fn metrics(port: &AdminPort, format: MetricsFormat) -> Response<AdminBody> {
     let role = port.admin.role.clone();
-    match tokio::task::spawn_blocking(move || role.metrics()).await {
-        Ok(page) => reply(StatusCode::OK, "text/plain; version=0.0.4", page),
+    let encode = move || format.encode(move |page| role.metrics(page));
+    match tokio::task::spawn_blocking(encode).await {
+        Ok(Ok(page)) => reply(StatusCode::OK, format.content_type(), page),
+        Ok(Err(error)) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
 }
@@ -323,9 +330,7 @@ mod tests {
             Ok(())
         }
 
-        fn metrics(&self) -> String {
-            String::new()
-        }
+        fn metrics(&self, _page: &mut MetricsPage<'_>) {}
 
         fn config_dump(&self) -> serde_json::Value {
             // An error means that the test has dropped the sender.

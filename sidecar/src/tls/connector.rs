@@ -32,7 +32,7 @@ pub(crate) async fn connect(
 ) -> io::Result<TransportStream> {
     let connected = attempt(target, address, alpn, worker).await;
     if let Some(failure) = connected.as_ref().err().and_then(TlsFailure::of_attempt) {
-        worker.metrics.fail_upstream_handshake(failure);
+        worker.metrics.count_upstream_handshake_failure(failure);
     }
     connected
 }

@@ -125,7 +125,7 @@ fn log_failure(
         None if error.kind() == io::ErrorKind::FileTooLarge => (PeerFault::MaxSizeExceeded, ""),
         None => (PeerFault::Unmapped, ""),
     };
-    worker.metrics.refuse_client(fault);
+    worker.metrics.count_handshake_failure(fault);
     // When no certificate was the cause, the thread-local holds the certificate of another client.
     let certificate = fault::refused_certificate().filter(|_| fault != PeerFault::Unmapped);
     if !context.is_logged {

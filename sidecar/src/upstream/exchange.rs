@@ -265,7 +265,7 @@ async fn over_http1(
             return ExchangeFailure::Stale(fault);
         }
         if let ResponseFault::Tls(failure) = fault {
-            worker.metrics.fail_upstream_handshake(failure);
+            worker.metrics.count_upstream_handshake_failure(failure);
         }
         ExchangeFailure::Denied(Denial::UpstreamBroken(fault))
     })?;

@@ -396,7 +396,7 @@ async fn connect_http2(
             tracing::debug!(%error, "HTTP/2 connection to an endpoint closed");
         }
         if let Some(failure) = ended_by.get() {
-            metrics.fail_upstream_handshake(failure);
+            metrics.count_upstream_handshake_failure(failure);
         }
     });
     let sender = sender.ready().await.map_err(io::Error::other)?;
