@@ -169,7 +169,7 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
         .max_pending_accept_reset_streams(if is_peer { RESET_LIMIT_OF_PEER } else { RESET_LIMIT })
         .max_concurrent_reset_streams(settings.limits.streams as usize)
         .reset_stream_duration(RESET_REMEMBERED)
-        // Abuse is ended far earlier, by `Breaches`.
+        // Abuse is ended far earlier, by `ViolationCounter`.
         .max_local_error_reset_streams(Some(LIBRARY_VIOLATION_LIMIT as usize))
         .data_frame_budget(if is_peer {
             http2::DATA_FRAME_BUDGET_OF_PEER_BYTES

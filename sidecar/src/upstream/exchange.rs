@@ -10,10 +10,10 @@ use h2::client::SendRequest;
 use http::Method;
 use weft_model::HttpTimeouts;
 
-use super::connect;
 use super::outcome::ExchangeOutcome;
 use super::pinned::{self, PinnedConnection};
 use super::pool::{Http1Connection, StreamLease};
+use super::upgrade;
 use super::upload::Upload;
 use super::upstream_response::{UpstreamResponse, next_response};
 use crate::denial::Denial;
@@ -39,7 +39,7 @@ pub(crate) struct Call<'s, 'r, 'w> {
     /// Removes trailers that are not forwarded.
     pub(crate) header_filter: HeaderFilter,
     pub(crate) source: BodySource<'s>,
-    pub(crate) reply: &'r mut Responder<'w>,
+    pub(crate) responder: &'r mut Responder<'w>,
     pub(crate) progress: &'r RequestProgress,
     /// The body pieces sent so far, in case an endpoint does not process the request.
     pub(crate) replay: RefCell<ReplayBuffer>,
@@ -110,7 +110,7 @@ pub(crate) async fn exchange(
         }
         let result = match alpn {
             _ if call.ends_tunnel => {
-                Box::pin(connect::end_tunnel(call, target, chosen.address, worker)).await
+                Box::pin(upgrade::terminate_tunnel(call, target, chosen.address, worker)).await
             }
             Alpn::Http2 => over_http2(call, target, chosen.address, worker).await,
             Alpn::Http1 | Alpn::None => {
@@ -156,14 +156,14 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
     pub(crate) fn new(
         head: &'r RequestHead,
         source: BodySource<'s>,
-        reply: &'r mut Responder<'w>,
+        responder: &'r mut Responder<'w>,
         progress: &'r RequestProgress,
     ) -> Self {
         Self {
             head,
             header_filter: HeaderFilter::default(),
             source,
-            reply,
+            responder,
             progress,
             replay: RefCell::default(),
             ends_tunnel: false,
@@ -246,7 +246,7 @@ async fn over_http1(
     let done = match call.head.upgrade {
         // Boxed, because it is rare and would enlarge the future of every request.
         Some(upgrade) => {
-            Box::pin(connect::over_http1(call, &mut connection, upgrade, limits)).await
+            Box::pin(upgrade::over_http1(call, &mut connection, upgrade, limits)).await
         }
         None => {
             let framing = call.framing();
@@ -271,7 +271,7 @@ async fn over_http1(
     })?;
     match call.pin {
         _ if !done.is_reusable || call.head.is_isolated => {}
-        _ if !connection.is_personal => worker.pools.give_back(target, address, connection),
+        _ if !connection.is_personal => worker.pools.return_idle(target, address, connection),
         Some(pin) => drop(pin.replace(Some(PinnedConnection::new(target, address, connection)))),
         None => {
             tracing::debug!(%address, "upstream connection with NTLM or Negotiate login closed: client connection may be shared")
@@ -294,7 +294,7 @@ async fn exchange_http1(
     limits: ResponseLimits,
 ) -> Result<Http1Exchange, HeadError> {
     let Http1Connection { reader, writer, keep_alive_timeout, is_personal, .. } = connection;
-    let Call { head, header_filter, source, reply, progress, changes, .. } = call;
+    let Call { head, header_filter, source, responder, progress, changes, .. } = call;
     let mut outcome = ExchangeOutcome::default();
     let coding = BodyCoding::of(framing);
     let mut sink = BodySink::Http1(BodyWriter { writer: &mut *writer, coding });
@@ -304,13 +304,13 @@ async fn exchange_http1(
     let mut interim = 0;
     let response = loop {
         let response = pin!(read_response(reader, &head.method, limits));
-        let response = upload.until_response(response, reply).await;
+        let response = upload.until_response(response, responder).await;
         let response = response.map_err(HeadError::Refused)??;
         if !response.is_interim() {
             break response;
         }
         interim += 1;
-        let forwarding = Box::pin(forward_interim(response.head, interim, reply));
+        let forwarding = Box::pin(forward_interim(response.head, interim, responder));
         forwarding.await.map_err(HeadError::Refused)?;
     };
     if response.head.status == 101 {
@@ -323,9 +323,9 @@ async fn exchange_http1(
     *keep_alive_timeout = response.keep_alive_timeout.or(*keep_alive_timeout);
     let mut body = BodySource::Http1(BodyReader::new(reader, response.framing));
     if !upload.is_whole() {
-        reply.record_early_response();
+        responder.record_early_response();
     }
-    let (header_filter, mut downstream) = reply.start(response.head, &body, head, *changes);
+    let (header_filter, mut downstream) = responder.start(response.head, &body, head, *changes);
     {
         let forwarding_body = pin!(forward_body(
             &mut body,
@@ -342,13 +342,13 @@ async fn exchange_http1(
     }
     // When the response was complete before the request's body, the rest of the body must not be interpreted as the next
     // request, so neither connection is reused.
-    reply.record_end(is_whole && upload.is_whole());
+    responder.record_end(is_whole && upload.is_whole());
     let is_reusable = is_whole && upload.is_whole() && keep_alive;
     Ok(Http1Exchange { outcome, is_reusable })
 }
 
 /// Forwards the response of an endpoint that did not accept an upgrade.
-pub(super) async fn decline(
+pub(super) async fn forward_declined_upgrade(
     call: &mut Call<'_, '_, '_>,
     connection: &mut Http1Connection,
     response: ReadResponse,
@@ -358,7 +358,7 @@ pub(super) async fn decline(
     connection.is_personal |= pinned::requests_connection_login(&response.head);
     let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (header_filter, mut downstream) =
-        call.reply.start(response.head, &body, call.head, call.changes);
+        call.responder.start(response.head, &body, call.head, call.changes);
     outcome.record_download(
         forward_body(
             &mut body,
@@ -373,7 +373,7 @@ pub(super) async fn decline(
     if !is_whole {
         downstream.flush_and_abort().await;
     }
-    call.reply.record_end(is_whole);
+    call.responder.record_end(is_whole);
     Http1Exchange { outcome, is_reusable: is_whole && response.keep_alive }
 }
 
@@ -384,13 +384,13 @@ pub(super) async fn decline(
 pub(super) async fn forward_interim(
     mut head: ResponseHead,
     number: usize,
-    reply: &mut Responder<'_>,
+    responder: &mut Responder<'_>,
 ) -> Result<(), Denial> {
     if number > INTERIM_LIMIT {
         return Err(Denial::UpstreamBroken(ResponseFault::TooManyInterim));
     }
     HeaderFilter::of_response(&head.headers).strip(&mut head.headers);
-    reply.interim(head).await.map_err(|_| Denial::ClientGone)
+    responder.interim(head).await.map_err(|_| Denial::ClientGone)
 }
 
 async fn over_http2(
@@ -412,7 +412,7 @@ async fn over_http2(
                 let limit = target.cluster.connect_timeout;
                 drop(tokio::time::timeout(limit, settings.wait()).await);
             }
-            Box::pin(connect::over_http2(call, sender, upgrade, scheme)).await
+            Box::pin(upgrade::over_http2(call, sender, upgrade, scheme)).await
         }
         None => match http2::to_request(call.head, scheme) {
             Ok(request) => {
@@ -423,7 +423,7 @@ async fn over_http2(
         },
     };
     if matches!(result, Err(ExchangeFailure::Stale(_) | ExchangeFailure::NotProcessed)) {
-        worker.pools.forget_http2(target, address);
+        worker.pools.remove_http2(target, address);
     }
     match (result, alert.get()) {
         (Err(ExchangeFailure::Stale(_)), Some(failure)) => {
@@ -439,7 +439,7 @@ async fn exchange_http2(
     request: http::Request<()>,
     header_limit: usize,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let Call { head, header_filter, source, reply, progress, replay, changes, .. } = call;
+    let Call { head, header_filter, source, responder, progress, replay, changes, .. } = call;
     let is_bodiless = source.is_empty();
     let (mut response, stream) =
         sender.send_request(request, is_bodiless).map_err(|_| ExchangeFailure::NotProcessed)?;
@@ -461,12 +461,12 @@ async fn exchange_http2(
     let mut interim = 0;
     let response = loop {
         let answer = pin!(next_response(&mut response));
-        let answer = upload.until_response(answer, reply).await;
+        let answer = upload.until_response(answer, responder).await;
         match answer.map_err(ExchangeFailure::Denied)?? {
             UpstreamResponse::Final(response) => break response,
             UpstreamResponse::Interim(head) => {
                 interim += 1;
-                let forwarding = Box::pin(forward_interim(head, interim, reply));
+                let forwarding = Box::pin(forward_interim(head, interim, responder));
                 forwarding.await.map_err(ExchangeFailure::Denied)?;
             }
         }
@@ -484,9 +484,9 @@ async fn exchange_http2(
     outcome.status = response.status;
     let mut body = BodySource::Http2(&mut body);
     if !upload.is_whole() {
-        reply.record_early_response();
+        responder.record_early_response();
     }
-    let (header_filter, mut downstream) = reply.start(response, &body, head, *changes);
+    let (header_filter, mut downstream) = responder.start(response, &body, head, *changes);
     {
         let forwarding_body = pin!(forward_body(
             &mut body,
@@ -500,7 +500,7 @@ async fn exchange_http2(
     if outcome.aborted.is_some() {
         downstream.flush_and_abort().await;
     }
-    reply.record_end(outcome.aborted.is_none() && upload.is_whole());
+    responder.record_end(outcome.aborted.is_none() && upload.is_whole());
     Ok(outcome)
 }
 

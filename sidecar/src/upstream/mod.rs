@@ -1,12 +1,12 @@
 //! Exchanges with endpoints: connection pools, sending a request and forwarding the response, upgrades and tunnels.
 
-mod connect;
 mod exchange;
 mod outcome;
 mod pinned;
 mod pool;
 mod slots;
 mod tunnel;
+mod upgrade;
 mod upload;
 mod upstream_response;
 mod websocket;

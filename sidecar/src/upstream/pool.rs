@@ -175,7 +175,7 @@ impl Pools {
                 Some(slot) => break slot,
                 None => {
                     let timeout = || now() + target.cluster.connect_timeout;
-                    self.await_free(target, *deadline.get_or_insert_with(timeout)).await?;
+                    self.wait_for_slot(target, *deadline.get_or_insert_with(timeout)).await?;
                 }
             }
         };
@@ -196,7 +196,7 @@ impl Pools {
     }
 
     /// Waits until a connection becomes idle or is closed, when the limit of connections is reached.
-    async fn await_free(&self, target: &PlannedCluster, deadline: Instant) -> io::Result<()> {
+    async fn wait_for_slot(&self, target: &PlannedCluster, deadline: Instant) -> io::Result<()> {
         let freed = self.slots.freed(target);
         let waiting = tokio::time::timeout_at(deadline.into(), freed);
         waiting.await.map_err(|_| limit_reached("max_connections"))
@@ -210,7 +210,7 @@ impl Pools {
     }
 
     /// Returns a connection whose response was read completely to the pool.
-    pub(crate) fn give_back(
+    pub(crate) fn return_idle(
         &self,
         target: &PlannedCluster,
         address: SocketAddr,
@@ -314,7 +314,7 @@ impl Pools {
     }
 
     /// Removes the HTTP/2 connections to an endpoint after one has failed.
-    pub(crate) fn forget_http2(&self, target: &PlannedCluster, address: SocketAddr) {
+    pub(crate) fn remove_http2(&self, target: &PlannedCluster, address: SocketAddr) {
         self.http2.borrow_mut().remove(&(target.id, address));
     }
 

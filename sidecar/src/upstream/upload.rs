@@ -25,7 +25,7 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
     pub(super) async fn until_response<R>(
         &mut self,
         mut response: impl Future<Output = R> + Unpin,
-        reply: &mut Responder<'_>,
+        responder: &mut Responder<'_>,
     ) -> Result<R, Denial> {
         loop {
             tokio::select! {
@@ -40,7 +40,7 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
                     }
                 }
                 response = &mut response => return Ok(response),
-                () = reply.cancelled() => return Err(Denial::ClientGone),
+                () = responder.cancelled() => return Err(Denial::ClientGone),
             }
         }
     }

@@ -11,7 +11,8 @@ use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};
 
 use super::exchange::{
-    Call, ExchangeFailure, Http1Exchange, connect_failure, decline, forward_interim,
+    Call, ExchangeFailure, Http1Exchange, connect_failure, forward_declined_upgrade,
+    forward_interim,
 };
 use super::outcome::ExchangeOutcome;
 use super::pool::Http1Connection;
@@ -67,13 +68,15 @@ pub(super) async fn over_http1(
             response = read_response(&mut connection.reader, &call.head.method, limits) => {
                 response?
             }
-            () = call.reply.cancelled() => return Err(HeadError::Refused(Denial::ClientGone)),
+            () = call.responder.cancelled() => return Err(HeadError::Refused(Denial::ClientGone)),
         };
         if !response.is_interim() {
             break response;
         }
         interim += 1;
-        forward_interim(response.head, interim, call.reply).await.map_err(HeadError::Refused)?;
+        forward_interim(response.head, interim, call.responder)
+            .await
+            .map_err(HeadError::Refused)?;
     };
     written.map_err(|_| HeadError::ConnectionLost(None))?;
     let status = response.head.status;
@@ -87,7 +90,7 @@ pub(super) async fn over_http1(
         return Err(HeadError::Refused(Denial::UpstreamBroken(ResponseFault::BadUpgrade)));
     }
     if !is_accepted {
-        return Ok(decline(call, connection, response).await);
+        return Ok(forward_declined_upgrade(call, connection, response).await);
     }
     if let Some(accept) = accept
         && !websocket::take_accept(&mut response.head.headers, &accept)
@@ -100,7 +103,7 @@ pub(super) async fn over_http1(
         source: BodySource::Http1(BodyReader::new(&mut connection.reader, BodyFraming::UntilClose)),
         sink: BodySink::Http1(BodyWriter { writer, coding: BodyCoding::Tunnel }),
     };
-    let outcome = join(call, upstream, response.head).await.map_err(HeadError::Refused)?;
+    let outcome = join_tunnel(call, upstream, response.head).await.map_err(HeadError::Refused)?;
     Ok(Http1Exchange { outcome, is_reusable: false })
 }
 
@@ -133,13 +136,13 @@ pub(super) async fn over_http2(
     let response = loop {
         let answer = tokio::select! {
             answer = next_response(&mut response) => answer?,
-            () = call.reply.cancelled() => return Err(ExchangeFailure::Denied(Denial::ClientGone)),
+            () = call.responder.cancelled() => return Err(ExchangeFailure::Denied(Denial::ClientGone)),
         };
         match answer {
             UpstreamResponse::Final(response) => break response,
             UpstreamResponse::Interim(head) => {
                 interim += 1;
-                forward_interim(head, interim, call.reply)
+                forward_interim(head, interim, call.responder)
                     .await
                     .map_err(ExchangeFailure::Denied)?;
             }
@@ -155,7 +158,7 @@ pub(super) async fn over_http2(
     if !status.is_success() {
         let mut outcome = ExchangeOutcome { status: status.as_u16(), ..ExchangeOutcome::default() };
         let (header_filter, mut downstream) =
-            call.reply.start(head, &source, call.head, call.changes);
+            call.responder.start(head, &source, call.head, call.changes);
         outcome.record_download(
             forward_body(
                 &mut source,
@@ -166,7 +169,7 @@ pub(super) async fn over_http2(
             .await,
             call.progress,
         );
-        call.reply.record_end(outcome.aborted.is_none());
+        call.responder.record_end(outcome.aborted.is_none());
         sink.abort();
         return Ok(outcome);
     }
@@ -174,14 +177,14 @@ pub(super) async fn over_http2(
     if let Some(accept) = accept {
         websocket::add_accept(&mut head.headers, accept);
     }
-    join(call, TunnelSide { source, sink }, head).await.map_err(ExchangeFailure::Denied)
+    join_tunnel(call, TunnelSide { source, sink }, head).await.map_err(ExchangeFailure::Denied)
 }
 
 /// Terminates a CONNECT tunnel: connects to the endpoint and forwards the bytes of the tunnel in both directions.
 ///
 /// # Errors
 /// When the endpoint cannot be reached, or the connection limit is reached.
-pub(super) async fn end_tunnel(
+pub(super) async fn terminate_tunnel(
     call: &mut Call<'_, '_, '_>,
     target: &PlannedCluster,
     address: SocketAddr,
@@ -200,7 +203,7 @@ pub(super) async fn end_tunnel(
     };
     let headers = Headers::from(HeaderMap::new());
     let head = ResponseHead { status: 200, headers, content_length: None };
-    join(call, upstream, head).await.map_err(ExchangeFailure::Denied)
+    join_tunnel(call, upstream, head).await.map_err(ExchangeFailure::Denied)
 }
 
 fn take_key(headers: &mut Headers) -> Result<HeaderValue, ExchangeFailure> {
@@ -211,7 +214,7 @@ fn take_key(headers: &mut Headers) -> Result<HeaderValue, ExchangeFailure> {
 }
 
 /// Accepts the client's upgrade and forwards bytes until both sides have closed.
-async fn join(
+async fn join_tunnel(
     call: &mut Call<'_, '_, '_>,
     upstream: TunnelSide<'_>,
     mut head: ResponseHead,
@@ -229,7 +232,7 @@ async fn join(
     };
     head.headers.remove(|name| name.eq_ignore_ascii_case(b"content-length"));
     let mut outcome = ExchangeOutcome { status: head.status, ..ExchangeOutcome::default() };
-    let sink = call.reply.switch(head).ok_or(Denial::ClientGone)?;
+    let sink = call.responder.switch(head).ok_or(Denial::ClientGone)?;
     let client = TunnelSide { source, sink };
     (outcome.bytes_sent, outcome.bytes_received) = tunnel(client, upstream, call.progress).await;
     Ok(outcome)
