@@ -69,7 +69,7 @@ fn a_sidecar_that_is_told_to_end_finishes_what_it_has() {
         for sidecar in [&mut pair.callee, &mut pair.caller] {
             assert!(sidecar.process.ended().success());
             let errors = sidecar.process.errors();
-            assert!(!errors.contains("patience"), "nothing was left to wait for:\n{errors}");
+            assert!(!errors.contains("drain timeout"), "nothing was left to wait for:\n{errors}");
         }
     }
 }
@@ -92,7 +92,7 @@ fn a_connection_that_others_keep_open_does_not_hold_up_the_end() {
         assert_whole(&asking.join().expect("curl runs"), 200);
         assert!(pair.callee.process.ended().success());
         let errors = pair.callee.process.errors();
-        assert!(!errors.contains("patience"), "nothing was left to wait for:\n{errors}");
+        assert!(!errors.contains("drain timeout"), "nothing was left to wait for:\n{errors}");
         assert!(pair.caller.process.is_running());
     }
 }

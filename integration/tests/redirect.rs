@@ -208,7 +208,7 @@ fn a_guard_repairs_whatever_is_changed_in_any_namespace() {
         guarded.is_in_force(name);
     }
     let told = guarded.guard.errors();
-    assert!(told.contains("had been changed: repaired") && !told.contains("ERROR"), "{told}");
+    assert!(told.contains("had drifted: repaired") && !told.contains("ERROR"), "{told}");
 }
 
 #[test]
