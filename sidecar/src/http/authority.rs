@@ -8,8 +8,8 @@ use weft_model::HostPort;
 /// The longest accepted authority. A host name has at most 253 characters, percent-encoded three times as many.
 const LIMIT_BYTES: usize = 1024;
 
-/// Splits an authority into host and port; none when it is invalid. The host is a name, an IPv4 address or an IPv6 address
-/// in brackets. User information is rejected: it is used only to disguise the host.
+/// Splits an authority into host and port; none when it is invalid. The host is a name, an IPv4 address or an IPv6
+/// address in brackets. User information is rejected: it is used only to disguise the host.
 pub(crate) fn split(text: &str) -> Option<(&str, Option<&str>)> {
     if text.len() > LIMIT_BYTES {
         return None;
@@ -38,8 +38,8 @@ pub(crate) fn split(text: &str) -> Option<(&str, Option<&str>)> {
     (is_host && is_port).then_some((host, port))
 }
 
-/// The characters of a host name (RFC 3986, section 3.2.2), without percent-encoding, and without `,`, which would make a
-/// list of two names look like one.
+/// The characters of a host name (RFC 3986, section 3.2.2), without percent-encoding, and without `,`, which would make
+/// a list of two names look like one.
 fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }

@@ -101,7 +101,7 @@ reasons! {
     BadVersion: Severe, None, "invalid HTTP version";
     MultipleContentLength: Severe, None, "several content-length headers with different values";
     MultipleTransferEncodingChunked: Severe, None, "chunked more than once in transfer-encoding";
-    SuspiciousTeClPresent: Severe, None, "header name resembling content-length or transfer-encoding beside the real one";
+    SuspiciousTeClPresent: Severe, None, "framing header beside a header name that resembles one";
 }
 
 impl DesyncReason {

@@ -18,8 +18,8 @@ use crate::upstream_failure::ResponseFault;
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 /// How much of a stream the h2 crate buffers while the receiver's window is full.
 pub(crate) const SEND_BUFFER_BYTES: usize = 64 * 1024;
-/// The h2 crate's budget for small DATA frames of a client connection, where each frame counts as at least 256 bytes: 64
-/// frames for each stream that a connection may have. Streams of small messages stay below it, floods do not.
+/// The h2 crate's budget for small DATA frames of a client connection, where each frame counts as at least 256 bytes:
+/// 64 frames for each stream that a connection may have. Streams of small messages stay below it, floods do not.
 pub(crate) const DATA_FRAME_BUDGET_BYTES: usize = 4 * 1024 * 1024;
 /// The same budget for a peer with a verified identity: a sidecar forwards the messages of many clients.
 pub(crate) const DATA_FRAME_BUDGET_OF_PEER_BYTES: usize = 32 * 1024 * 1024;

@@ -1,9 +1,10 @@
 //! Limits control frames and protocol violations of HTTP/2 client connections.
 //!
 //! Each PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM or unknown frame costs work, and the h2 crate processes any
-//! number of them (RFC 9113, section 10.5). They are counted before the h2 crate receives them. A connection has a budget
-//! of such frames. The budget grows with time, with each request, and with each DATA frame that is sent to the client,
-//! which the client acknowledges by WINDOW_UPDATE. A connection that exhausts it is closed with `ENHANCE_YOUR_CALM`.
+//! number of them (RFC 9113, section 10.5). They are counted before the h2 crate receives them. A connection has a
+//! budget of such frames. The budget grows with time, with each request, and with each DATA frame that is sent to the
+//! client, which the client acknowledges by WINDOW_UPDATE. A connection that exhausts it is closed with
+//! `ENHANCE_YOUR_CALM`.
 
 use std::time::Instant;
 

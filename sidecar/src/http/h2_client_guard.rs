@@ -1,8 +1,8 @@
-//! Inspects the frames between an HTTP/2 client and the h2 crate, to correct what the h2 crate does too leniently or too
-//! strictly.
+//! Inspects the frames between an HTTP/2 client and the h2 crate, to correct what the h2 crate does too leniently or
+//! too strictly.
 //!
-//! Too lenient: floods of control frames ([`FrameBudget`]), protocol violations ([`ViolationCounter`]), slow request heads
-//! ([`Http2Monitor::stalled`]), wrong frame sizes and settings. Too strict: frames that arrive during a shutdown
+//! Too lenient: floods of control frames ([`FrameBudget`]), protocol violations ([`ViolationCounter`]), slow request
+//! heads ([`Http2Monitor::stalled`]), wrong frame sizes and settings. Too strict: frames that arrive during a shutdown
 //! ([`GracefulShutdown`]), and malformed requests, which get a 400 instead of a reset ([`ReplaceableReset`]).
 
 use std::cell::{Cell, RefCell};
@@ -44,8 +44,8 @@ pub(crate) struct Http2Monitor {
     pending_set: Notify,
     /// The streams of requests that the h2 crate has neither delivered nor reset.
     undelivered: RefCell<VecDeque<u32>>,
-    /// The streams that were refused with a 400 and that the h2 crate may still deliver: it does when it had accepted the
-    /// head of a request whose body then violated a rule.
+    /// The streams that were refused with a 400 and that the h2 crate may still deliver: it does when it had accepted
+    /// the head of a request whose body then violated a rule.
     rejected: RefCell<Vec<u32>>,
     /// How many refused requests were not reported by [`Http2Monitor::take_refused`] yet.
     refused: Cell<u32>,
@@ -158,8 +158,8 @@ impl Http2Monitor {
         let was_undelivered = self.forget(stream);
         let is_violation = match reason {
             None | Some(Reason::NO_ERROR | Reason::CANCEL) => false,
-            // The h2 crate refuses streams above the limit, which is a violation. Weft refuses delivered requests for other
-            // reasons, such as a shutdown.
+            // The h2 crate refuses streams above the limit, which is a violation. Weft refuses delivered requests for
+            // other reasons, such as a shutdown.
             Some(Reason::REFUSED_STREAM) => was_undelivered,
             Some(_) => true,
         };
@@ -196,14 +196,14 @@ pub(crate) struct Http2ClientGuard<S> {
     shutdown: Option<GracefulShutdown>,
     /// The bytes that are sent instead of the reset that the h2 crate writes next.
     replacement: Option<Replacement>,
-    /// Whether the guard may send a response. It may not after the client has reduced the HPACK table size: a header block
-    /// must then begin with an update of the table size, which only the h2 crate can encode.
+    /// Whether the guard may send a response. It may not after the client has reduced the HPACK table size: a header
+    /// block must then begin with an update of the table size, which only the h2 crate can encode.
     may_respond: bool,
     monitor: Rc<Http2Monitor>,
 }
 
-/// The bytes that are sent instead of a reset. Once some were sent, the rest is sent too: a partial frame would break the
-/// connection.
+/// The bytes that are sent instead of a reset. Once some were sent, the rest is sent too: a partial frame would break
+/// the connection.
 #[derive(Debug)]
 struct Replacement {
     bytes: Vec<u8>,

@@ -1,8 +1,9 @@
 //! Limits what an endpoint can make the h2 crate buffer on an HTTP/2 connection.
 //!
-//! Requests of many clients share such a connection. One client must not be able to close it, so the h2 crate's limits on
-//! resets and small frames are disabled. This leaves one unlimited buffer: the replies (PING, SETTINGS acknowledgements) to
-//! an endpoint that sends frames and does not read. The guard limits it by counting frames while writing is blocked.
+//! Requests of many clients share such a connection. One client must not be able to close it, so the h2 crate's limits
+//! on resets and small frames are disabled. This leaves one unlimited buffer: the replies (PING, SETTINGS
+//! acknowledgements) to an endpoint that sends frames and does not read. The guard limits it by counting frames while
+//! writing is blocked.
 
 use std::cell::Cell;
 use std::io;
@@ -15,8 +16,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::h2_frames::FrameScanner;
 use crate::tls::failure::TlsFailure;
 
-/// How many frames an endpoint may send while it does not read. Well-behaved endpoints exhaust their flow-control window
-/// earlier: 4 MiB in frames of 256 bytes.
+/// How many frames an endpoint may send while it does not read. Well-behaved endpoints exhaust their flow-control
+/// window earlier: 4 MiB in frames of 256 bytes.
 const FRAME_LIMIT: u32 = 16_384;
 
 /// A connection to an endpoint that fails when the endpoint sends without reading.
@@ -30,8 +31,8 @@ pub(crate) struct Http2EndpointGuard<S> {
     alert: EndpointAlert,
 }
 
-/// The TLS alert with which an endpoint closed the connection before it sent any data: in TLS 1.3 an endpoint refuses our
-/// certificate this way. Shared with the pool, because the h2 crate drops the cause of an I/O error.
+/// The TLS alert with which an endpoint closed the connection before it sent any data: in TLS 1.3 an endpoint refuses
+/// our certificate this way. Shared with the pool, because the h2 crate drops the cause of an I/O error.
 pub(crate) type EndpointAlert = Rc<Cell<Option<TlsFailure>>>;
 
 impl<S> Http2EndpointGuard<S> {

@@ -75,8 +75,8 @@ impl FrameHeader {
         Some(u32::from_be_bytes(*code).into())
     }
 
-    /// Whether a SETTINGS frame makes the HPACK table smaller than its initial size (RFC 7541, section 4.2), as far as its
-    /// payload was received.
+    /// Whether a SETTINGS frame makes the HPACK table smaller than its initial size (RFC 7541, section 4.2), as far as
+    /// its payload was received.
     pub(super) fn shrinks_table(self, payload: &[u8]) -> bool {
         const INITIAL_BYTES: u32 = 4096;
         let (settings, _) = payload.as_chunks::<6>();

@@ -39,8 +39,8 @@ pub(crate) async fn ping_timeout(
     }
 }
 
-/// The time until the next PING, with a random part of the jitter added, so that the connections of a listener do not send
-/// PINGs at the same time.
+/// The time until the next PING, with a random part of the jitter added, so that the connections of a listener do not
+/// send PINGs at the same time.
 fn interval(settings: Keepalive) -> Duration {
     let jitter = f64::from(settings.jitter_percent) / 100.0 * fastrand::f64();
     settings.interval.mul_f64(1.0 + jitter)

@@ -1,8 +1,8 @@
 //! Sends status 400 for malformed HTTP/2 requests that the h2 crate refuses before weft sees them.
 //!
-//! The h2 crate resets the stream of a malformed request with `PROTOCOL_ERROR` (RFC 9113, section 8.1.1). The client does not
-//! learn the reason, and many clients treat it as a broken connection. The reset is therefore replaced by a response with
-//! status 400 and no body, followed by a reset with `NO_ERROR`.
+//! The h2 crate resets the stream of a malformed request with `PROTOCOL_ERROR` (RFC 9113, section 8.1.1). The client
+//! does not learn the reason, and many clients treat it as a broken connection. The reset is therefore replaced by a
+//! response with status 400 and no body, followed by a reset with `NO_ERROR`.
 
 use super::h2_frames::{FrameHeader, HEADER_BYTES, HEADERS, RST_STREAM};
 

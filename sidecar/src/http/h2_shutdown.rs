@@ -1,11 +1,11 @@
 //! Shuts an HTTP/2 client connection down without losing requests (RFC 9113, section 6.8).
 //!
-//! The h2 crate sends a GOAWAY that announces the shutdown, and a PING. When the client has acknowledged the PING, the h2
-//! crate chooses the last stream that is served and ignores later ones. From the first GOAWAY on, this filter changes what
-//! the h2 crate receives from the client:
+//! The h2 crate sends a GOAWAY that announces the shutdown, and a PING. When the client has acknowledged the PING, the
+//! h2 crate chooses the last stream that is served and ignores later ones. From the first GOAWAY on, this filter
+//! changes what the h2 crate receives from the client:
 //!
-//! - The PING acknowledgement is delayed by [`ACK_DELAY`]. A client may acknowledge at once and send requests behind it that
-//!   it prepared before it received the GOAWAY. These requests are served too.
+//! - The PING acknowledgement is delayed by [`ACK_DELAY`]. A client may acknowledge at once and send requests behind it
+//!   that it prepared before it received the GOAWAY. These requests are served too.
 //! - RST_STREAM and WINDOW_UPDATE frames of streams after the last one are dropped. A client may send them before it
 //!   receives the second GOAWAY; the h2 crate would treat them as a protocol violation and close all other streams.
 
@@ -180,8 +180,8 @@ mod tests {
         }
     }
 
-    /// What the h2 crate receives, read `room` bytes at a time, when frames arrive in pieces of `size` bytes and the second
-    /// part of them arrives after `late`.
+    /// What the h2 crate receives, read `room` bytes at a time, when frames arrive in pieces of `size` bytes and the
+    /// second part of them arrives after `late`.
     async fn received(parts: [&[Vec<u8>]; 2], late: Duration, size: usize, room: usize) -> Vec<u8> {
         let (mut client, stream) = duplex(size);
         let first = parts[0].concat();

@@ -84,8 +84,8 @@ impl HeaderFilter {
             || (has_special(name) && self.is_special_stripped(name))
     }
 
-    /// Whether a header with a `"` or a `_` in its name is removed. Every name with a `"` is. A request header with a `_`
-    /// is when the listener drops such names, or when it is another spelling of a framing or hop-by-hop header.
+    /// Whether a header with a `"` or a `_` in its name is removed. Every name with a `"` is. A request header with a
+    /// `_` is when the listener drops such names, or when it is another spelling of a framing or hop-by-hop header.
     fn is_special_stripped(&self, name: &[u8]) -> bool {
         let is_spelling = || {
             let name = with_dashes(name);
@@ -133,8 +133,8 @@ impl HeaderFilter {
         }
     }
 
-    /// Removes headers that no policy may match on: hop-by-hop headers, identity claims of the client, and names with `_`
-    /// where they are dropped. Headers that `connection` names stay until [`Self::strip_connection_named`].
+    /// Removes headers that no policy may match on: hop-by-hop headers, identity claims of the client, and names with
+    /// `_` where they are dropped. Headers that `connection` names stay until [`Self::strip_connection_named`].
     pub(crate) fn strip_before_policies(&self, headers: &mut Headers) {
         if !self.may_strip_before_policies(headers.names()) {
             return;
@@ -254,8 +254,9 @@ fn connection_named(headers: &Headers) -> Vec<Box<[u8]>> {
     names
 }
 
-/// Whether a header is meant for every recipient, so that `connection` must not name it (RFC 9110, section 7.6.1). Without
-/// this exception a client could remove a header that an earlier proxy set, or its own credentials after authorization.
+/// Whether a header is meant for every recipient, so that `connection` must not name it (RFC 9110, section 7.6.1).
+/// Without this exception a client could remove a header that an earlier proxy set, or its own credentials after
+/// authorization.
 fn is_end_to_end(name: &[u8]) -> bool {
     const EXACT: [&str; 16] = [
         "authorization",

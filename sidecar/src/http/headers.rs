@@ -245,8 +245,8 @@ impl Headers {
         }
     }
 
-    /// Converts the headers into a map, for HTTP/2. Headers that a map cannot hold would be dropped; none exist, because
-    /// names and values are checked when they are read.
+    /// Converts the headers into a map, for HTTP/2. Headers that a map cannot hold would be dropped; none exist,
+    /// because names and values are checked when they are read.
     pub(crate) fn into_map(self) -> HeaderMap {
         match self.storage {
             HeaderStorage::Map(mut map) => {
@@ -262,8 +262,8 @@ impl Headers {
         }
     }
 
-    /// Copies the headers into a map that shares no memory with the buffer that they were read into: an HPACK table that
-    /// keeps one value would keep that whole buffer alive.
+    /// Copies the headers into a map that shares no memory with the buffer that they were read into: an HPACK table
+    /// that keeps one value would keep that whole buffer alive.
     pub(crate) fn to_map(&self) -> HeaderMap {
         match &self.storage {
             HeaderStorage::Map(map) => map.clone(),

@@ -3,8 +3,8 @@
 /// A summary of header names, with false positives and without false negatives. Letter case is ignored, and `-` equals
 /// `_` after the first letter.
 ///
-/// 62 bits are set by length and first letter, two by properties of a name ([`HAS_EXTENSION`], [`HAS_SPECIAL`]). The set
-/// is one word because message heads are moved by value.
+/// 62 bits are set by length and first letter, two by properties of a name ([`HAS_EXTENSION`], [`HAS_SPECIAL`]). The
+/// set is one word because message heads are moved by value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct NameSet(u64);
 

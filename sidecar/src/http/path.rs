@@ -112,7 +112,8 @@ fn with_decoded_slashes(path: &str) -> String {
 }
 
 /// Decodes unreserved characters, encodes those that RFC 3986 forbids, turns backslashes into slashes, and resolves dot
-/// segments, where `..` at the root is ignored (RFC 3986, sections 5.2.4 and 6.2.2). Other escapes keep their letter case.
+/// segments, where `..` at the root is ignored (RFC 3986, sections 5.2.4 and 6.2.2). Other escapes keep their letter
+/// case.
 fn canonical(path: Cow<'_, str>) -> Cow<'_, str> {
     const FORBIDDEN: &[u8] = b"\"<>^`{|}";
     if is_plain(&path) && !path.bytes().any(|byte| FORBIDDEN.contains(&byte)) {

@@ -52,8 +52,8 @@ impl Queue {
     }
 }
 
-/// Reads a body ahead of its receiver. Memory is bounded: by [`ReplayBuffer`] for pieces that are kept to be sent again,
-/// and by the stream's flow-control window for others, which are released only when they leave this buffer.
+/// Reads a body ahead of its receiver. Memory is bounded: by [`ReplayBuffer`] for pieces that are kept to be sent
+/// again, and by the stream's flow-control window for others, which are released only when they leave this buffer.
 #[derive(Debug, Default)]
 pub(crate) struct ReadAhead<'r> {
     /// Keeps every piece that is read, so that the body can be sent again.
@@ -132,8 +132,8 @@ impl<'r> ReadAhead<'r> {
         merged.freeze()
     }
 
-    /// Reads and merges pieces for as long as it is polled, so that small frames do not accumulate in the h2 crate while
-    /// the receiver is blocked. Never resolves.
+    /// Reads and merges pieces for as long as it is polled, so that small frames do not accumulate in the h2 crate
+    /// while the receiver is blocked. Never resolves.
     pub(crate) async fn fill(&mut self, source: &mut BodySource<'_>) {
         while self.end.is_none() && source.allows_read_ahead() {
             // Pieces in the replay buffer have a limit of their own, so the window is released at once.

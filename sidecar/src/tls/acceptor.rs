@@ -26,8 +26,8 @@ pub(crate) struct AcceptedTls {
     pub(crate) resumed: bool,
 }
 
-/// Performs the handshake. The client certificate was verified when this returns: by the verifier, or again after a resumed
-/// session. From then on the connection is registered with the certificate and closed when that is revoked.
+/// Performs the handshake. The client certificate was verified when this returns: by the verifier, or again after a
+/// resumed session. From then on the connection is registered with the certificate and closed when that is revoked.
 ///
 /// # Errors
 /// When the handshake fails, or the certificate of a resumed session has expired or was revoked. In the second case the

@@ -18,12 +18,13 @@ use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::stream::{RegisteredTlsStream, TransportStream};
 use crate::worker::SidecarWorker;
 
-/// Connects to an endpoint and performs the TLS handshake if its cluster uses TLS, each within the cluster's connect timeout.
-/// `alpn` is the protocol that will be used. The connection is closed when the endpoint's certificate is revoked.
+/// Connects to an endpoint and performs the TLS handshake if its cluster uses TLS, each within the cluster's connect
+/// timeout. `alpn` is the protocol that will be used. The connection is closed when the endpoint's certificate is
+/// revoked.
 ///
 /// # Errors
-/// When the endpoint cannot be reached or the handshake fails. A TLS failure is counted, and is the cause of the error as a
-/// [`FailedHandshake`].
+/// When the endpoint cannot be reached or the handshake fails. A TLS failure is counted, and is the cause of the error
+/// as a [`FailedHandshake`].
 pub(crate) async fn connect(
     target: &PlannedCluster,
     address: SocketAddr,
@@ -80,8 +81,8 @@ async fn attempt(
     Ok(TransportStream::Tls(RegisteredTlsStream::new(stream, registration)))
 }
 
-/// Connects and performs the TLS handshake. When a session was resumed whose server certificate has expired or was revoked,
-/// connects again and performs a full handshake.
+/// Connects and performs the TLS handshake. When a session was resumed whose server certificate has expired or was
+/// revoked, connects again and performs a full handshake.
 ///
 /// # Errors
 /// When the endpoint cannot be reached, or the handshake fails.

@@ -147,8 +147,8 @@ impl TlsFailure {
         }
     }
 
-    /// The failure of a read before the endpoint's first response: in TLS 1.3, a server refuses our certificate only then.
-    /// None when the cause is not an alert.
+    /// The failure of a read before the endpoint's first response: in TLS 1.3, a server refuses our certificate only
+    /// then. None when the cause is not an alert.
     pub(crate) fn of_read(error: &io::Error) -> Option<Self> {
         match error.get_ref()?.downcast_ref::<Error>()? {
             Error::AlertReceived(alert) => Some(Self::Alert(*alert)),

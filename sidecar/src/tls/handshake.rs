@@ -74,7 +74,8 @@ pub(crate) async fn secure(
         Ok(Err(refused)) => {
             let error = &refused.error;
             tracing::debug!(client = %context.client, %error, "TLS handshake failed");
-            // The verifier left its reason in a thread-local, so this must be logged before another handshake runs here.
+            // The verifier left its reason in a thread-local, so this must be logged before another handshake runs
+            // here.
             log_failure(error, context, took, worker);
             Box::pin(refused.close()).await;
             None

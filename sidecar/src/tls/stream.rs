@@ -1,8 +1,7 @@
 //! A TLS connection that owns no buffers while it is idle.
 //!
-//! Records are decrypted and encrypted in a scratch buffer that all connections of a worker share. A connection stores only
-//! the remains: a partially received record, decrypted bytes that did not fit into the reader's buffer, and encrypted records
-//! that the socket has not accepted. Most of the time there are none.
+//! Records are decrypted and encrypted in a scratch buffer that all connections of a worker share. A connection stores
+//! only a partial record, decrypted bytes that did not fit into the reader's buffer, and unsent encrypted records.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -140,7 +139,8 @@ impl TlsStream {
                 stream.poll_receive(cx, &mut empty_buffer())
             })
             .await?;
-            // Valid after the handshake: a client may send data and close_notify together with its last handshake message.
+            // Valid after the handshake: a client may send data and close_notify together with its last handshake
+            // message.
             if stream.output.ended && stream.session().is_handshaking() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -223,7 +223,8 @@ impl TlsStream {
         result
     }
 
-    /// Sends unsent records as far as the socket accepts them now. Does not replace the waker of a task that waits to send.
+    /// Sends unsent records as far as the socket accepts them now. Does not replace the waker of a task that waits to
+    /// send.
     fn try_send(&mut self) {
         let unsent = &mut self.output.unsent;
         // The next write reports an error.
@@ -253,9 +254,9 @@ impl TlsStream {
 }
 
 impl TlsSession {
-    /// Processes the records in `input`, then runs the task. Returns how many bytes of `input` were consumed, and how many
-    /// bytes were encrypted. `input` must begin with the bytes that the last call did not consume, even when nothing is added:
-    /// the session remembers positions in it.
+    /// Processes the records in `input`, then runs the task. Returns how many bytes of `input` were consumed, and how
+    /// many bytes were encrypted. `input` must begin with the bytes that the last call did not consume, even when
+    /// nothing is added: the session remembers positions in it.
     fn run(
         &mut self,
         input: &mut [u8],
@@ -280,8 +281,8 @@ impl TlsSession {
         }
     }
 
-    /// Lets the session process `input` until it requests an action, and carries that out. Returns how many bytes of `input`
-    /// were consumed.
+    /// Lets the session process `input` until it requests an action, and carries that out. Returns how many bytes of
+    /// `input` were consumed.
     fn step(
         &mut self,
         input: &mut [u8],

@@ -5,17 +5,15 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::time::Duration;
 
-use bytes::Bytes;
-use h2::client::SendRequest;
 use http::Method;
 use weft_model::HttpTimeouts;
 
+use super::http2_exchange;
 use super::outcome::ExchangeOutcome;
 use super::pinned::{self, PinnedConnection};
-use super::pool::{Http1Connection, StreamLease};
+use super::pool::Http1Connection;
 use super::upgrade;
 use super::upload::Upload;
-use super::upstream_response::{UpstreamResponse, next_response};
 use crate::denial::Denial;
 use crate::header_mutation::HeaderChanges;
 use crate::http::body::{BodyProgress, BodySink, BodySource, ReplayBuffer, forward_body};
@@ -23,8 +21,7 @@ use crate::http::h1::{
     BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, ReadResponse, ResponseLimits,
     read_response, write_request,
 };
-use crate::http::h2 as http2;
-use crate::http::head::{HttpVersion, RequestHead, ResponseHead, Upgrade};
+use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
 use crate::http::header_filter::HeaderFilter;
 use crate::pipeline::Responder;
 use crate::plan::PlannedCluster;
@@ -69,16 +66,16 @@ pub(super) enum ExchangeFailure {
 
 /// How many times a request is retried on another endpoint or connection.
 const MAX_RETRIES: usize = 2;
-/// How many times a request is retried that an endpoint did not process: many connections may be closed at the same time,
-/// and these retries are safe.
+/// How many times a request is retried that an endpoint did not process: many connections may be closed at the same
+/// time, and these retries are safe.
 const MAX_UNPROCESSED_RETRIES: usize = 8;
 /// How many interim responses an endpoint may send before the final one.
 const INTERIM_LIMIT: usize = 16;
 
 /// Sends the request to an endpoint of `target` and forwards the response. Sets `endpoint` to the chosen endpoint.
 ///
-/// When an endpoint cannot be reached, another is tried. A request that an endpoint may have processed is retried only when
-/// it is idempotent and has no body.
+/// When an endpoint cannot be reached, another is tried. A request that an endpoint may have processed is retried only
+/// when it is idempotent and has no body.
 ///
 /// # Errors
 /// The denial to respond with, when no endpoint gave a valid response or a limit was reached.
@@ -112,7 +109,7 @@ pub(crate) async fn exchange(
             _ if call.ends_tunnel => {
                 Box::pin(upgrade::terminate_tunnel(call, target, chosen.address, worker)).await
             }
-            Alpn::Http2 => over_http2(call, target, chosen.address, worker).await,
+            Alpn::Http2 => http2_exchange::over_http2(call, target, chosen.address, worker).await,
             Alpn::Http1 | Alpn::None => {
                 let connection = match pinned {
                     Some(pinned) => Ok(pinned.connection),
@@ -274,7 +271,7 @@ async fn over_http1(
         _ if !connection.is_personal => worker.pools.return_idle(target, address, connection),
         Some(pin) => drop(pin.replace(Some(PinnedConnection::new(target, address, connection)))),
         None => {
-            tracing::debug!(%address, "upstream connection with NTLM or Negotiate login closed: client connection may be shared")
+            tracing::debug!(%address, "closed upstream connection with NTLM login: its client connection is shared")
         }
     }
     Ok(done.outcome)
@@ -340,8 +337,8 @@ async fn exchange_http1(
     if !is_whole {
         downstream.flush_and_abort().await;
     }
-    // When the response was complete before the request's body, the rest of the body must not be interpreted as the next
-    // request, so neither connection is reused.
+    // When the response was complete before the request's body, the rest of the body must not be interpreted as the
+    // next request, so neither connection is reused.
     responder.record_end(is_whole && upload.is_whole());
     let is_reusable = is_whole && upload.is_whole() && keep_alive;
     Ok(Http1Exchange { outcome, is_reusable })
@@ -393,119 +390,8 @@ pub(super) async fn forward_interim(
     responder.interim(head).await.map_err(|_| Denial::ClientGone)
 }
 
-async fn over_http2(
-    call: &mut Call<'_, '_, '_>,
-    target: &PlannedCluster,
-    address: SocketAddr,
-    worker: &SidecarWorker,
-) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let StreamLease { sender, settings, alert, open: _open } = worker
-        .pools
-        .http2(target, address, worker)
-        .await
-        .map_err(|error| connect_failure(address, &error))?;
-    let scheme = if target.cluster.tls.is_some() { "https" } else { "http" };
-    let result = match call.head.upgrade {
-        Some(upgrade) => {
-            if upgrade == Upgrade::WebSocket {
-                // The endpoint's SETTINGS say whether it supports WebSocket (RFC 8441, section 3).
-                let limit = target.cluster.connect_timeout;
-                drop(tokio::time::timeout(limit, settings.wait()).await);
-            }
-            Box::pin(upgrade::over_http2(call, sender, upgrade, scheme)).await
-        }
-        None => match http2::to_request(call.head, scheme) {
-            Ok(request) => {
-                let count = target.cluster.response_header_count;
-                exchange_http2(call, sender, request, count).await
-            }
-            Err(denial) => Err(ExchangeFailure::Denied(denial)),
-        },
-    };
-    if matches!(result, Err(ExchangeFailure::Stale(_) | ExchangeFailure::NotProcessed)) {
-        worker.pools.remove_http2(target, address);
-    }
-    match (result, alert.get()) {
-        (Err(ExchangeFailure::Stale(_)), Some(failure)) => {
-            Err(ExchangeFailure::Stale(ResponseFault::Tls(failure)))
-        }
-        (result, _) => result,
-    }
-}
-
-async fn exchange_http2(
-    call: &mut Call<'_, '_, '_>,
-    mut sender: SendRequest<Bytes>,
-    request: http::Request<()>,
-    header_limit: usize,
-) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let Call { head, header_filter, source, responder, progress, replay, changes, .. } = call;
-    let is_bodiless = source.is_empty();
-    let (mut response, stream) =
-        sender.send_request(request, is_bodiless).map_err(|_| ExchangeFailure::NotProcessed)?;
-    let mut sink = if is_bodiless { BodySink::Closed } else { BodySink::Http2(stream) };
-    let mut outcome = ExchangeOutcome::default();
-    let forwarding_body = pin!(async {
-        if is_bodiless {
-            return Ok(0);
-        }
-        forward_body(
-            source,
-            &mut sink,
-            header_filter,
-            BodyProgress::of_repeatable(progress, replay),
-        )
-        .await
-    });
-    let mut upload = Upload::new(forwarding_body, progress);
-    let mut interim = 0;
-    let response = loop {
-        let answer = pin!(next_response(&mut response));
-        let answer = upload.until_response(answer, responder).await;
-        match answer.map_err(ExchangeFailure::Denied)?? {
-            UpstreamResponse::Final(response) => break response,
-            UpstreamResponse::Interim(head) => {
-                interim += 1;
-                let forwarding = Box::pin(forward_interim(head, interim, responder));
-                forwarding.await.map_err(ExchangeFailure::Denied)?;
-            }
-        }
-    };
-    let (parts, body) = response.into_parts();
-    let mut body = http2::ReceivedBody::new(body);
-    if parts.headers.len() > header_limit {
-        let fault = ResponseFault::TooManyHeaders;
-        return Err(ExchangeFailure::Denied(Denial::UpstreamBroken(fault)));
-    }
-    let bodiless = head.method == Method::HEAD || parts.status == 304 || parts.status == 204;
-    let response = http2::received_response(parts, bodiless);
-    let response =
-        response.map_err(|fault| ExchangeFailure::Denied(Denial::UpstreamBroken(fault)))?;
-    outcome.status = response.status;
-    let mut body = BodySource::Http2(&mut body);
-    if !upload.is_whole() {
-        responder.record_early_response();
-    }
-    let (header_filter, mut downstream) = responder.start(response, &body, head, *changes);
-    {
-        let forwarding_body = pin!(forward_body(
-            &mut body,
-            &mut downstream,
-            &header_filter,
-            BodyProgress::of_response(progress)
-        ));
-        outcome.record_download(upload.until_downloaded(forwarding_body).await, progress);
-    }
-    outcome.bytes_sent = upload.bytes();
-    if outcome.aborted.is_some() {
-        downstream.flush_and_abort().await;
-    }
-    responder.record_end(outcome.aborted.is_none() && upload.is_whole());
-    Ok(outcome)
-}
-
-/// Logs a failed connection attempt and converts it. A full connection pool is not retried: other endpoints of the cluster
-/// share its limit.
+/// Logs a failed connection attempt and converts it. A full connection pool is not retried: other endpoints of the
+/// cluster share its limit.
 pub(super) fn connect_failure(address: SocketAddr, error: &std::io::Error) -> ExchangeFailure {
     tracing::debug!(%address, %error, "connecting to an endpoint failed");
     match Denial::unreached(error) {

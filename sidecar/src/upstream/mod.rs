@@ -1,6 +1,7 @@
 //! Exchanges with endpoints: connection pools, sending a request and forwarding the response, upgrades and tunnels.
 
 mod exchange;
+mod http2_exchange;
 mod outcome;
 mod pinned;
 mod pool;

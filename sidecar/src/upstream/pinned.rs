@@ -1,7 +1,7 @@
 //! Upstream connections that are pinned to one client connection.
 //!
-//! NTLM and Negotiate authenticate a connection, not a request (RFC 4559, section 6): the service treats every later request
-//! on it as coming from the same client.
+//! NTLM and Negotiate authenticate a connection, not a request (RFC 4559, section 6): the service treats every later
+//! request on it as coming from the same client.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;

@@ -32,8 +32,8 @@ const HTTP2_LIMIT: usize = 8;
 const HTTP2_IDLE: Duration = Duration::from_secs(60);
 /// How many reset streams the h2 crate remembers, so that late frames of the endpoint for them are ignored.
 const RESETS_REMEMBERED: usize = 4_096;
-/// How much earlier than announced by `keep-alive: timeout=` an endpoint is expected to close, because of the latency in
-/// both directions.
+/// How much earlier than announced by `keep-alive: timeout=` an endpoint is expected to close, because of the latency
+/// in both directions.
 const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 
 /// Target ID and endpoint. The ID of a target changes with its TLS settings, so that no connection with old secrets is
@@ -237,8 +237,8 @@ impl Pools {
         }
     }
 
-    /// Permission for a stream on an HTTP/2 connection to an endpoint: an existing one below its limit of streams, or a new
-    /// one. Only one connection is established at a time; other requests wait for it.
+    /// Permission for a stream on an HTTP/2 connection to an endpoint: an existing one below its limit of streams, or a
+    /// new one. Only one connection is established at a time; other requests wait for it.
     ///
     /// # Errors
     /// When connecting fails, or the limit of connections or receive windows is reached.
@@ -368,8 +368,8 @@ async fn connect_http2(
             u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
         )
         .max_send_buffer_size(SEND_BUFFER_BYTES)
-        // Many clients share the connection: what one of them cancels or reads slowly must not close it. What the endpoint
-        // sends is limited by `Http2EndpointGuard`.
+        // Many clients share the connection: what one of them cancels or reads slowly must not close it. What the
+        // endpoint sends is limited by `Http2EndpointGuard`.
         .max_concurrent_reset_streams(RESETS_REMEMBERED)
         .max_local_error_reset_streams(None)
         .data_frame_budget(usize::MAX)
@@ -410,9 +410,9 @@ fn limit_reached(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, format!("{what} reached"))
 }
 
-/// Whether an idle connection is open and has received nothing, as far as the worker's event loop knows. A connection that was
-/// closed without the event loop knowing yet is handled by a retry. A response that was received before the request was
-/// sent must not be used.
+/// Whether an idle connection is open and has received nothing, as far as the worker's event loop knows. A connection
+/// that was closed without the event loop knowing yet is handled by a retry. A response that was received before the
+/// request was sent must not be used.
 pub(super) fn is_alive(connection: &Http1Connection) -> bool {
     let half = &connection.reader.half;
     !half.is_draining() && !half.has_events()

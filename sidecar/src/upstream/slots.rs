@@ -1,7 +1,8 @@
 //! Enforces the limit of connections to a cluster (`circuit_breakers.max_connections`).
 //!
-//! The limit applies to the connections of all workers to all endpoints of the cluster. A worker without a connection to an
-//! endpoint may exceed it by one, as in Envoy: it cannot use connections of other workers, and would wait without end.
+//! The limit applies to the connections of all workers to all endpoints of the cluster. A worker without a connection
+//! to an endpoint may exceed it by one, as in Envoy: it cannot use connections of other workers, and would wait without
+//! end.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

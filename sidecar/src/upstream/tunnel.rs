@@ -13,8 +13,8 @@ pub(crate) struct TunnelSide<'a> {
     pub(crate) sink: BodySink<'a>,
 }
 
-/// Forwards bytes between two sides. Returns how many were sent to `b` and to `a`. When one direction ends, the other stays
-/// open. An error ends both.
+/// Forwards bytes between two sides. Returns how many were sent to `b` and to `a`. When one direction ends, the other
+/// stays open. An error ends both.
 pub(crate) async fn tunnel(
     mut a: TunnelSide<'_>,
     mut b: TunnelSide<'_>,

@@ -1,8 +1,8 @@
-//! Forwards requests for a WebSocket upgrade or a CONNECT tunnel. When the endpoint accepts, bytes are forwarded in both
-//! directions; otherwise its response is forwarded like any other.
+//! Forwards requests for a WebSocket upgrade or a CONNECT tunnel. When the endpoint accepts, bytes are forwarded in
+//! both directions; otherwise its response is forwarded like any other.
 //!
-//! Client and endpoint may speak different HTTP versions. `upgrade: websocket` of HTTP/1.1 is an extended `CONNECT` in HTTP/2
-//! (RFC 8441); the WebSocket handshake is completed in between.
+//! Client and endpoint may speak different HTTP versions. `upgrade: websocket` of HTTP/1.1 is an extended `CONNECT` in
+//! HTTP/2 (RFC 8441); the WebSocket handshake is completed in between.
 
 use std::net::SocketAddr;
 

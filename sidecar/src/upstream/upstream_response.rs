@@ -37,8 +37,8 @@ pub(super) async fn next_response(
     .await
 }
 
-/// Classifies a stream that ended without a response by whether the endpoint may have processed the request. A GOAWAY with
-/// NO_ERROR ends only streams that the endpoint did not process (RFC 9113, section 6.8).
+/// Classifies a stream that ended without a response by whether the endpoint may have processed the request. A GOAWAY
+/// with NO_ERROR ends only streams that the endpoint did not process (RFC 9113, section 6.8).
 fn without_response(error: &h2::Error) -> ExchangeFailure {
     let fault = ResponseFault::of_http2(error);
     match error.reason() {

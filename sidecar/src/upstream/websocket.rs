@@ -13,16 +13,16 @@ const ACCEPT: HeaderName = HeaderName::from_static("sec-websocket-accept");
 /// The GUID of RFC 6455, section 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-/// Removes the key from a request that is forwarded over HTTP/2. Returns the `sec-websocket-accept` value that the client
-/// expects.
+/// Removes the key from a request that is forwarded over HTTP/2. Returns the `sec-websocket-accept` value that the
+/// client expects.
 pub(super) fn take_key(headers: &mut Headers) -> Option<HeaderValue> {
     let accept = accept_of(headers.get(KEY.as_str())?);
     headers.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
     Some(accept)
 }
 
-/// Adds a key to a request that was received over HTTP/2. Returns the `sec-websocket-accept` value that the service must
-/// respond with.
+/// Adds a key to a request that was received over HTTP/2. Returns the `sec-websocket-accept` value that the service
+/// must respond with.
 pub(super) fn add_key(headers: &mut Headers) -> HeaderValue {
     headers.remove(|name| name.eq_ignore_ascii_case(KEY.as_str().as_bytes()));
     // The key only proves that the service understood the handshake. It is not a secret.

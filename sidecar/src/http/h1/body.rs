@@ -169,8 +169,8 @@ impl<'a> BodyReader<'a> {
         matches!(self.remaining, RemainingBody::Chunked(_))
     }
 
-    /// Switches to the bytes after an upgrade. None when some were received before the upgrade was accepted: they could be
-    /// meant as another request.
+    /// Switches to the bytes after an upgrade. None when some were received before the upgrade was accepted: they could
+    /// be meant as another request.
     pub(crate) fn upgraded(mut self) -> Option<Self> {
         if !self.reader.buffer.is_empty() {
             return None;

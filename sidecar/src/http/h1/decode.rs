@@ -310,7 +310,8 @@ pub(crate) struct ReadResponse {
 }
 
 impl ReadResponse {
-    /// Whether this is an interim response, which another response to the same request follows (RFC 9110, section 15.2).
+    /// Whether this is an interim response, which another response to the same request follows (RFC 9110, section
+    /// 15.2).
     pub(crate) fn is_interim(&self) -> bool {
         (100..200).contains(&self.head.status) && self.head.status != 101
     }

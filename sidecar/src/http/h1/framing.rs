@@ -153,8 +153,8 @@ impl FramingHeaders {
     }
 }
 
-/// Whether a header name equals `content-length` or `transfer-encoding` except for its separators: some services read `_`
-/// as `-`.
+/// Whether a header name equals `content-length` or `transfer-encoding` except for its separators: some services read
+/// `_` as `-`.
 pub(crate) fn looks_like_framing(name: &[u8]) -> bool {
     let letters = |text: &'static [u8]| text.iter().filter(|byte| byte.is_ascii_alphanumeric());
     let same = |word: &'static [u8]| {

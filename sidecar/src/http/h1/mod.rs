@@ -1,7 +1,8 @@
 //! The HTTP/1.1 codec, which uses `httparse` for header syntax.
 //!
-//! [`decode`] parses message heads and refuses ambiguous ones: [`line`] parses the request line, [`framing`] the headers
-//! that frame the message. [`encode`] writes heads. [`body`] reads and writes bodies, [`chunked`] decodes chunks.
+//! [`decode`] parses message heads and refuses ambiguous ones: [`line`] parses the request line, [`framing`] the
+//! headers that frame the message. [`encode`] writes heads. [`body`] reads and writes bodies, [`chunked`] decodes
+//! chunks.
 
 mod body;
 mod chunked;

@@ -1,7 +1,7 @@
 //! Differential fuzz test: requests that the decoder accepts must be read the same way by `hyper`.
 //!
-//! `WEFT_FUZZ_SECONDS=60` sets the duration, instead of a fixed number of streams. `WEFT_FUZZ_SEED` is the seed of the first
-//! stream; each following stream has the next seed.
+//! `WEFT_FUZZ_SECONDS=60` sets the duration, instead of a fixed number of streams. `WEFT_FUZZ_SEED` is the seed of the
+//! first stream; each following stream has the next seed.
 
 mod generator;
 mod peer;
@@ -79,8 +79,8 @@ fn exceeds_limits(accepted: &AcceptedRequest) -> bool {
         || sizes.iter().sum::<usize>() + accepted.path.len() > LIMITS.head_bytes
 }
 
-/// Checks that `hyper` finds the same requests in the original stream. Only the strictest mode guarantees this: the other
-/// modes correct the deviations that they accept.
+/// Checks that `hyper` finds the same requests in the original stream. Only the strictest mode guarantees this: the
+/// other modes correct the deviations that they accept.
 async fn check_raw(
     stream: &RequestStream,
     accepted: &[AcceptedRequest],
@@ -127,8 +127,8 @@ fn same(verb: &str, ours: &AcceptedRequest, theirs: &HyperRequest) -> Result<(),
     if one == other { Ok(()) } else { Err(format!("{one:?} is {verb}, hyper reads {other:?}")) }
 }
 
-/// Whether `hyper` is known to refuse such a target. RFC 3986 forbids these characters in a path; clients send them, and no
-/// parser treats one as the end of the path.
+/// Whether `hyper` is known to refuse such a target. RFC 3986 forbids these characters in a path; clients send them,
+/// and no parser treats one as the end of the path.
 fn is_refused_by_hyper(path: &str) -> bool {
     path.contains(['<', '>', '`', '"'])
 }
