@@ -70,14 +70,14 @@ impl NetFamily {
     }
 
     /// Ends the rule for packets to loopback addresses.
-    pub(super) fn is_not_loopback(self) -> [Expression; 2] {
-        let loopback = self.pick(vec![127], padded(Ipv6Addr::LOCALHOST.into()));
+    pub(super) fn match_non_loopback_destination(self) -> [Expression; 2] {
+        let loopback = self.pick(vec![127], address_bytes(Ipv6Addr::LOCALHOST.into()));
         let bytes = self.pick(1, 16);
         let load = nf::load_payload_at(0, PayloadBase::Network, self.offsets().1, bytes);
         [load, nf::compare(Comparison::NotEqual, &loopback)]
     }
 
-    pub(super) fn is_it(self) -> [Expression; 2] {
+    pub(super) fn match_family(self) -> [Expression; 2] {
         [nf::load_meta(MetaKey::Family), nf::compare(Comparison::Equal, &[self.number()])]
     }
 }
@@ -95,31 +95,33 @@ pub(super) fn load_sequence(word: u32) -> Expression {
     nf::load_payload_at(word, PayloadBase::Transport, 4, 4)
 }
 
-pub(super) fn padded(address: IpAddr) -> Vec<u8> {
+pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     }
 }
 
-pub(super) fn port_word(port: u16) -> [u8; 4] {
+pub(super) fn padded_port(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
     [high, low, 0, 0]
 }
 
-pub(super) fn proto_port(transport: Transport, address: SocketAddr) -> Vec<u8> {
-    [[transport.number(), 0, 0, 0], port_word(address.port())].concat()
+pub(super) fn protocol_and_port(transport: Transport, address: SocketAddr) -> Vec<u8> {
+    [[transport.number(), 0, 0, 0], padded_port(address.port())].concat()
 }
 
 /// The key of a service in the dispatch sets: address, protocol and port, or only the last two.
 pub(super) fn dispatch_key((transport, place): ServiceKey) -> Vec<u8> {
     match place {
-        ServiceAddress::Exact(at) => [padded(at.ip()), proto_port(transport, at)].concat(),
-        ServiceAddress::AnyLocal(at) => proto_port(transport, at),
+        ServiceAddress::Exact(at) => {
+            [address_bytes(at.ip()), protocol_and_port(transport, at)].concat()
+        }
+        ServiceAddress::AnyLocal(at) => protocol_and_port(transport, at),
     }
 }
 
 /// An address and its port, each padded to whole words.
-pub(super) fn full(address: SocketAddr) -> Vec<u8> {
-    [padded(address.ip()), port_word(address.port()).to_vec()].concat()
+pub(super) fn address_and_port(address: SocketAddr) -> Vec<u8> {
+    [address_bytes(address.ip()), padded_port(address.port()).to_vec()].concat()
 }

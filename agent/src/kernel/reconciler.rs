@@ -29,7 +29,7 @@ use crate::netlink::conntrack::{self, Conntrack, ConntrackEntry, EndedConnection
 use crate::netlink::{Netlink, Notification, nf_tables};
 use crate::plan::AgentPlan;
 use crate::record::Record;
-use crate::redirect::is_in_iptables;
+use crate::redirect::may_have_iptables_rules;
 
 /// How often the kernel's counters are read.
 const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
@@ -287,12 +287,12 @@ impl ReconcileThread {
                 deep |= self.subscribe_to_changes();
             }
             // Checked after subscribing, so a notification follows when iptables rules change later.
-            uses_iptables = is_in_iptables();
+            uses_iptables = may_have_iptables_rules();
             let desired = DesiredTable {
                 services: &self.assignment.kernel,
                 groups: &self.assignment.groups,
                 expired: &self.expired,
-                is_captured_by_iptables: uses_iptables,
+                may_be_captured_by_iptables: uses_iptables,
             };
             let outcome = kernel.reconcile(desired, deep)?;
             transactions += outcome.transactions;
@@ -379,7 +379,7 @@ impl ReconcileThread {
         if self
             .last_applied
             .as_ref()
-            .is_some_and(|(_, uses_iptables)| *uses_iptables != is_in_iptables())
+            .is_some_and(|(_, uses_iptables)| *uses_iptables != may_have_iptables_rules())
         {
             self.due = now();
         }

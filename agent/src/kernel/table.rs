@@ -21,7 +21,7 @@ use weft_runtime::socket::Mark;
 
 use super::flows::ExpiredEndpoint;
 use super::packet_fields::{
-    NetFamily, full, load_destination_port, load_sequence, load_source_port,
+    NetFamily, address_and_port, load_destination_port, load_sequence, load_source_port,
 };
 use super::service::{KernelService, SecurityGroup, ServiceAddress};
 use super::table_sets::{SetKind, TableSet, chain_name, group_name};
@@ -45,7 +45,7 @@ pub(super) struct DesiredTable<'a> {
     /// Endpoints whose TCP connections are reset at their next packet.
     pub(super) expired: &'a [ExpiredEndpoint],
     /// Whether iptables may capture UDP packets before their destination is translated.
-    pub(super) is_captured_by_iptables: bool,
+    pub(super) may_be_captured_by_iptables: bool,
 }
 
 impl DesiredTable<'_> {
@@ -95,7 +95,7 @@ pub(super) fn map_name(service: &KernelService) -> String {
     hasher.write_usize(table.size());
     // The endpoints in their order, then the owner of each slot, determine the contents.
     for endpoint in table.endpoints() {
-        hasher.write(&full(*endpoint));
+        hasher.write(&address_and_port(*endpoint));
     }
     table.owners().iter().for_each(|owner| hasher.write_u32(*owner));
     format!("{}_{:016x}", chain_name(service.key), hasher.finish())
@@ -117,7 +117,7 @@ pub(super) fn make_map(service: &KernelService, name: &str) -> NetlinkMessage {
 
 /// The map values of the endpoints, in their order.
 pub(super) fn map_values(table: &Maglev) -> Vec<Vec<u8>> {
-    table.endpoints().iter().map(|endpoint| full(*endpoint)).collect()
+    table.endpoints().iter().map(|endpoint| address_and_port(*endpoint)).collect()
 }
 
 /// The rule of a service's chain, with this map.
@@ -168,24 +168,24 @@ pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
     let services = desired.services;
     let dispatch: Vec<_> =
         NetFamily::BOTH.into_iter().flat_map(|f| dispatch(f, services)).collect();
-    let ours: Vec<_> = NetFamily::BOTH
+    let mark_udp: Vec<_> = NetFamily::BOTH
         .into_iter()
-        .filter(|_| desired.is_captured_by_iptables)
-        .filter_map(|f| ours(f, services))
+        .filter(|_| desired.may_be_captured_by_iptables)
+        .filter_map(|f| mark_udp(f, services))
         .collect();
     let hairpin = NetFamily::BOTH.into_iter().filter_map(|f| hairpin(f, services)).collect();
     let expired: Vec<_> =
         NetFamily::BOTH.into_iter().filter_map(|f| expired(f, desired.expired)).collect();
     let guard: Vec<_> =
-        NetFamily::BOTH.into_iter().flat_map(|f| guard(f, desired.groups)).collect();
+        NetFamily::BOTH.into_iter().flat_map(|f| security_group_guard(f, desired.groups)).collect();
     let all = [
         chain("guard_arriving", "filter", HookPoint::Prerouting, GUARD, guard.clone()),
         chain("guard_leaving", "filter", HookPoint::Output, GUARD, guard),
         chain("arriving", "nat", HookPoint::Prerouting, BEFORE_NAT, dispatch.clone()),
         chain("leaving", "nat", HookPoint::Output, BEFORE_NAT, dispatch),
         chain("hairpin", "nat", HookPoint::Postrouting, BEFORE_SOURCE_NAT, hairpin),
-        chain("ours_arriving", "filter", HookPoint::Prerouting, BEFORE_CAPTURE, ours.clone()),
-        chain("ours_leaving", "filter", HookPoint::Output, BEFORE_CAPTURE, ours),
+        chain("ours_arriving", "filter", HookPoint::Prerouting, BEFORE_CAPTURE, mark_udp.clone()),
+        chain("ours_leaving", "filter", HookPoint::Output, BEFORE_CAPTURE, mark_udp),
         chain("ending", "filter", HookPoint::Forward, AS_FILTERS, expired.clone()),
         chain("ending_here", "filter", HookPoint::Output, AS_FILTERS, expired),
     ];
@@ -195,69 +195,69 @@ pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
 
 fn dispatch(family: NetFamily, services: &[KernelService]) -> Vec<Vec<Expression>> {
     let places: Vec<ServiceAddress> = services.iter().map(|service| service.key.1).collect();
-    let at = TableSet::of(SetKind::Services, family);
-    let here = TableSet::of(SetKind::LocalServices, family);
-    by_destination(family, &places, &[], at, here)
+    let exact = TableSet::of(SetKind::Services, family);
+    let local = TableSet::of(SetKind::LocalServices, family);
+    by_destination(family, &places, &[], exact, local)
 }
 
-fn guard(family: NetFamily, groups: &[SecurityGroup]) -> Vec<Vec<Expression>> {
+fn security_group_guard(family: NetFamily, groups: &[SecurityGroup]) -> Vec<Vec<Expression>> {
     let places: Vec<ServiceAddress> = groups.iter().map(|group| group.key.1).collect();
-    let at = TableSet::of(SetKind::SecurityGroups, family);
-    let here = TableSet::of(SetKind::LocalSecurityGroups, family);
-    by_destination(family, &places, &nf::match_unestablished(), at, here)
+    let exact = TableSet::of(SetKind::SecurityGroups, family);
+    let local = TableSet::of(SetKind::LocalSecurityGroups, family);
+    by_destination(family, &places, &nf::match_unestablished(), exact, local)
 }
 
 /// The rules that send packets to the chain of their destination, for the given addresses. `first` is
-/// evaluated first, then the set `at` by address, protocol and port, then the set `here` by protocol and
+/// evaluated first, then the set `exact` by address, protocol and port, then the set `local` by protocol and
 /// port.
 fn by_destination(
     family: NetFamily,
     places: &[ServiceAddress],
     first: &[Expression],
-    at: TableSet,
-    here: TableSet,
+    exact: TableSet,
+    local: TableSet,
 ) -> Vec<Vec<Expression>> {
-    let mut ours = places.iter().filter(|place| NetFamily::of(place.is_ipv4()) == family);
-    let has_at = ours.clone().any(|place| matches!(place, ServiceAddress::Exact(_)));
-    let has_here = ours.any(|place| matches!(place, ServiceAddress::AnyLocal(_)));
+    let mut of_family = places.iter().filter(|place| NetFamily::of(place.is_ipv4()) == family);
+    let has_exact = of_family.clone().any(|place| matches!(place, ServiceAddress::Exact(_)));
+    let has_local = of_family.any(|place| matches!(place, ServiceAddress::AnyLocal(_)));
     let address = family.words();
     let mut rules = Vec::new();
-    if has_at {
-        let mut rule = [family.is_it().as_slice(), first].concat();
+    if has_exact {
+        let mut rule = [family.match_family().as_slice(), first].concat();
         rule.extend([
             family.load_destination(0),
             nf::load_meta_at(address, MetaKey::Protocol),
             load_destination_port(address + 1),
-            nf::lookup_verdict(at.name()),
+            nf::lookup_verdict(exact.name()),
         ]);
         rules.push(rule);
     }
-    if has_here {
+    if has_local {
         const LOCAL: u32 = 2;
-        let mut rule = [family.is_it().as_slice(), first].concat();
+        let mut rule = [family.match_family().as_slice(), first].concat();
         // The kernel routes no loopback traffic to other hosts, so our own socket serves it.
-        rule.extend(family.is_not_loopback());
+        rule.extend(family.match_non_loopback_destination());
         rule.extend([
             nf::load_destination_type(),
             nf::compare(Comparison::Equal, &LOCAL.to_ne_bytes()),
             nf::load_meta_at(0, MetaKey::Protocol),
             load_destination_port(1),
-            nf::lookup_verdict(here.name()),
+            nf::lookup_verdict(local.name()),
         ]);
         rules.push(rule);
     }
     rules
 }
 
-fn ours(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
-    let is_one = |service: &KernelService| match service.key {
+fn mark_udp(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
+    let is_virtual_udp = |service: &KernelService| match service.key {
         (Transport::Udp, ServiceAddress::Exact(address)) => {
             NetFamily::of(address.is_ipv4()) == family
         }
         (Transport::Tcp, _) | (_, ServiceAddress::AnyLocal(_)) => false,
     };
-    services.iter().any(is_one).then(|| {
-        let mut rule = family.is_it().to_vec();
+    services.iter().any(is_virtual_udp).then(|| {
+        let mut rule = family.match_family().to_vec();
         rule.extend([
             nf::load_meta(MetaKey::Protocol),
             nf::compare(Comparison::Equal, &[Transport::Udp.number()]),
@@ -274,7 +274,7 @@ fn ours(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>
 
 fn hairpin(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
     services.iter().any(|s| NetFamily::of(s.key.1.is_ipv4()) == family).then(|| {
-        let mut rule = family.is_it().to_vec();
+        let mut rule = family.match_family().to_vec();
         rule.extend([
             family.load_source(0),
             family.load_destination(family.words()),
@@ -296,7 +296,7 @@ fn expired(family: NetFamily, expired: &[ExpiredEndpoint]) -> Option<Vec<Express
     );
     let address = family.words();
     expired.iter().any(|e| NetFamily::of(e.destination.is_ipv4()) == family).then(|| {
-        let mut rule = family.is_it().to_vec();
+        let mut rule = family.match_family().to_vec();
         rule.extend([
             nf::load_meta(MetaKey::Protocol),
             nf::compare(Comparison::Equal, &[Transport::Tcp.number()]),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use weft_model::{Cidr, Transport};
 
-use super::packet_fields::{NetFamily, dispatch_key, full, padded};
+use super::packet_fields::{NetFamily, address_and_port, address_bytes, dispatch_key};
 use super::service::{KernelService, SecurityGroup, ServiceAddress, ServiceKey};
 use super::table::{DesiredTable, TABLE};
 use crate::netlink::NetlinkMessage;
@@ -135,7 +135,7 @@ impl TableSet {
                 Some(SetElement::chain(&dispatch_key(service.key), &chain_name(service.key)))
             }
             (SetKind::UdpServices, ServiceAddress::Exact(at)) if transport == Transport::Udp => {
-                Some(SetElement::new(ElementKeys::one(&full(at))))
+                Some(SetElement::new(ElementKeys::one(&address_and_port(at))))
             }
             _ => None,
         }
@@ -152,14 +152,19 @@ impl TableSet {
                 let services = desired.services.iter().filter(|s| self.is_for(s.key.1));
                 let endpoints: BTreeSet<IpAddr> =
                     services.flat_map(|s| s.table.endpoints()).map(SocketAddr::ip).collect();
-                let twice = |ip: IpAddr| ElementKeys::one(&[padded(ip), padded(ip)].concat());
+                let twice =
+                    |ip: IpAddr| ElementKeys::one(&[address_bytes(ip), address_bytes(ip)].concat());
                 endpoints.into_iter().map(twice).map(SetElement::new).collect()
             }
             SetKind::ExpiredEndpoints => {
                 let ours = desired.expired.iter().filter(|e| is_ours(e.destination.is_ipv4()));
-                ours.map(|e| ElementKeys::one(&[full(e.destination), full(e.endpoint)].concat()))
-                    .map(SetElement::new)
-                    .collect()
+                ours.map(|e| {
+                    ElementKeys::one(
+                        &[address_and_port(e.destination), address_and_port(e.endpoint)].concat(),
+                    )
+                })
+                .map(SetElement::new)
+                .collect()
             }
             SetKind::SecurityGroups | SetKind::LocalSecurityGroups => {
                 let element = |group: &SecurityGroup| {
@@ -172,7 +177,7 @@ impl TableSet {
                     let place = dispatch_key(group.key);
                     let ranges = widest(group.ranges.iter().filter(|r| is_ours(r.is_ipv4())));
                     let keys = move |range: &Cidr| {
-                        let end = |address| [place.as_slice(), &padded(address)].concat();
+                        let end = |address| [place.as_slice(), &address_bytes(address)].concat();
                         ElementKeys::range(&end(range.address()), &end(range.last()))
                     };
                     ranges.into_iter().map(keys).map(SetElement::new).collect::<Vec<_>>()

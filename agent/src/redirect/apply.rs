@@ -199,24 +199,33 @@ pub fn apply(
     redirect.check().map_err(RedirectError::Invalid)?;
     in_namespace(namespace, || {
         if redirect.needs_marked_route() {
-            MARKED_ROUTE.install().map_err(kernel("installing the route of marked packets"))?;
+            MARKED_ROUTE
+                .install()
+                .map_err(kernel_error("installing the route of marked packets"))?;
         }
         let generation = || native::installed_generation().map_or(1, |generation| generation + 1);
         match backend {
             RedirectBackend::Native => {
-                native::apply(redirect, generation()).map_err(kernel("installing the rules"))?;
+                native::apply(redirect, generation())
+                    .map_err(kernel_error("installing the rules"))?;
             }
             RedirectBackend::Nft => {
-                drop(feed("nft", &["-f", "-"], &nft::render(redirect, generation()))?);
+                drop(run_tool_with_input(
+                    "nft",
+                    &["-f", "-"],
+                    &nft::render(redirect, generation()),
+                )?);
             }
             RedirectBackend::Iptables => apply_iptables(redirect)?,
         }
         // Rules that another backend installed earlier would capture the same packets. They are removed last,
         // so no packet escapes in between.
         match backend {
-            RedirectBackend::Native | RedirectBackend::Nft if is_in_iptables() => remove_iptables(),
+            RedirectBackend::Native | RedirectBackend::Nft if may_have_iptables_rules() => {
+                remove_iptables()
+            }
             RedirectBackend::Iptables if native::probe().is_ok() => {
-                native::remove().map_err(kernel("removing the earlier rules"))
+                native::remove().map_err(kernel_error("removing the earlier rules"))
             }
             RedirectBackend::Native | RedirectBackend::Nft | RedirectBackend::Iptables => Ok(()),
         }
@@ -236,13 +245,13 @@ pub fn verify(
     in_namespace(namespace, || {
         let rules = match backend {
             RedirectBackend::Native => {
-                native::verify(redirect).map_err(kernel("reading the rules"))?
+                native::verify(redirect).map_err(kernel_error("reading the rules"))?
             }
             RedirectBackend::Nft => verify_nft(redirect),
             RedirectBackend::Iptables => verify_iptables(redirect),
         };
         let missing = match redirect.needs_marked_route() {
-            true => MARKED_ROUTE.missing().map_err(kernel("reading the routes"))?,
+            true => MARKED_ROUTE.missing().map_err(kernel_error("reading the routes"))?,
             false => Vec::new(),
         };
         Ok(match rules {
@@ -259,8 +268,8 @@ pub fn verify(
 ///
 /// # Errors
 /// When the rules cannot be read.
-pub(super) fn dropped(namespace: &Namespace) -> Result<u64, RedirectError> {
-    in_namespace(namespace, || native::dropped().map_err(kernel("reading the rules")))
+pub(super) fn dropped_packets(namespace: &Namespace) -> Result<u64, RedirectError> {
+    in_namespace(namespace, || native::dropped_packets().map_err(kernel_error("reading the rules")))
 }
 
 /// Removes all rules of weft, by any backend, including the services of an agent's kernel path. Removing what
@@ -271,7 +280,7 @@ pub(super) fn dropped(namespace: &Namespace) -> Result<u64, RedirectError> {
 pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
     remove(namespace)?;
     in_namespace(namespace, || match native::probe() {
-        Ok(()) => remove_services().map_err(kernel("removing the services")),
+        Ok(()) => remove_services().map_err(kernel_error("removing the services")),
         // Without nf_tables the table of services cannot exist.
         Err(_) => Ok(()),
     })
@@ -284,19 +293,21 @@ pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
 pub fn remove(namespace: &Namespace) -> Result<(), RedirectError> {
     in_namespace(namespace, || {
         match BackendChoice::Auto.resolve()? {
-            RedirectBackend::Native => native::remove().map_err(kernel("removing the rules"))?,
+            RedirectBackend::Native => {
+                native::remove().map_err(kernel_error("removing the rules"))?
+            }
             // Without nf_tables the table cannot exist.
             RedirectBackend::Nft | RedirectBackend::Iptables => {}
         }
-        if is_in_iptables() {
+        if may_have_iptables_rules() {
             remove_iptables()?;
         }
-        MARKED_ROUTE.remove().map_err(kernel("removing the route of marked packets"))
+        MARKED_ROUTE.remove().map_err(kernel_error("removing the route of marked packets"))
     })
 }
 
 /// Opens the sockets for notifications about changes that may affect the redirects. They stay in the namespace.
-pub(super) fn listen(
+pub(super) fn subscribe(
     redirect: &RedirectConfig,
     namespace: &Namespace,
 ) -> Result<Vec<Netlink>, RedirectError> {
@@ -305,30 +316,30 @@ pub(super) fn listen(
         if redirect.needs_marked_route() {
             parts.push((SockProtocol::NetlinkRoute, route::CHANGES));
         }
-        let listen = |(part, groups)| match Netlink::listen(part, groups) {
+        let subscribe = |(part, groups)| match Netlink::listen(part, groups) {
             // The kernel has no nf_tables, and sends no notifications about legacy iptables.
             Err(error) if error.raw_os_error() == Some(Errno::EPROTONOSUPPORT as i32) => None,
             listening => Some(listening),
         };
-        let listening: Result<_, _> = parts.into_iter().filter_map(listen).collect();
-        listening.map_err(kernel("subscribing to changes"))
+        let listening: Result<_, _> = parts.into_iter().filter_map(subscribe).collect();
+        listening.map_err(kernel_error("subscribing to changes"))
     })
 }
 
-/// Runs `work` on a thread that has entered the namespace. Child processes of that thread are in it too.
+/// Runs `operation` on a thread that has entered the namespace. Child processes of that thread are in it too.
 pub(super) fn in_namespace<T: Send>(
     namespace: &Namespace,
-    work: impl FnOnce() -> Result<T, RedirectError> + Send,
+    operation: impl FnOnce() -> Result<T, RedirectError> + Send,
 ) -> Result<T, RedirectError> {
     let Namespace::At(path) = namespace else {
-        return work();
+        return operation();
     };
     let fail = |reason: String| RedirectError::Namespace { path: path.clone(), reason };
     let file = File::open(path).map_err(|error| fail(error.to_string()))?;
     std::thread::scope(|scope| {
         let entered = scope.spawn(|| {
             setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| fail(error.to_string()))?;
-            work()
+            operation()
         });
         entered.join().unwrap_or_else(|_| Err(fail("the thread that entered it failed".into())))
     })
@@ -346,11 +357,15 @@ fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
         let stale: Vec<IptablesChain> =
             present_chains(list).into_iter().filter(|chain| !desired.contains(chain)).collect();
         if !stale.is_empty() {
-            feed(restore, &RESTORE, &iptables::render_removal(&stale))?;
+            run_tool_with_input(restore, &RESTORE, &iptables::render_removal(&stale))?;
         }
         let jumps: Vec<IptablesChain> =
             iptables::ALL.into_iter().filter(|chain| !has_jump(list, *chain)).collect();
-        feed(restore, &RESTORE, &iptables::render(redirect, family, generation, &jumps))?;
+        run_tool_with_input(
+            restore,
+            &RESTORE,
+            &iptables::render(redirect, family, generation, &jumps),
+        )?;
     }
     Ok(())
 }
@@ -359,13 +374,13 @@ fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
 fn installed_generation(list: &str) -> u64 {
     let mut spots = iptables::ALL.into_iter();
     let listing =
-        spots.find_map(|chain| run(list, &[WAIT, "-t", chain.table, "-S", chain.name]).ok());
+        spots.find_map(|chain| run_tool(list, &[WAIT, "-t", chain.table, "-S", chain.name]).ok());
     listing.map_or(0, |listing| generation(&listing))
 }
 
 /// Whether iptables may have chains of ours. Chains of the nf_tables variant are visible in nf_tables, tables
 /// of the legacy variant in procfs.
-pub(crate) fn is_in_iptables() -> bool {
+pub(crate) fn may_have_iptables_rules() -> bool {
     let lists_tables = |file| std::fs::read_to_string(file).is_ok_and(|text| !text.is_empty());
     native::has_chain(|name| iptables::ALL.iter().any(|chain| chain.name == name))
         || lists_tables("/proc/thread-self/net/ip_tables_names")
@@ -377,7 +392,7 @@ fn remove_iptables() -> Result<(), RedirectError> {
         let (list, restore) = iptables_tools(family);
         let present = present_chains(list);
         if !present.is_empty() {
-            feed(restore, &RESTORE, &iptables::render_removal(&present))?;
+            run_tool_with_input(restore, &RESTORE, &iptables::render_removal(&present))?;
         }
     }
     Ok(())
@@ -395,11 +410,11 @@ fn present_chains(list: &str) -> Vec<IptablesChain> {
 }
 
 fn has_jump(list: &str, IptablesChain { table, hook, name }: IptablesChain) -> bool {
-    run(list, &[WAIT, "-t", table, "-C", hook, "-j", name]).is_ok()
+    run_tool(list, &[WAIT, "-t", table, "-C", hook, "-j", name]).is_ok()
 }
 
 fn verify_nft(redirect: &RedirectConfig) -> RedirectState {
-    let Ok(listing) = run("nft", &["-s", "list", "table", "inet", nft::TABLE]) else {
+    let Ok(listing) = run_tool("nft", &["-s", "list", "table", "inet", nft::TABLE]) else {
         return RedirectState::NotInstalled;
     };
     let comment = listing.lines().find_map(|line| line.trim().strip_prefix("comment "));
@@ -434,7 +449,7 @@ fn verify_iptables(redirect: &RedirectConfig) -> RedirectState {
         for (chain, rules) in iptables::chains(redirect, family, 1) {
             desired += 1;
             let IptablesChain { table, hook, name } = chain;
-            let Ok(listing) = run(list, &[WAIT, "-t", table, "-S", name]) else {
+            let Ok(listing) = run_tool(list, &[WAIT, "-t", table, "-S", name]) else {
                 absent += 1;
                 differences.push(format!("{list}: chain {name} missing"));
                 continue;
@@ -463,15 +478,19 @@ const MARKED_ROUTE: MarkedRoute = MarkedRoute {
 const WAIT: &str = "--wait=5";
 const RESTORE: [&str; 2] = ["--noflush", WAIT];
 
-pub(super) fn kernel(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
+pub(super) fn kernel_error(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
     move |reason| RedirectError::Kernel { doing, reason }
 }
 
-fn run(tool: &str, arguments: &[&str]) -> Result<String, RedirectError> {
-    feed(tool, arguments, "")
+fn run_tool(tool: &str, arguments: &[&str]) -> Result<String, RedirectError> {
+    run_tool_with_input(tool, arguments, "")
 }
 
-fn feed(tool: &str, arguments: &[&str], input: &str) -> Result<String, RedirectError> {
+fn run_tool_with_input(
+    tool: &str,
+    arguments: &[&str],
+    input: &str,
+) -> Result<String, RedirectError> {
     let failed = |output: String| RedirectError::Failed {
         command: format!("{tool} {}", arguments.join(" ")),
         output,

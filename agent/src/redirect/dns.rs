@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_model::Transport;
 
-use super::apply::{in_namespace, kernel};
+use super::apply::{in_namespace, kernel_error};
 use super::{Namespace, RedirectBackend, RedirectConfig, RedirectError, apply};
 use crate::clock::now;
 use crate::netlink::conntrack::Conntrack;
@@ -44,7 +44,7 @@ impl DnsHealthCheck {
                 socket.set_nonblocking(true)?;
                 Ok(socket)
             };
-            let socket = connect().map_err(kernel("opening a socket to the DNS server"))?;
+            let socket = connect().map_err(kernel_error("opening a socket to the DNS server"))?;
             Ok(Self { socket, query_id: 0, last_query: None, last_answer: None })
         })
     }
@@ -97,7 +97,7 @@ pub(super) fn answers(port: u16, namespace: &Namespace) -> Result<bool, Redirect
         if let Err(error) = waited
             && error != Errno::EINTR
         {
-            return Err(kernel("waiting for the DNS server")(error.into()));
+            return Err(kernel_error("waiting for the DNS server")(error.into()));
         }
     }
 }
@@ -167,7 +167,7 @@ pub(super) fn flush_conntrack(
             })?;
             questions.iter().try_for_each(|entry| conntrack.delete(entry))
         };
-        flush_conntrack().map_err(kernel("deleting conntrack entries of DNS queries"))
+        flush_conntrack().map_err(kernel_error("deleting conntrack entries of DNS queries"))
     })
 }
 

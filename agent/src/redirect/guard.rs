@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::apply::{dropped, listen};
+use super::apply::{dropped_packets, subscribe};
 use super::dns;
 use super::report::{RedirectReport, RedirectStatus};
 use super::{
@@ -273,7 +273,7 @@ impl ManagedNamespace {
         let DesiredRedirects { redirect, namespace, .. } = &self.desired;
         let server = redirect.dns.map(|port| dns::DnsHealthCheck::at(port, namespace)).transpose();
         // Subscribing comes before comparing, so that no change is missed.
-        let subscribed = server.and_then(|server| Ok((server, listen(redirect, namespace)?)));
+        let subscribed = server.and_then(|server| Ok((server, subscribe(redirect, namespace)?)));
         match subscribed {
             Ok((server, events)) => {
                 self.events = events;
@@ -429,7 +429,7 @@ impl ManagedNamespace {
             return;
         }
         let namespace = &self.desired.namespace;
-        match dropped(namespace) {
+        match dropped_packets(namespace) {
             Ok(packets) => {
                 // Newly installed rules count from 0.
                 let is_more = packets > self.dropped.unwrap_or(0);

@@ -21,7 +21,7 @@ use std::net::IpAddr;
 
 use weft_model::Cidr;
 
-pub(crate) use apply::is_in_iptables;
+pub(crate) use apply::may_have_iptables_rules;
 pub use apply::{
     BackendChoice, Namespace, RedirectBackend, RedirectError, RedirectState, apply, plan, remove,
     remove_all, verify,

@@ -68,7 +68,7 @@ pub(super) fn remove() -> io::Result<()> {
 }
 
 /// The number of packets that the rules have dropped since they were installed.
-pub(super) fn dropped() -> io::Result<u64> {
+pub(super) fn dropped_packets() -> io::Result<u64> {
     let rules = ours(open()?.dump(&nf::get_rules(TABLE))?, nf::RULE_TABLE);
     Ok(rules.iter().filter_map(|rule| nf::parse_dropped(attributes(rule))).sum())
 }

@@ -16,7 +16,7 @@ use socket2::{Domain, Socket, Type};
 use weft_model::{Cidr, FlowTuple, Transport};
 use weft_runtime::socket::PROBE_PORT;
 
-use super::apply::{in_namespace, kernel};
+use super::apply::{in_namespace, kernel_error};
 use super::{Namespace, RedirectConfig, RedirectError};
 use crate::clock::now;
 use crate::netlink::{Netlink, Notification, conntrack};
@@ -78,7 +78,7 @@ pub fn probe(
     in_namespace(namespace, || {
         let mut redirected = Vec::new();
         for destination in destinations(redirect) {
-            let path = send(destination).map_err(kernel("probing a connection"))?;
+            let path = send(destination).map_err(kernel_error("probing a connection"))?;
             match path {
                 ConnectionPath::NoRoute => {}
                 ConnectionPath::Endpoint(at) if at.port() == port && at.ip().is_loopback() => {
