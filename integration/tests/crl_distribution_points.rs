@@ -64,7 +64,7 @@ impl Publication {
         config.clusters.push(cluster("lists", &[nginx.port], UpstreamHttp::Http1, None));
         config.tls = Some(tls);
         let sidecar = match mode {
-            "strict" => config.start_unready("is not there yet"),
+            "strict" => config.start_unready("not fetched yet"),
             _ => config.start(),
         };
         Self { signer, nginx, sidecar }
@@ -142,7 +142,7 @@ fn last_good_crl_stays_in_force_when_its_server_fails_or_serves_garbage() {
         assert!(!publication.is_admitted(&revoked) && publication.is_admitted(&other), "{problem}");
     };
     std::fs::remove_file(publication.nginx.file("mesh.crl")).unwrap();
-    check("HTTP status 404 Not Found; the last list stays in force");
+    check("HTTP status 404 Not Found; the last CRL stays in force");
     publication.nginx.serve("mesh.crl", b"<html>Please sign in</html>");
     check("the response is not a CRL");
     publication.nginx.serve("mesh.crl", b"");
@@ -180,7 +180,7 @@ fn soft_mode_admits_clients_before_the_first_crl_and_enforces_it_once_downloaded
     let publication = Publication::start("soft");
     let [revoked, other] = ["web", "other"].map(|name| publication.signer.sign(name, DAY));
     publication.wait_admitted(&revoked, true);
-    publication.wait_for_problem("until it comes nobody is refused by it");
+    publication.wait_for_problem("no certificate is checked against this CRL until it is fetched");
     publication.publish(&[&revoked]);
     publication.wait_admitted(&revoked, false);
     assert!(publication.is_admitted(&other));

@@ -97,7 +97,7 @@ pub(crate) fn judge_again<'p>(
     evaluate_rbac_readings(&rules.iter().map(|filter| &**filter), facts.readings()).enforced
 }
 
-/// The facts about a connection that is proxied as TCP.
+/// The facts about a connection proxied as TCP.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ConnectionFacts<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,

@@ -80,7 +80,7 @@ impl RevocationHistory {
         self.count += 1;
     }
 
-    /// Whether a proof that a trust store accepted at `store` is no longer valid.
+    /// Whether a proof that a trust store accepted at `store` has become invalid.
     pub(crate) fn invalidates(&self, proof: &Proof, store: weft_certs::TrustStoreVersion) -> bool {
         let weft_certs::TrustStoreVersion { lineage, generation } = store;
         let mut later = self
@@ -90,7 +90,7 @@ impl RevocationHistory {
         later.any(|event| event.invalidates(proof))
     }
 
-    /// The events after the first `applied` ones; none when some of them are no longer stored.
+    /// The events after the first `applied` ones; none when some of them were dropped.
     fn since(&self, applied: u64) -> Option<&[RevocationEvent]> {
         let missed = usize::try_from(self.count.saturating_sub(applied)).unwrap_or(usize::MAX);
         self.latest.get(self.latest.len().checked_sub(missed)?..)
@@ -330,7 +330,7 @@ impl ConnectionRegistry {
         gone.map(|(id, _)| *id).collect()
     }
 
-    /// Drains the connections whose peer certificates expired, and closes those whose grace period is over.
+    /// Drains the connections whose peer certificates expired, and closes those whose grace period has expired.
     pub(crate) fn tick(&self, now: u64, metrics: &Metrics) {
         let mut by_deadline = self.by_deadline.borrow_mut();
         let mut entries = self.entries.borrow_mut();

@@ -16,7 +16,7 @@ const SHORTEST_AGE: Duration = Duration::from_secs(10);
 /// The fetched CRLs by distribution point.
 #[derive(Debug, Default)]
 pub(crate) struct CrlStore {
-    lists: HashMap<DistributionPoint, CrlEntry>,
+    crls: HashMap<DistributionPoint, CrlEntry>,
 }
 
 #[derive(Debug)]
@@ -34,35 +34,35 @@ struct CrlEntry {
 impl CrlStore {
     /// The CRL of a distribution point, if one was fetched.
     pub(crate) fn list(&self, point: &DistributionPoint) -> Option<&Bytes> {
-        self.lists.get(point)?.list.as_ref()
+        self.crls.get(point)?.list.as_ref()
     }
 
     /// A number that increases each time the CRL of a distribution point changes.
     pub(crate) fn number(&self, point: &DistributionPoint) -> u64 {
-        self.lists.get(point).map_or(0, |entry| entry.number)
+        self.crls.get(point).map_or(0, |entry| entry.number)
     }
 
     /// Why the last attempt at a distribution point failed.
     pub(crate) fn problem(&self, point: &DistributionPoint) -> Option<&str> {
-        self.lists.get(point)?.problem.as_deref()
+        self.crls.get(point)?.problem.as_deref()
     }
 
     /// The validators of the stored CRL, to fetch it only if it changed.
     pub(crate) fn validators(&self, point: &DistributionPoint) -> Validators {
-        self.lists.get(point).map(|entry| entry.validators.clone()).unwrap_or_default()
+        self.crls.get(point).map(|entry| entry.validators.clone()).unwrap_or_default()
     }
 
     /// Whether a distribution point should be fetched now.
     pub(crate) fn is_due(&self, point: &DistributionPoint, now: Instant) -> bool {
-        self.lists.get(point).is_none_or(|entry| entry.due <= now)
+        self.crls.get(point).is_none_or(|entry| entry.due <= now)
     }
 
     /// Drops the distribution points that the configuration no longer names, and the validators of CRLs that were refused: with
     /// them the server would answer every request with "not modified".
     pub(crate) fn settle(&mut self, crl_sources: &CrlSources) {
-        self.lists.retain(|point, _| crl_sources.name(point));
+        self.crls.retain(|point, _| crl_sources.name(point));
         for point in crl_sources.refused() {
-            if let Some(entry) = self.lists.get_mut(point) {
+            if let Some(entry) = self.crls.get_mut(point) {
                 entry.validators = Validators::default();
             }
         }
@@ -75,7 +75,7 @@ impl CrlStore {
         outcome: Result<FetchResponse, FetchFailure>,
         now: Instant,
     ) -> bool {
-        let entry = self.lists.entry(point.clone()).or_insert_with(|| CrlEntry {
+        let entry = self.crls.entry(point.clone()).or_insert_with(|| CrlEntry {
             list: None,
             number: 0,
             validators: Validators::default(),
@@ -163,7 +163,7 @@ pub(crate) mod tests {
         Ok(FetchResponse { body, validators, max_age, from })
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
+    #[expect(clippy::disallowed_methods, reason = "tests need a start time")]
     pub(crate) fn start() -> Instant {
         Instant::now()
     }

@@ -206,7 +206,7 @@ impl Denial {
     /// The `www-authenticate` value of a 401 (RFC 6750, section 3).
     pub(crate) fn challenge(self) -> Option<&'static str> {
         match self {
-            // Without a bearer token there is no token error to report.
+            // Without a bearer token no token error can be reported.
             Self::Token(TokenFault::Missing, _) => Some("Bearer"),
             Self::Token(_, detail) if detail == TokenFault::NO_BEARER => Some("Bearer"),
             Self::Token(..) if self.status() == 401 => Some("Bearer error=\"invalid_token\""),

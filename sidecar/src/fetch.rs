@@ -219,7 +219,7 @@ fn is_same_server(one: &Uri, other: &Uri) -> bool {
 /// server.
 ///
 /// # Errors
-/// When there is no valid location, the location leads to another server in plaintext, or the scheme changes.
+/// When the location is missing or invalid, the location leads to another server in plaintext, or the scheme changes.
 fn resolve_redirect(from: &Uri, location: &str) -> Result<Uri, &'static str> {
     let authority = from.authority().map_or("", |authority| authority.as_str());
     let scheme = from.scheme_str().unwrap_or("http");

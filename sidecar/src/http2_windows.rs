@@ -1,19 +1,19 @@
-//! How much the connections of HTTP/2 may make a worker hold. Whatever is sent into a connection's window
-//! must be kept until it is passed on, so windows come out of a budget that is there from the start: what
-//! can arrive never exceeds it, however slowly others read and however many there are.
+//! Budget for the receive windows of HTTP/2 connections. A worker must buffer whatever a peer sends into a connection's window
+//! until it is forwarded, so windows come from a fixed budget: buffered bytes never exceed it, however slow the receivers
+//! and however many the connections.
 //!
-//! A window of the smallest size is charged while bodies may arrive, and not while the connection is idle:
-//! bytes of streams that are closed are dropped at once.
+//! A window of the smallest size is charged while bodies may arrive, and not while the connection is idle, because bytes of
+//! closed streams are dropped at once.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-/// The window of a connection while there is plenty left.
+/// The window of a connection while more than half of the budget is left, in bytes.
 const FULL_BYTES: u32 = 4 * 1024 * 1024;
-/// The smallest there is (RFC 9113, section 6.9.2): slower on a long way, and as correct.
+/// The smallest window (RFC 9113, section 6.9.2), in bytes. Limits the throughput of connections with high latency.
 const SMALL_BYTES: u32 = 65_535;
 
-/// What a worker may still promise.
+/// The budget of a worker.
 #[derive(Debug)]
 pub(crate) struct WindowBudget {
     left: Rc<Cell<u64>>,
@@ -22,38 +22,38 @@ pub(crate) struct WindowBudget {
     has_refused: Cell<bool>,
 }
 
-/// A connection's part of it. A full window is charged until it is dropped.
+/// The window of a connection. A full one is charged until it is dropped.
 #[derive(Debug)]
 pub(crate) struct ConnectionWindow {
     pub(crate) bytes: u32,
     left: Rc<Cell<u64>>,
-    /// How many bodies may arrive.
+    /// The number of bodies that may arrive.
     bodies: Cell<usize>,
 }
 
-/// The right to receive a body within the window of a connection; given back when dropped.
+/// Permission to receive a body within a connection's window, until dropped.
 #[derive(Debug)]
 pub(crate) struct BodyPermit(Rc<ConnectionWindow>);
 
 impl WindowBudget {
-    /// So many bytes at most.
+    /// A budget of `limit` bytes.
     pub(crate) fn new(limit: u64) -> Self {
         Self { left: Rc::new(Cell::new(limit)), limit, has_refused: Cell::new(false) }
     }
 
-    /// Whether a refusal is the first since the budget was used up, so that a flood of them has one line.
+    /// Whether a refusal is the first since the budget was exhausted, so that a series of refusals is logged once.
     pub(crate) fn is_first_refusal(&self) -> bool {
         !self.has_refused.replace(true)
     }
 
-    /// Notes whether there is room again.
-    pub(crate) fn look(&self) {
+    /// Updates whether a further refusal is logged.
+    pub(crate) fn update(&self) {
         if self.left.get() >= self.limit / 4 {
             self.has_refused.set(false);
         }
     }
 
-    /// The window for a connection: full while more than half is left, and else the smallest.
+    /// The window for a connection: full while more than half of the budget is left, and else the smallest.
     pub(crate) fn open(&self) -> Rc<ConnectionWindow> {
         let left = self.left.get();
         let is_plenty = left >= self.limit / 2 + u64::from(FULL_BYTES);
@@ -66,7 +66,7 @@ impl WindowBudget {
 }
 
 impl ConnectionWindow {
-    /// The right to receive one more body. None when all of the budget is in use.
+    /// Permission to receive one more body. None when the budget is exhausted.
     pub(crate) fn receive(self: &Rc<Self>) -> Option<BodyPermit> {
         if self.bodies.get() == 0 && self.bytes == SMALL_BYTES {
             self.left.set(self.left.get().checked_sub(SMALL_BYTES.into())?);
@@ -115,15 +115,15 @@ mod tests {
         let windows = WindowBudget::new(3 * u64::from(SMALL_BYTES) + 10);
         let connections: Vec<Rc<ConnectionWindow>> = (0..5).map(|_| windows.open()).collect();
         let [first, second, third, fourth, _] = &connections[..] else { panic!("there are five") };
-        let mut bodies = vec![first.receive().expect("there is room")];
-        bodies.push(first.receive().expect("it is the same window"));
-        bodies.push(second.receive().expect("there is room"));
-        bodies.push(third.receive().expect("there is room"));
+        let mut bodies = vec![first.receive().expect("the budget is not exhausted")];
+        bodies.push(first.receive().expect("the same window"));
+        bodies.push(second.receive().expect("the budget is not exhausted"));
+        bodies.push(third.receive().expect("the budget is not exhausted"));
         assert!(fourth.receive().is_none());
         bodies.remove(0);
-        assert!(fourth.receive().is_none(), "another body may still arrive in that window");
+        assert!(fourth.receive().is_none(), "another body may still arrive in the first window");
         bodies.remove(0);
-        bodies.push(fourth.receive().expect("there is room again"));
+        bodies.push(fourth.receive().expect("the budget is not exhausted"));
         drop(bodies);
         assert_eq!(windows.left.get(), windows.limit);
     }

@@ -105,7 +105,7 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
         PlannedService::Tcp(tcp) => {
             let about = TcpConnectionInfo { client, destination, peer: peer.as_ref(), trace };
             let proxying = tcp_proxy::proxy(stream, about, tcp, worker);
-            let place = (&*serving, &*chain, kind);
+            let place = ChainLocation { listener: &serving.listener.name, chain: &chain, kind };
             tokio::select! {
                 () = Box::pin(proxying) => {}
                 () = until_connection_denied(facts, place, follower, worker) => {}
@@ -127,9 +127,9 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
                 trace,
                 listener: serving.listener.name.clone(),
                 idle: Rc::new(Cell::new(false)),
+                series: ConnectionSeries::default(),
                 pinned: RefCell::default(),
                 dropped: OnceCell::new(),
-                series: ConnectionSeries::default(),
             });
             let settings = http.http.clone();
             drop((chain, serving));
@@ -160,21 +160,29 @@ fn certificate_headers(
     }
 }
 
+/// The filter chain that serves a connection, and what finds its successor in another plan.
+struct ChainLocation<'a> {
+    listener: &'a Name,
+    chain: &'a PlannedChain,
+    kind: TransportKind,
+}
+
 /// Resolves when a new plan's policies no longer allow a TCP connection.
 async fn until_connection_denied(
     facts: ConnectionFacts<'_>,
-    (listener, chain, kind): (&PlannedListener, &PlannedChain, TransportKind),
+    place: ChainLocation<'_>,
     mut follower: PlanFollower<'_>,
     worker: &SidecarWorker,
 ) {
     loop {
         follower.next().await;
         let plan = worker.plan();
-        let now = plan.listener(&listener.listener.name);
-        let Some(now) = now.and_then(|listener| listener.chain(facts.destination, kind)) else {
+        let listener = plan.listener(place.listener);
+        let current = listener.and_then(|listener| listener.chain(facts.destination, place.kind));
+        let Some(current) = current else {
             continue;
         };
-        if now.rules != chain.rules && !facts.is_allowed(&now.rules) {
+        if current.rules != place.chain.rules && !facts.is_allowed(&current.rules) {
             worker.metrics.connections_policy_changed.increment();
             return;
         }
@@ -310,11 +318,12 @@ async fn perform(
                 Some(target) => {
                     story.cluster = Some(target.cluster.name.clone());
                     let mut call = Call::new(head, source, &mut *reply, progress);
-                    (call.header_filter, call.ends_tunnel, call.stall) =
-                        (header_filter, ends_tunnel, timeouts.stall);
+                    call.header_filter = header_filter;
+                    call.ends_tunnel = ends_tunnel;
+                    call.stall = timeouts.stall;
                     call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
                     call.changes = changes.as_deref();
-                    let authorized = (&inputs, head, &*plan);
+                    let authorized = AuthorizedRequest { inputs: &inputs, head, plan: &plan };
                     tokio::select! {
                         biased;
                         result = exchange(&mut call, target, worker, &mut story.endpoint) => result,
@@ -343,14 +352,22 @@ async fn perform(
     result
 }
 
+/// A request in flight with the plan that allowed it.
+struct AuthorizedRequest<'a> {
+    inputs: &'a AuthorizationInputs,
+    head: &'a RequestHead,
+    plan: &'a SidecarPlan,
+}
+
 /// Resolves when a new plan no longer allows the request by its policies or token requirements, with the policy that denies
 /// it. A request whose listener or chain is not in the new plan continues.
 async fn until_denied(
-    (inputs, head, plan): (&AuthorizationInputs, &RequestHead, &SidecarPlan),
+    authorized: AuthorizedRequest<'_>,
     connection: &ClientConnection,
     mut follower: PlanFollower<'_>,
     worker: &SidecarWorker,
 ) -> (Denial, Option<Name>) {
+    let AuthorizedRequest { inputs, head, plan } = authorized;
     loop {
         follower.next().await;
         let before = connection.service(plan);
@@ -367,9 +384,9 @@ async fn until_denied(
             }
         }
         let known = before.and_then(|before| before.tokens.as_ref());
-        let asking = http.tokens.as_ref().filter(|tokens| known.is_none_or(|k| tokens.differ(k)));
+        let changed = http.tokens.as_ref().filter(|tokens| known.is_none_or(|k| tokens.differ(k)));
         if let Some(Err(refused)) =
-            asking.map(|tokens| tokens.recheck(&inputs.tokens, facts, connection.peer.as_ref()))
+            changed.map(|tokens| tokens.recheck(&inputs.tokens, facts, connection.peer.as_ref()))
         {
             worker.metrics.requests_policy_changed.increment();
             return (Denial::Token(refused.fault, refused.detail), None);

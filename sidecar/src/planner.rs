@@ -21,13 +21,13 @@ use crate::authenticate::fetch::{KeySetDownload, fetch_keys};
 use crate::authenticate::key_store::{FetchedKeySet, KeyFetchError, KeyOrigin, KeyStore};
 use crate::crl_store::CrlStore;
 use crate::fetch::{self, FetchFailure, FetchRequest, FetchResponse};
-use crate::plan::{Builder, CrlDownload, SidecarPlan};
+use crate::plan::{Builder, CrlDownload, FetchedData, SidecarPlan};
 
 /// The interval at which due fetches and changed files are checked for.
 const TICK: Duration = Duration::from_millis(250);
 
 /// The limit for one endpoint to serve a CRL.
-const LIST_TIMEOUT: Duration = Duration::from_secs(30);
+const CRL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Publishes a plan for each snapshot, and another when keys or CRLs were fetched or a file changed, until the sender of
 /// `snapshots` is dropped. Sends what could not be built to `problems`.
@@ -46,17 +46,17 @@ pub async fn run(
     loop {
         if stale {
             let snapshot = snapshots.borrow_and_update().clone();
-            let built = builder.build(&snapshot, (&fetched.keys, &fetched.lists), unix_time());
+            let built = builder.build(&snapshot, fetched.data(), unix_time());
             let is_known =
                 |problem: &&String| problems.borrow().all().any(|known| known == *problem);
             for problem in built.problems.all().filter(|problem| !is_known(problem)) {
                 tracing::warn!(problem, "configuration problem");
             }
             problems.send_replace(built.problems);
-            fetched.lists.settle(&built.crl_sources);
+            fetched.crls.settle(&built.crl_sources);
             fetched.keys.retain(&built.key_origins);
             let keys = built.key_sets.into_iter().map(|keys| PendingFetch::Keys(Box::new(keys)));
-            wanted = keys.chain(built.lists.into_iter().map(PendingFetch::List)).collect();
+            wanted = keys.chain(built.crl_downloads.into_iter().map(PendingFetch::Crl)).collect();
             plans.send_replace(Arc::new(built.plan));
             memory::trim_heap();
         }
@@ -98,42 +98,44 @@ pub fn check(snapshot: &Snapshot) -> Problems {
         }
     }
     let keys = KeyStore::default();
-    let lists = CrlStore::default();
-    Builder::new().build(&Arc::new(checked), (&keys, &lists), unix_time()).problems
+    let crls = CrlStore::default();
+    Builder::new()
+        .build(&Arc::new(checked), FetchedData { keys: &keys, crls: &crls }, unix_time())
+        .problems
 }
 
 /// The fetched key sets and CRLs.
 #[derive(Default)]
 struct FetchStores {
     keys: KeyStore,
-    lists: CrlStore,
+    crls: CrlStore,
 }
 
 /// Something that is fetched when it is due.
 #[derive(Clone)]
 enum PendingFetch {
     Keys(Box<KeySetDownload>),
-    List(CrlDownload),
+    Crl(CrlDownload),
 }
 
 /// The result of a fetch.
 enum FetchOutcome {
     Keys(Box<KeySetDownload>, Result<FetchedKeySet, KeyFetchError>),
-    List(CrlDownload, Result<FetchResponse, FetchFailure>),
+    Crl(CrlDownload, Result<FetchResponse, FetchFailure>),
 }
 
 /// The source of a fetch, which has at most one fetch in flight.
 #[derive(PartialEq, Eq, Hash)]
 enum FetchKey {
     Keys(KeyOrigin),
-    List(DistributionPoint),
+    Crl(DistributionPoint),
 }
 
 impl PendingFetch {
     fn place(&self) -> FetchKey {
         match self {
             Self::Keys(wanted) => FetchKey::Keys(wanted.origin.clone()),
-            Self::List(wanted) => FetchKey::List(wanted.point.clone()),
+            Self::Crl(wanted) => FetchKey::Crl(wanted.point.clone()),
         }
     }
 }
@@ -142,18 +144,22 @@ impl FetchOutcome {
     fn place(&self) -> FetchKey {
         match self {
             Self::Keys(wanted, _) => FetchKey::Keys(wanted.origin.clone()),
-            Self::List(wanted, _) => FetchKey::List(wanted.point.clone()),
+            Self::Crl(wanted, _) => FetchKey::Crl(wanted.point.clone()),
         }
     }
 }
 
 impl FetchStores {
+    fn data(&self) -> FetchedData<'_> {
+        FetchedData { keys: &self.keys, crls: &self.crls }
+    }
+
     fn is_due(&self, due: &PendingFetch, now: Instant) -> bool {
         match due {
             PendingFetch::Keys(wanted) => {
                 self.keys.is_due(&wanted.origin, |address| wanted.has_endpoint(address), now)
             }
-            PendingFetch::List(wanted) => self.lists.is_due(&wanted.point, now),
+            PendingFetch::Crl(wanted) => self.crls.is_due(&wanted.point, now),
         }
     }
 
@@ -170,19 +176,19 @@ impl FetchStores {
                     FetchOutcome::Keys(wanted, outcome)
                 })
             }
-            PendingFetch::List(wanted) => {
+            PendingFetch::Crl(wanted) => {
                 let asked = FetchRequest {
                     uri: wanted.point.uri.clone(),
                     target: wanted.target.clone(),
-                    timeout: LIST_TIMEOUT,
+                    timeout: CRL_TIMEOUT,
                     accept: "application/pkix-crl, */*;q=0.1",
                     limit: wanted.limit,
-                    validators: self.lists.validators(&wanted.point),
+                    validators: self.crls.validators(&wanted.point),
                     redirects: 0,
                 };
                 Box::pin(async move {
                     let outcome = fetch::fetch(&asked, mark).await;
-                    FetchOutcome::List(wanted, outcome)
+                    FetchOutcome::Crl(wanted, outcome)
                 })
             }
         }
@@ -194,17 +200,17 @@ impl FetchStores {
             FetchOutcome::Keys(wanted, outcome) => {
                 self.keys.fetched(&wanted.origin, outcome, wanted.cache, now)
             }
-            FetchOutcome::List(wanted, outcome) => self.lists.fetched(&wanted.point, outcome, now),
+            FetchOutcome::Crl(wanted, outcome) => self.crls.fetched(&wanted.point, outcome, now),
         }
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the only place where this file reads the clock")]
 fn now() -> Instant {
     Instant::now()
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the only place where this file reads the clock")]
 fn unix_time() -> UnixTime {
     UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
 }

@@ -24,10 +24,6 @@ pub(crate) struct Routed<'a, 'p> {
 ///
 /// # Errors
 /// [`Denial::NoRoute`] when the route table is missing or no route matches.
-#[allow(
-    clippy::needless_pass_by_value,
-    reason = "the proof is used up: what follows holds the next one"
-)]
 pub(crate) fn route<'a, 'p>(
     request: Authorized<'a>,
     table: Option<&'p RouteIndex>,

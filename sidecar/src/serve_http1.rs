@@ -1,4 +1,4 @@
-//! Serves the requests of a connection of HTTP/1.1.
+//! Serves the requests of an HTTP/1.1 connection.
 
 use std::io;
 use std::rc::Rc;
@@ -19,19 +19,19 @@ use crate::responder::{CloseSignal, ConnectionReuse, Http1Responder, Responder, 
 use crate::stream::{StreamHalf, TransportStream};
 use crate::worker::{SidecarWorker, now};
 
-/// How much of a request is read and discarded after its answer. Many clients read no answer before they
-/// have sent the whole body: closing earlier resets the connection and destroys the answer on its way.
+/// The most bytes of a request that are read and discarded after its response. Many clients read no response before they have
+/// sent the whole body: closing earlier resets the connection and destroys the response on its way.
 const LINGER_BYTES: u64 = 1024 * 1024 * 1024;
-/// How much of it is read at once.
+/// The most bytes of them that are read at once.
 const LINGER_READ_BYTES: usize = 64 * 1024;
-/// How long that may take in all.
+/// The limit for discarding in total.
 const LINGER: Duration = Duration::from_secs(60);
-/// How long the client may send nothing meanwhile.
-const LINGER_SILENCE: Duration = Duration::from_secs(5);
-/// How long a client that has sent its request whole may take to close.
+/// The limit for a pause in what the client sends meanwhile.
+const LINGER_IDLE_READING: Duration = Duration::from_secs(5);
+/// How long a client that has sent its request completely may take to close the connection.
 const LINGER_IDLE: Duration = Duration::from_secs(2);
 
-/// Serves HTTP/1.1: one request after the other.
+/// Serves the requests of a connection, one after the other.
 pub(crate) async fn serve(
     stream: TransportStream,
     connection: Rc<ClientConnection>,
@@ -60,8 +60,8 @@ pub(crate) async fn serve(
             is_head: request.head.method == Method::HEAD,
             reuse: match request.framing {
                 _ if !request.keep_alive || is_last => ConnectionReuse::No,
-                // Who does not wait for the agreement sends what is meant for the tunnel; when there is
-                // none, it must not be read as a request.
+                // A client that sends tunnel bytes before the tunnel is accepted: if it is refused, they must not be
+                // parsed as a request.
                 _ if request.head.upgrade == Some(Upgrade::Tunnel) => ConnectionReuse::No,
                 BodyFraming::None | BodyFraming::Length(0) => ConnectionReuse::Yes,
                 _ => ConnectionReuse::AfterBody,
@@ -82,8 +82,8 @@ pub(crate) async fn serve(
         if end == ResponseEnd::Aborted {
             return writer.half.reset();
         }
-        // Draining may have begun while the body was sent, or the client's certificate ended, which only ends the
-        // connections that were idle then. Another request would come in vain.
+        // Draining may have begun while the response was sent, or the client's certificate expired. Both close only
+        // connections that were idle at that time, and this one must take no further request.
         if reuse == ConnectionReuse::No || close_signal.has_begun() {
             let unread = reader.has_unread_body;
             return close(reader, writer, unread).await;
@@ -91,7 +91,7 @@ pub(crate) async fn serve(
     }
 }
 
-/// The request with a host: HTTP/1.0 need not name one.
+/// Sets the host of a request without one, which only HTTP/1.0 allows.
 fn with_host(mut request: ReadRequest, settings: &HttpService) -> ReadRequest {
     if request.head.authority.is_empty() && request.head.version == HttpVersion::Http10 {
         let host = settings.http1.default_host.as_deref().unwrap_or("localhost");
@@ -100,7 +100,7 @@ fn with_host(mut request: ReadRequest, settings: &HttpService) -> ReadRequest {
     request
 }
 
-/// How much a connection may still do.
+/// The remaining requests and lifetime of a connection.
 struct ConnectionAllowance {
     requests: Option<u32>,
     until: Option<Instant>,
@@ -112,14 +112,14 @@ impl ConnectionAllowance {
         Self { requests: settings.limits.requests_per_connection, until }
     }
 
-    /// Takes one more request; whether it is the last.
+    /// Counts one more request. Returns whether it is the last.
     fn is_spent_by_one_more(&mut self) -> bool {
         self.requests = self.requests.map(|left| left.saturating_sub(1));
         self.requests == Some(0) || self.until.is_some_and(|until| now() >= until)
     }
 }
 
-/// Waits for the next request: long for its first byte, short for the rest of its head.
+/// Waits for the next request: up to the idle timeout for its first byte, then up to the head timeout.
 async fn next_request(
     reader: &mut Http1Reader,
     writer: &mut Http1Writer,
@@ -148,7 +148,7 @@ async fn next_request(
         .unwrap_or(Err(HeadError::Refused(Denial::HeadTimeout)))
 }
 
-/// Refuses a client that began a connection and did not go on in time.
+/// Refuses a client that began the HTTP/2 preface and did not complete it in time.
 pub(crate) async fn refuse_incomplete(
     stream: TransportStream,
     connection: &ClientConnection,
@@ -161,7 +161,7 @@ pub(crate) async fn refuse_incomplete(
     Box::pin(refuse(Denial::HeadTimeout, Http1Reader::new(read), writer, settings)).await;
 }
 
-/// Refuses what is no request.
+/// Sends a denial for a head that could not be read, and closes the connection.
 async fn refuse(
     denial: Denial,
     reader: Http1Reader,
@@ -182,25 +182,27 @@ async fn refuse(
     close(reader, writer, true).await;
 }
 
-/// Closes our side, then reads and discards what still comes (RFC 9112, section 9.6): closing with unread
-/// bytes would reset the connection and could destroy the answer. `unread`: part of a request is missing.
+/// Closes the sending side, then reads and discards what the client still sends (RFC 9112, section 9.6): closing with unread
+/// bytes would reset the connection and could destroy the response. `unread`: part of a request is missing.
 async fn close(mut reader: Http1Reader, mut writer: Http1Writer, unread: bool) {
     use tokio::io::AsyncWriteExt;
-    let silence = if unread { LINGER_SILENCE } else { LINGER_IDLE };
+    let idle_limit = if unread { LINGER_IDLE_READING } else { LINGER_IDLE };
     let lingering = async {
-        tokio::time::timeout(silence, writer.half.shutdown()).await.map_err(io::Error::from)??;
+        tokio::time::timeout(idle_limit, writer.half.shutdown())
+            .await
+            .map_err(io::Error::from)??;
         let mut left = LINGER_BYTES;
         while left > 0 {
             reader.buffer.clear();
             reader.reserve(LINGER_READ_BYTES);
             let reading = reader.half.read_buf(&mut reader.buffer);
-            match tokio::time::timeout(silence, reading).await.map_err(io::Error::from)?? {
+            match tokio::time::timeout(idle_limit, reading).await.map_err(io::Error::from)?? {
                 0 => break,
                 read => left = left.saturating_sub(read as u64),
             }
         }
         Ok::<_, io::Error>(())
     };
-    // Whether the client closed or a limit was reached, the connection is closed now.
+    // The connection is closed, whether the client closed it or a limit was reached.
     drop(tokio::time::timeout(LINGER, lingering).await);
 }

@@ -1,4 +1,4 @@
-//! Serves the requests of a connection of HTTP/2: a task for every stream.
+//! Serves the requests of an HTTP/2 connection, with one task per stream.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,22 +20,22 @@ use crate::responder::Responder;
 use crate::stream::TransportStream;
 use crate::worker::{SidecarWorker, now};
 
-/// How long a client that is told to calm down has to take the message.
-const CALM: Duration = Duration::from_millis(200);
-/// How many streams that the client opened and reset may wait to be accepted.
+/// How long to wait for the client to take a GOAWAY before the connection is closed.
+const GOAWAY_TIMEOUT: Duration = Duration::from_millis(200);
+/// The most streams that the client opened and reset and that are still to be accepted.
 const RESET_LIMIT: usize = 100;
-/// The same for a peer that proved its identity: a sidecar passes on the resets of many clients.
+/// The same for a peer with a verified identity: a sidecar forwards the resets of many clients.
 const RESET_LIMIT_OF_PEER: usize = 1_000;
-/// For how long frames on a stream that we reset are ignored, which the client sent before it knew.
+/// How long to ignore frames for a stream that was reset here, which the client sent before it knew.
 const RESET_REMEMBERED: Duration = Duration::from_secs(10);
 
-/// How much of a request's body is read and dropped after its answer, and for how long.
+/// How many bytes of a request body are read and discarded after its response, and for how long.
 const DISCARD_BYTES: usize = 64 * 1024 * 1024;
 const DISCARD: Duration = Duration::from_secs(30);
-/// How long a client that was told that no more requests are served has to go, once all are.
-const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a client may keep the connection open after a GOAWAY, once all its requests are done.
+const GOAWAY_GRACE: Duration = Duration::from_secs(5);
 
-/// Serves a connection until it ends.
+/// Serves a connection until it is closed.
 pub(crate) async fn serve(
     stream: TransportStream,
     connection: Rc<ClientConnection>,
@@ -43,34 +43,34 @@ pub(crate) async fn serve(
     worker: &Rc<SidecarWorker>,
 ) {
     let (stream, monitor) = Http2ClientGuard::new(stream, settings.limits.streams);
-    let over = monitor.abort_reason();
-    tokio::pin!(over);
+    let ended = monitor.abort_reason();
+    tokio::pin!(ended);
     let window = worker.windows.open();
     let is_peer = connection.peer.is_some();
-    let greeting = builder(settings, window.bytes, is_peer).handshake(stream);
-    // On the heap, so that a connection that waits keeps no place for it.
-    let greeting = Box::pin(tokio::time::timeout(settings.timeouts.head, greeting));
-    let greeted = tokio::select! {
-        greeted = greeting => greeted.ok().and_then(Result::ok).map(Box::new),
-        reason = &mut over => return note_end(reason, &connection, worker),
+    let handshake = builder(settings, window.bytes, is_peer).handshake(stream);
+    // On the heap, so that an idle connection does not reserve its space.
+    let handshake = Box::pin(tokio::time::timeout(settings.timeouts.head, handshake));
+    let accepted = tokio::select! {
+        accepted = handshake => accepted.ok().and_then(Result::ok).map(Box::new),
+        reason = &mut ended => return note_end(reason, &connection, worker),
     };
-    let Some(mut streams) = greeted else { return };
+    let Some(mut streams) = accepted else { return };
     let open = Rc::<Cell<usize>>::default();
     let drain = worker.shared.drain.clone();
     let ending = ending(settings, &connection, &drain, &monitor, &open);
     let stuck = monitor.stalled(settings.timeouts.head);
     let silent = h2_keepalive::ping_timeout(settings.keepalive, streams.ping_pong(), &monitor);
-    let fallen = connection.closed();
-    let gone = farewell(&open);
-    tokio::pin!(ending, stuck, silent, fallen, gone);
-    let mut is_told = false;
+    let closed = connection.closed();
+    let grace_over = idle_after_goaway(&open);
+    tokio::pin!(ending, stuck, silent, closed, grace_over);
+    let mut is_draining = false;
     let mut left = settings.limits.requests_per_connection;
     let reason = loop {
         let next = tokio::select! {
             biased;
-            // First, since what wakes it ends the reading too.
-            () = &mut fallen => break h2::Reason::INADEQUATE_SECURITY,
-            reason = &mut over => break reason,
+            // First, because closing the connection also ends reading from it.
+            () = &mut closed => break h2::Reason::INADEQUATE_SECURITY,
+            reason = &mut ended => break reason,
             () = monitor.refused_by_h2() => {
                 note_refused(&connection, worker);
                 continue;
@@ -78,9 +78,9 @@ pub(crate) async fn serve(
             next = streams.accept() => next,
             () = &mut stuck => break h2::Reason::NO_ERROR,
             () = &mut silent => break h2::Reason::NO_ERROR,
-            () = &mut gone, if is_told => return,
-            () = &mut ending, if !is_told => {
-                is_told = true;
+            () = &mut grace_over, if is_draining => return,
+            () = &mut ending, if !is_draining => {
+                is_draining = true;
                 streams.graceful_shutdown();
                 continue;
             }
@@ -96,46 +96,46 @@ pub(crate) async fn serve(
                 let stream = Http2RequestStream::begin(&open, &connection, &window);
                 tokio::task::spawn_local(stream.serve(head, body, respond, worker.clone()));
                 left = left.map(|left| left.saturating_sub(1));
-                if left == Some(0) && !is_told {
-                    is_told = true;
+                if left == Some(0) && !is_draining {
+                    is_draining = true;
                     streams.graceful_shutdown();
                 }
             }
             ended => {
                 if let Some(Err(error)) = ended {
-                    tracing::debug!(%error, "HTTP/2 connection ended");
+                    tracing::debug!(%error, "HTTP/2 connection failed");
                 }
                 return note_all_refused(&monitor, &connection, worker);
             }
         }
     };
     note_end(reason, &connection, worker);
-    dismiss(streams, reason).await;
+    close_with_goaway(streams, reason).await;
 }
 
 type Streams = h2::server::Connection<Http2ClientGuard<TransportStream>, bytes::Bytes>;
 
-/// Ends a connection at once, and tells why.
-async fn dismiss(mut streams: Box<Streams>, reason: h2::Reason) {
+/// Closes a connection with a GOAWAY that has the reason.
+async fn close_with_goaway(mut streams: Box<Streams>, reason: h2::Reason) {
     streams.abrupt_shutdown(reason);
-    // It may not take our answer either.
-    drop(tokio::time::timeout(CALM, streams.accept()).await);
+    // The client may not read the GOAWAY either.
+    drop(tokio::time::timeout(GOAWAY_TIMEOUT, streams.accept()).await);
 }
 
-/// Leaves the line of a request that the library refused.
+/// Counts and logs a request that the h2 crate refused.
 fn note_refused(connection: &ClientConnection, worker: &SidecarWorker) {
     let denial = Denial::Malformed("the head of a request of HTTP/2 breaks its rules");
     pipeline::refused(denial, HttpVersion::Http2, connection, worker);
 }
 
-/// Counts a head that is too large as a breach of the rules.
+/// Counts a head that is too large as a protocol violation.
 fn note_breach(refused: Option<&http2::RefusedHead>, monitor: &Http2Monitor) {
     if refused.is_some_and(|refused| refused.denial == Denial::HeadTooLarge) {
         monitor.count_violation(now());
     }
 }
 
-/// Leaves the lines of all requests that the library refused before the connection ended.
+/// Counts and logs all requests that the h2 crate refused before the connection was closed.
 fn note_all_refused(monitor: &Http2Monitor, connection: &ClientConnection, worker: &SidecarWorker) {
     while monitor.take_refused() {
         note_refused(connection, worker);
@@ -146,13 +146,13 @@ fn note_end(reason: h2::Reason, connection: &ClientConnection, worker: &SidecarW
     if reason == h2::Reason::ENHANCE_YOUR_CALM {
         worker.metrics.http2_floods.increment();
     }
-    tracing::debug!(client = %connection.client, %reason, "an HTTP/2 connection was ended");
+    tracing::debug!(client = %connection.client, %reason, "HTTP/2 connection closed");
 }
 
-/// Resolves when there has been no stream for a while.
-async fn farewell(open: &Cell<usize>) {
+/// Resolves when there has been no stream for the grace period.
+async fn idle_after_goaway(open: &Cell<usize>) {
     loop {
-        tokio::time::sleep(FAREWELL).await;
+        tokio::time::sleep(GOAWAY_GRACE).await;
         if open.get() == 0 {
             return;
         }
@@ -169,15 +169,15 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
         .max_pending_accept_reset_streams(if is_peer { RESET_LIMIT_OF_PEER } else { RESET_LIMIT })
         .max_concurrent_reset_streams(settings.limits.streams as usize)
         .reset_stream_duration(RESET_REMEMBERED)
-        // Abuse is ended far earlier, by `ViolationCounter`.
+        // `ViolationCounter` closes an abusive connection far earlier.
         .max_local_error_reset_streams(Some(LIBRARY_VIOLATION_LIMIT as usize))
         .data_frame_budget(if is_peer {
             http2::DATA_FRAME_BUDGET_OF_PEER_BYTES
         } else {
             http2::DATA_FRAME_BUDGET_BYTES
         })
-        // The library ends the whole connection not far above its limit. Ours is looked at when a
-        // head is there, and costs only its own request.
+        // The h2 crate closes the connection at a little more than its limit. The own limit is checked when a head is
+        // complete, and refuses only that request.
         .max_header_list_size(
             u32::try_from(settings.limits.head_bytes).unwrap_or(u32::MAX).saturating_mul(2),
         );
@@ -187,10 +187,10 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
     builder
 }
 
-/// Resolves when the connection should take no more requests: the process drains, a certificate of the client
-/// ended or was revoked, the connection is too old, too many of its streams broke a rule, or it has had neither a
-/// stream nor a frame for the idle timeout. The last takes up to twice the timeout: frames are checked for at
-/// intervals, so that no frame reads the clock.
+/// Resolves when the connection should take no more requests: the process drains, the client's certificate expired or was
+/// revoked, the connection is too old, too many of its streams violated the protocol, or it had neither a stream nor a frame
+/// for the idle timeout. The latter takes up to twice the timeout: frames are checked for at intervals, so that no frame reads
+/// the clock.
 async fn ending(
     settings: &HttpService,
     connection: &ClientConnection,
@@ -222,7 +222,7 @@ async fn ending(
     }
 }
 
-/// Whether a request is to be served: its client has not reset it yet, and may still send requests.
+/// Whether a request should be served: its client has not reset it, and the connection may take requests.
 fn is_wanted(
     respond: &mut h2::server::SendResponse<bytes::Bytes>,
     connection: &ClientConnection,
@@ -230,24 +230,23 @@ fn is_wanted(
 ) -> bool {
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     if respond.poll_reset(&mut cx).is_ready() {
-        // An endpoint must not see it: there each such request counts against a connection of many clients.
+        // An endpoint must not see the request: it would count the reset against a connection that many clients share.
         pipeline::refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
         return false;
     }
     if connection.is_draining() {
-        // It was not looked at, and may be sent again elsewhere (RFC 9113, section 8.7).
+        // The request was not processed, so the client may retry it (RFC 9113, section 8.7).
         respond.send_reset(h2::Reason::REFUSED_STREAM);
         return false;
     }
     true
 }
 
-/// Reads and drops what a client still sends for a request that was answered: a reset would reach the
-/// client in the middle of its upload, and each frame behind a reset costs the connection a reset more.
-/// Its flow-control window goes back to the other streams at once. Behind the limits the stream is reset
-/// with `NO_ERROR` (RFC 9113, section 8.1) when `body` is dropped.
+/// Reads and discards what a client still sends for a request that has its response: a reset would interrupt the upload, and each
+/// frame after a reset costs the connection another reset. The flow-control window is returned to the other streams at once.
+/// Beyond the limits the stream is reset with `NO_ERROR` (RFC 9113, section 8.1) when `body` is dropped.
 async fn discard(body: &mut http2::ReceivedBody) {
-    // What was read ahead and not sent on.
+    // What was read ahead and not forwarded.
     body.release_beyond(0);
     let reading = async {
         let mut left = DISCARD_BYTES;
@@ -258,11 +257,11 @@ async fn discard(body: &mut http2::ReceivedBody) {
         }
     };
     if tokio::time::timeout(DISCARD, reading).await.is_err() {
-        tracing::debug!("a client still sends a body long after its answer");
+        tracing::debug!("limit reached: client still sends a request body after its response");
     }
 }
 
-/// Counts and logs a request whose body has no place in the budget of windows.
+/// Counts and logs a request whose body exceeds the window budget.
 fn refuse_body(connection: &ClientConnection, worker: &SidecarWorker) {
     worker.metrics.http2_window_refusals.increment();
     if worker.windows.is_first_refusal() {
@@ -274,9 +273,9 @@ fn refuse_body(connection: &ClientConnection, worker: &SidecarWorker) {
     pipeline::refused(Denial::Overloaded, HttpVersion::Http2, connection, worker);
 }
 
-/// One stream of a connection.
+/// One request stream of a connection.
 struct Http2RequestStream {
-    /// How many are open.
+    /// The number of open streams.
     open: Rc<Cell<usize>>,
     connection: Rc<ClientConnection>,
     window: Rc<ConnectionWindow>,

@@ -1,4 +1,4 @@
-//! A connection's bytes, plain or TLS, and its two halves on one thread.
+//! A connection's byte stream, plaintext or TLS, and its two halves on one thread.
 
 use std::cell::RefCell;
 use std::io;
@@ -16,26 +16,26 @@ use tokio::net::TcpStream;
 use crate::connection_registry::{ConnectionStatus, RegisteredConnection};
 use crate::tls::stream::TlsStream;
 
-/// How often the end of a connection is looked for behind bytes that nobody reads.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The interval at which the end of a stream is checked for while unread bytes are waiting.
+const CLOSE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A connection.
+/// A connection's byte stream.
 #[derive(Debug)]
 pub(crate) enum TransportStream {
     Plain(TcpStream),
     Tls(RegisteredTlsStream),
 }
 
-/// A connection under TLS, which ends when its peer is not who it was any more.
+/// A TLS stream that can no longer be read or written once its peer's certificate is revoked or expired.
 #[derive(Debug)]
 pub(crate) struct RegisteredTlsStream {
-    /// None where the peer proved nothing. Gone before the socket is.
+    /// None where the peer proved nothing. Dropped before the socket is closed.
     registered: Option<RegisteredConnection>,
     tls: Box<TlsStream>,
 }
 
 impl RegisteredTlsStream {
-    /// A connection whose handshake is done.
+    /// A stream with a completed handshake.
     pub(crate) fn new(tls: Box<TlsStream>, registered: Option<RegisteredConnection>) -> Self {
         Self { registered, tls }
     }
@@ -44,33 +44,35 @@ impl RegisteredTlsStream {
         self.registered.as_ref().map(|registered| &registered.status)
     }
 
-    /// The connection to read from: nothing is taken from a peer that has fallen, not even what it sent
-    /// before.
+    /// The stream to read from. Fails once the connection is closed by the registry, even for bytes received before.
     fn reading(&mut self) -> io::Result<Pin<&mut TlsStream>> {
         match self.status() {
-            Some(status) if status.is_closed() => Err(self.fallen()),
+            Some(status) if status.is_closed() => Err(self.closed_error()),
             _ => Ok(Pin::new(&mut self.tls)),
         }
     }
 
-    /// The connection to write to.
+    /// The stream to write to.
     fn writing(&mut self) -> io::Result<Pin<&mut TlsStream>> {
         match self.status() {
-            Some(status) if status.is_write_closed() => Err(self.fallen()),
+            Some(status) if status.is_write_closed() => Err(self.closed_error()),
             _ => Ok(Pin::new(&mut self.tls)),
         }
     }
 
-    fn fallen(&self) -> io::Error {
+    fn closed_error(&self) -> io::Error {
         if self.status().is_some_and(|status| status.is_write_closed()) {
             weft_runtime::socket::reset_on_close(self.tls.tcp());
         }
-        io::Error::new(io::ErrorKind::ConnectionAborted, "its peer is trusted no more")
+        io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "the peer certificate was revoked or has expired",
+        )
     }
 }
 
 impl TransportStream {
-    /// The socket below.
+    /// The TCP socket.
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,
@@ -78,7 +80,7 @@ impl TransportStream {
         }
     }
 
-    /// Whether bytes wait that were taken from the socket already.
+    /// Whether bytes were read from the socket and not returned yet.
     fn has_read_ahead(&self) -> bool {
         match self {
             Self::Plain(_) => false,
@@ -86,7 +88,7 @@ impl TransportStream {
         }
     }
 
-    /// The certificates that the peer showed, its own first.
+    /// The certificates of the peer, leaf first.
     pub(crate) fn certificates(&self) -> &[CertificateDer<'static>] {
         match self {
             Self::Plain(_) => &[],
@@ -94,7 +96,7 @@ impl TransportStream {
         }
     }
 
-    /// What both sides agreed on; none without TLS.
+    /// The state of the TLS session; none without TLS.
     pub(crate) fn session(&self) -> Option<&CommonState> {
         match self {
             Self::Plain(_) => None,
@@ -102,7 +104,7 @@ impl TransportStream {
         }
     }
 
-    /// How it stands with the connection; none where its peer proved nothing.
+    /// The status in the connection registry; none where the peer proved nothing.
     pub(crate) fn status(&self) -> Option<&Rc<ConnectionStatus>> {
         match self {
             Self::Plain(_) => None,
@@ -151,40 +153,37 @@ impl AsyncWrite for TransportStream {
     }
 }
 
-/// One of two halves of a connection. Both live on one thread, so a cell does what elsewhere takes
-/// a lock.
+/// One of the two halves of a connection. Both live on one thread, so they share a cell instead of a lock.
 #[derive(Debug, Clone)]
 pub(crate) struct StreamHalf(Rc<RefCell<TransportStream>>);
 
 impl StreamHalf {
-    /// Both halves of a connection: each may read and write, and by custom one does each.
+    /// Both halves of a connection. Each can read and write; by convention the first reads and the second writes.
     pub(crate) fn pair(stream: TransportStream) -> (Self, Self) {
         let shared = Rc::new(RefCell::new(stream));
         (Self(shared.clone()), Self(shared))
     }
 
-    /// Resolves when the peer has closed its side, while nobody reads. A peer that closes its side
-    /// before it has its answer is taken for gone: nearly all that do are, and the few that are not
-    /// cannot be told from them.
-    pub(crate) async fn gone(&self) {
+    /// Resolves when the peer has closed its side, while nothing is read. A peer that closes its side before it has its response
+    /// counts as gone: nearly all such peers are, and the others cannot be distinguished from them.
+    pub(crate) async fn closed_by_peer(&self) {
         loop {
             std::future::poll_fn(|cx| self.0.borrow().tcp().poll_read_ready(cx).map(drop)).await;
             if self.is_closed_by_peer() {
                 return;
             }
-            // Bytes wait that nobody reads for now, so the socket has no news to wake us with.
-            tokio::time::sleep(LOOK_AGAIN).await;
+            // Unread bytes are waiting, so the socket reports no event for the end of the stream.
+            tokio::time::sleep(CLOSE_CHECK_INTERVAL).await;
         }
     }
 
-    /// Whether the peer has sent something, or closed, that was not read. Asks the event loop only, not
-    /// the kernel.
+    /// Whether the peer has sent bytes that were not read, or has closed its side. Asks the event loop, not the kernel.
     pub(crate) fn has_events(&self) -> bool {
         let stream = self.0.borrow();
         stream.has_read_ahead() || stream.tcp().try_io(Interest::READABLE, || Ok(())).is_ok()
     }
 
-    /// Resolves when there may be something to read, without room to read it into.
+    /// Resolves when the stream may be readable, without a buffer.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         std::future::poll_fn(|cx| {
             let stream = self.0.borrow();
@@ -197,26 +196,26 @@ impl StreamHalf {
         .await
     }
 
-    /// Whether no request may be begun over it any more.
+    /// Whether no request may begin on the connection.
     pub(crate) fn is_draining(&self) -> bool {
         self.0.borrow().status().is_some_and(|status| status.is_draining())
     }
 
-    /// Lets the connection end by a reset where it has ended already by what its peer is. Without, the
-    /// peer's system would have to be awaited.
+    /// Resets the connection when it is dropped, if the registry closed it. Otherwise the close would wait for the peer's
+    /// kernel.
     pub(crate) fn reset_if_closed(&self) {
         if self.0.borrow().status().is_some_and(|status| status.is_closed()) {
             self.reset();
         }
     }
 
-    /// Lets the connection end by a reset.
+    /// Resets the connection when it is dropped.
     pub(crate) fn reset(&self) {
         weft_runtime::socket::reset_on_close(self.0.borrow().tcp());
     }
 
     fn is_closed_by_peer(&self) -> bool {
-        // To wait for priority is to wait for urgent data or the end, whatever else waits unread.
+        // Readiness for priority data reports urgent data or the end of the stream, whatever else is unread.
         let stream = self.0.borrow();
         let ready = stream.tcp().ready(Interest::PRIORITY).now_or_never();
         ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))

@@ -76,7 +76,7 @@ pub(crate) async fn proxy(
             tracing::debug!(%from, %address, %error, "TCP proxy connection failed");
             if is_revoked() { ProxyFault::PeerRevoked } else { ProxyFault::Failed }
         }),
-        // A revoked side is no longer read, so that its socket causes no wake-ups.
+        // Reading from a revoked side stops, so that its socket causes no wake-ups.
         () = closed(client_status) => Err(ProxyFault::PeerRevoked),
         () = closed(endpoint_status) => Err(ProxyFault::PeerRevoked),
     };

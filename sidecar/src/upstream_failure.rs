@@ -1,4 +1,4 @@
-//! Why an endpoint could not be connected to, or gave no valid response: one word each, of a closed set.
+//! Why an endpoint could not be connected to or sent an invalid response: one word for each reason, from a closed set.
 
 use std::io;
 
@@ -19,12 +19,12 @@ pub(crate) enum ConnectFailure {
     Timeout,
     /// The TCP connection failed in another way.
     Failed,
-    /// TLS did not come about.
+    /// The TLS handshake failed.
     Tls(TlsFailure),
 }
 
 impl ConnectFailure {
-    /// Of a failed attempt.
+    /// The failure of a connection attempt.
     pub(crate) fn of(error: &io::Error) -> Self {
         match (TlsFailure::of_attempt(error), error.kind()) {
             (Some(failure), _) => Self::Tls(failure),
@@ -37,7 +37,7 @@ impl ConnectFailure {
         }
     }
 
-    /// The word in access lines; empty where the denial says all.
+    /// The word in the access log; empty where the denial is enough.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Refused => "connection_refused",
@@ -84,25 +84,25 @@ pub(crate) enum ResponseFault {
     SeveralCodings,
     /// The `transfer-encoding` is not `chunked`.
     BadCoding,
-    /// The body is announced as larger than is carried.
+    /// The announced body is larger than the limit.
     BodyTooLarge,
-    /// There are more interim responses than are passed on.
+    /// There are more interim responses than are forwarded.
     TooManyInterim,
-    /// The answer to an upgrade neither agrees nor declines.
+    /// The response to an upgrade neither accepts nor declines it.
     BadUpgrade,
-    /// The service proves another WebSocket key.
+    /// The `sec-websocket-accept` does not match the key of the request.
     BadWebSocketAccept,
     /// The endpoint sent this alert instead of a response.
     Tls(TlsFailure),
-    /// The library found this error in the frames of the endpoint.
+    /// The h2 crate found this error in the frames of the endpoint.
     Http2(h2::Reason),
     /// The endpoint reset the stream.
     Http2Reset(h2::Reason),
-    /// The endpoint ended the connection.
+    /// The endpoint closed the connection with a GOAWAY.
     Http2GoAway(h2::Reason),
 }
 
-/// The errors of HTTP/2 (RFC 9113, section 7): found by us, in RST_STREAM, in GOAWAY.
+/// The words for each HTTP/2 error code (RFC 9113, section 7): found here, in RST_STREAM, in GOAWAY.
 const HTTP2_WORDS: [(h2::Reason, [&str; 3]); 14] = {
     macro_rules! words {
         ($($reason:ident $word:literal,)*) => {
@@ -140,7 +140,7 @@ fn http2_word(reason: h2::Reason, place: usize) -> &'static str {
 }
 
 impl ResponseFault {
-    /// The word in access lines.
+    /// The word in the access log.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Closed => "closed_before_response",
@@ -170,7 +170,7 @@ impl ResponseFault {
         }
     }
 
-    /// Of a stream or connection of HTTP/2 that ended before the response.
+    /// The fault of an HTTP/2 stream or connection that ended before the response.
     pub(crate) fn of_http2(error: &h2::Error) -> Self {
         match error.reason() {
             None => Self::Lost,
@@ -180,7 +180,7 @@ impl ResponseFault {
         }
     }
 
-    /// Of a departure from the standard.
+    /// The fault for a departure from strict HTTP/1.1.
     pub(crate) fn of_reason(reason: DesyncReason) -> Self {
         match reason {
             DesyncReason::MultilineHeader => Self::FoldedHeader,
@@ -203,8 +203,8 @@ impl ResponseFault {
         }
     }
 
-    /// Of headers that do not frame a message, for this reason. How often the framing headers are there says
-    /// more than what is wrong with one of them.
+    /// The fault of headers that do not frame a message. The number of framing headers says more than what is wrong with one of
+    /// them.
     pub(crate) fn of_headers(headers: &[Header<'_>], denial: Denial) -> Self {
         let count = |name: &str| {
             headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).count()

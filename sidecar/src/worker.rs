@@ -1,4 +1,4 @@
-//! One worker: its listening sockets follow the plan, its connections its limits.
+//! A worker: binds the listeners of the plan, serves their connections, and enforces limits.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -33,52 +33,52 @@ use crate::plan_changes::PlanChanges;
 use crate::request_metrics::WorkerSeries;
 use crate::upstream::Pools;
 
-/// How often idle connections are looked for.
-const SWEEP: Duration = Duration::from_millis(500);
-/// How many connections close before memory is given back.
-const MANY_CLOSED: usize = 256;
-/// How long accepting rests when there are no more descriptors.
-const REST: Duration = Duration::from_millis(20);
+/// The interval of periodic work: expired certificates, idle upstream connections, unbound listeners.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// How many connections must close before the heap is trimmed.
+const TRIM_AFTER_CLOSED: usize = 256;
+/// How long accepting is paused after an error such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// What one worker may have at once. At a limit the new is refused and counted, the old is kept.
+/// The limits of one worker. At a limit, new connections are refused and counted; open ones stay.
 #[derive(Debug, Clone, Copy)]
 pub struct SidecarLimits {
-    /// Connections from clients.
+    /// The most client connections.
     pub connections: usize,
-    /// How long a TLS handshake may take.
+    /// The limit for a TLS handshake.
     pub handshake: Duration,
-    /// The windows of all connections of HTTP/2 together, in bytes: what they can make a worker hold.
+    /// The receive windows of all HTTP/2 connections together, in bytes.
     pub window_bytes: u64,
 }
 
-/// What all workers share: handles, and nothing that they write to.
+/// What all workers share.
 #[derive(Debug, Clone)]
 pub struct SidecarShared {
     /// The plan in force.
     pub plans: watch::Receiver<Arc<SidecarPlan>>,
-    /// The end of the process.
+    /// The drain state of the process.
     pub drain: Drain,
-    /// Where the counters are folded.
+    /// The registry of the workers' metrics.
     pub metrics: WorkerMetrics<Metrics>,
-    /// Where access lines go.
+    /// The access log.
     pub access: Writer,
-    /// What one worker may have at once.
+    /// The limits of one worker.
     pub limits: SidecarLimits,
-    /// The mark on what we send, if we may set it.
+    /// The mark of outgoing connections, where the process may set it.
     pub mark: Option<Mark>,
-    /// Where each worker tells what it listens on.
+    /// Where each worker reports its bound listeners.
     pub reports: tokio::sync::mpsc::UnboundedSender<ListenReport>,
 }
 
-/// One worker.
+/// The state of one worker.
 pub(crate) struct SidecarWorker {
     pub(crate) shared: SidecarShared,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) access: Rc<AccessLog>,
     pub(crate) live: ActiveConnections,
     pub(crate) pools: Pools,
-    /// For connections from clients, and a quarter of all for those to endpoints, which clients cannot use
-    /// up by waiting.
+    /// The window budget of client connections; a quarter of the limit is reserved for upstream connections, so that
+    /// clients cannot exhaust it.
     pub(crate) windows: WindowBudget,
     pub(crate) upstream_windows: WindowBudget,
     pub(crate) server_first: ServerFirstCache,
@@ -86,26 +86,26 @@ pub(crate) struct SidecarWorker {
     pub(crate) tokens: TokenCache,
     /// The request metrics of this worker.
     pub(crate) series: WorkerSeries,
-    /// Who was let in by an earlier plan than the one in force.
+    /// Wakes the requests and connections that an earlier plan allowed.
     pub(crate) changes: PlanChanges,
-    /// The connections whose peers proved who they are.
+    /// The connections whose peers proved their identity.
     registry: Rc<ConnectionRegistry>,
     plan: RefCell<Arc<SidecarPlan>>,
     draining: Cell<bool>,
-    /// Connections that draining may end while they are idle.
+    /// Connections that draining may close while they are idle.
     drainable: RefCell<HashMap<u64, DrainableTask>>,
     next_drainable_id: Cell<u64>,
-    /// What is logged of connections beyond the limit, and of pauses of accepting.
+    /// Rate limits of the logs for refused connections and for pauses of accepting.
     refusals: LogLimit,
     pauses: LogLimit,
-    /// The most connections since memory was last given back.
-    most_open: Cell<usize>,
+    /// The most connections since the heap was last trimmed.
+    peak_connections: Cell<usize>,
 }
 
-/// A connection's task, and whether it waits for a request.
+/// A connection's task, and whether the connection is idle.
 type DrainableTask = (AbortHandle, Rc<Cell<bool>>);
 
-/// A connection's place on the list of those that draining may end.
+/// The registration of a connection that draining may close while idle. Dropping it removes the entry.
 pub(crate) struct DrainRegistration<'a>(&'a SidecarWorker, u64);
 
 impl Drop for DrainRegistration<'_> {
@@ -124,12 +124,12 @@ impl SidecarWorker {
         self.draining.get()
     }
 
-    /// Whether the requests of a connection leave a line.
+    /// Whether the requests of a connection are logged.
     pub(crate) fn logs_requests(&self, connection: &ClientConnection) -> bool {
         connection.service(&self.plan.borrow()).is_none_or(|http| http.http.access_log)
     }
 
-    /// Puts the running task's connection on the list of those that draining may end.
+    /// Registers the connection of the running task as one that draining may close while idle.
     pub(crate) fn register_drainable(
         &self,
         connection: &ClientConnection,
@@ -141,14 +141,14 @@ impl SidecarWorker {
         Some(DrainRegistration(self, id))
     }
 
-    /// Has a connection stand for as long as its peer's proof does, which `trust` accepted.
+    /// Registers a connection whose peer proved its identity to `trust` with `proof`.
     pub(crate) fn register_connection(
         &self,
         socket: &TcpStream,
         proof: Proof,
         trust: &TrustStore,
     ) -> connection_registry::RegisteredConnection {
-        // Not the worker's own plan, which may be the one before.
+        // The published plan, since the worker's own may be an older one.
         let latest = self.shared.plans.borrow().revocations.clone();
         self.registry.register(socket.as_raw_fd(), proof, trust, &latest)
     }
@@ -167,13 +167,13 @@ impl SidecarWorker {
         }
     }
 
-    /// Ends the connections that rest on what the plan withdraws.
+    /// Closes the connections whose peers' certificates the plan revokes.
     fn apply_revocations(&self) {
         self.registry.apply(&self.plan.borrow().revocations, unix_seconds(), &self.metrics);
         let registry = self.registry.clone();
         if registry.notify_closed() {
             tokio::task::spawn_local(async move {
-                // In between others are served.
+                // Other tasks run in between.
                 while registry.notify_closed() {
                     tokio::task::yield_now().await;
                 }
@@ -181,8 +181,8 @@ impl SidecarWorker {
         }
     }
 
-    /// Ends the connections that wait for a request.
-    fn end_idle(&self) {
+    /// Closes the idle connections.
+    fn close_idle(&self) {
         self.draining.set(true);
         let idle: Vec<AbortHandle> = self
             .drainable
@@ -199,7 +199,7 @@ tokio::task_local! {
     static CURRENT: RefCell<Option<AbortHandle>>;
 }
 
-/// Runs the worker with that number until the process has drained.
+/// Runs the worker with this number until the process has drained.
 pub async fn run(shared: SidecarShared, number: usize) {
     let mut plans = shared.plans.clone();
     let plan = plans.borrow_and_update().clone();
@@ -221,13 +221,13 @@ pub async fn run(shared: SidecarShared, number: usize) {
         next_drainable_id: Cell::new(0),
         refusals: LogLimit::default(),
         pauses: LogLimit::default(),
-        most_open: Cell::new(0),
+        peak_connections: Cell::new(0),
         shared,
     });
     let drain = worker.shared.drain.clone();
     let mut sockets = SidecarSockets { worker: number, ..SidecarSockets::default() };
     sockets.follow(&worker);
-    let mut sweep = tokio::time::interval(SWEEP);
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         tokio::select! {
             changed = plans.changed() => {
@@ -243,29 +243,29 @@ pub async fn run(shared: SidecarShared, number: usize) {
             }
             _ = sweep.tick() => {
                 worker.sweep();
-                sockets.complete(&worker);
+                sockets.bind_missing(&worker);
             }
             () = drain.reached(Phase::Draining) => break,
         }
     }
     sockets.close();
-    worker.end_idle();
+    worker.close_idle();
     drain.finished(&worker.live).await;
 }
 
 impl SidecarWorker {
-    /// Gives memory back when many connections have closed: the C library keeps what lies between others.
-    fn give_memory_back(&self) {
+    /// Trims the heap when many connections have closed: the C library keeps free blocks between used ones.
+    fn trim_heap(&self) {
         let open = self.live.count();
-        let most = self.most_open.get().max(open);
-        self.most_open.set(most);
-        if open + MANY_CLOSED <= most && open <= most / 4 * 3 {
-            self.most_open.set(open);
+        let most = self.peak_connections.get().max(open);
+        self.peak_connections.set(most);
+        if open + TRIM_AFTER_CLOSED <= most && open <= most / 4 * 3 {
+            self.peak_connections.set(open);
             memory::trim_heap();
         }
     }
 
-    /// Drops the request metrics of listeners that the plan no longer has.
+    /// Drops the request metrics of listeners that were removed from the plan.
     fn forget_series(&self) {
         let plan = self.plan();
         self.series.retain(|listener| plan.listener(listener).is_some(), &self.metrics.requests);
@@ -273,25 +273,25 @@ impl SidecarWorker {
 
     fn sweep(&self) {
         self.registry.tick(unix_seconds(), &self.metrics);
-        self.windows.look();
-        self.give_memory_back();
+        self.windows.update();
+        self.trim_heap();
         let plan = self.plan();
         self.pools.sweep(|id| plan.has_target(id));
     }
 }
 
-/// The bound sockets, by what is bound.
+/// The bound sockets.
 #[derive(Default)]
 struct SidecarSockets {
-    /// The number of the worker that they belong to.
+    /// The number of the worker.
     worker: usize,
-    /// Whether nothing is missing.
-    is_whole: bool,
+    /// Whether all listeners of the plan are bound.
+    is_complete: bool,
     bound: HashMap<(Name, SocketAddr, bool), JoinHandle<()>>,
 }
 
 impl SidecarSockets {
-    /// Binds what the plan has and is not bound, closes what it no longer has.
+    /// Binds the new listeners of the plan, and closes the sockets of removed listeners.
     fn follow(&mut self, worker: &Rc<SidecarWorker>) {
         let plan = worker.plan();
         let key = |planned: &PlannedListener| {
@@ -320,22 +320,22 @@ impl SidecarSockets {
                     self.bound.insert(key, task);
                 }
                 Err(error) if is_ipv6_unavailable(key.1, &error) => {
-                    tracing::debug!(listener = &*key.0, "there is no IPv6 here");
+                    tracing::debug!(listener = &*key.0, "IPv6 not available, listener skipped");
                 }
                 Err(error) => {
                     failures.push(format!("listener {:?} on {}: {error}", &*key.0, key.1))
                 }
             }
         }
-        self.is_whole = failures.is_empty();
-        // Nobody takes it any more once the process ends.
+        self.is_complete = failures.is_empty();
+        // The receiver is dropped when the process ends.
         let report = ListenReport { worker: self.worker, revision: plan.revision, failures };
         drop(worker.shared.reports.send(report));
     }
 
-    /// Tries again what could not be bound: whoever had the port may have ended.
-    fn complete(&mut self, worker: &Rc<SidecarWorker>) {
-        if !self.is_whole {
+    /// Binds what could not be bound before: the port may be free now.
+    fn bind_missing(&mut self, worker: &Rc<SidecarWorker>) {
+        if !self.is_complete {
             self.follow(worker);
         }
     }
@@ -354,17 +354,17 @@ async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<SidecarW
                     let open = worker.live.count();
                     tracing::warn!(listener = &*name, %error, pauses, open, "accept paused");
                 }
-                tokio::time::sleep(REST).await;
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
-        if let Err(error) = take_in(stream, client, &name, &worker) {
-            tracing::debug!(%client, %error, "a connection was gone before it was served");
+        if let Err(error) = serve_accepted(stream, client, &name, &worker) {
+            tracing::debug!(%client, %error, "client closed the connection before it was served");
         }
     }
 }
 
-fn take_in(
+fn serve_accepted(
     stream: TcpStream,
     client: SocketAddr,
     name: &Name,
@@ -387,12 +387,12 @@ fn take_in(
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the only place where this file reads the clock")]
 pub(crate) fn now() -> Instant {
     Instant::now()
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the only place where this file reads the clock")]
 pub(crate) fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

@@ -1,8 +1,8 @@
-//! Tokens that were verified before. Each worker has its own.
+//! Caches verified tokens. Each worker has its own cache.
 //!
-//! What is kept was proved by certain keys and settings of an issuer, which the number of the issuer stands
-//! for: with others it is asked again. Whether a token is good at this moment is asked each time. Bad tokens
-//! are remembered in a room of their own, so that whoever sends many of them takes nothing from the others.
+//! A result depends on the keys and settings of an issuer, which are identified by the issuer number in the key: after a change the
+//! token is verified again. Validity times are checked at each use. Invalid tokens have their own space, so that a client that
+//! sends many of them evicts no valid ones.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,31 +13,31 @@ use serde_json::{Map, Value};
 use super::claims::TokenTimes;
 use super::fault::TokenRejection;
 
-/// How many bytes the good ones may take, and how many bad ones there may be.
+/// The bytes of the valid tokens and the number of invalid tokens that are kept.
 const GOOD_BYTES: usize = 8 * 1024 * 1024;
 const BAD: usize = 4096;
 
-/// A token, by its SHA-256, and the number of the issuer that was asked.
+/// The SHA-256 of a token, and the number of the issuer that verified it.
 type TokenCacheKey = ([u8; 32], u64);
 
-/// What a good token says.
+/// The contents of a verified token.
 #[derive(Debug)]
 pub(crate) struct VerifiedToken {
     pub(crate) claims: Map<String, Value>,
     pub(crate) times: TokenTimes,
-    /// The payload as it stood, base64url.
+    /// The payload as received, in base64url.
     pub(crate) payload: Box<str>,
 }
 
-/// The tokens that a worker has verified.
+/// The verified tokens of a worker.
 #[derive(Debug, Default)]
 pub(crate) struct TokenCache {
     good: RefCell<TwoGenerationMap<Rc<VerifiedToken>>>,
     bad: RefCell<TwoGenerationMap<TokenRejection>>,
 }
 
-/// What was used lately, and before that. When the first is full, the second goes, and so on: what is used
-/// stays, at no cost but a second look.
+/// A cache of two generations. When the young one is full, it replaces the old one. An entry that is used moves to the young
+/// generation, so used entries stay without any list of uses.
 #[derive(Debug)]
 struct TwoGenerationMap<V> {
     young: HashMap<TokenCacheKey, V>,
@@ -77,7 +77,7 @@ impl<V: Clone> TwoGenerationMap<V> {
 }
 
 impl TokenCache {
-    /// What was found out about a token.
+    /// The cached result for a token.
     pub(crate) fn get(
         &self,
         key: &TokenCacheKey,
@@ -89,13 +89,13 @@ impl TokenCache {
         self.bad.borrow_mut().get(key, |_| 1, BAD).map(Err)
     }
 
-    /// Remembers a good one.
+    /// Stores a valid token.
     pub(crate) fn put_good(&self, key: TokenCacheKey, checked: Rc<VerifiedToken>) {
         let weight = weight(&checked);
         self.good.borrow_mut().put(key, checked, weight, GOOD_BYTES);
     }
 
-    /// Remembers a bad one.
+    /// Stores an invalid token.
     pub(crate) fn put_bad(&self, key: TokenCacheKey, refused: TokenRejection) {
         self.bad.borrow_mut().put(key, refused, 1, BAD);
     }
@@ -108,7 +108,7 @@ impl TokenCache {
     }
 }
 
-/// About how many bytes a token takes: its payload, and the same again as values.
+/// The approximate size of a token in bytes: its payload, and several times as much for the parsed claims.
 fn weight(checked: &VerifiedToken) -> usize {
     512 + 4 * checked.payload.len()
 }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_bounded_keeps_what_is_used_and_bad_ones_take_nothing_from_good_ones() {
+    fn cache_is_bounded_keeps_used_tokens_and_invalid_tokens_evict_no_valid_ones() {
         let cache = TokenCache::default();
         let used = key(u32::MAX);
         cache.put_good(used, checked(100));
@@ -145,11 +145,14 @@ mod tests {
         assert!(good > 500, "{good}");
         assert!(cache.get(&key(5)).is_none());
         let last = cache.get(&(key(99_999).0, 2));
-        assert!(last.is_none(), "other keys have not been asked");
+        assert!(
+            last.is_none(),
+            "the token was not verified with the keys of another issuer number"
+        );
     }
 
     #[test]
-    fn a_bad_one_is_bad_for_its_reason() {
+    fn invalid_token_keeps_its_rejection() {
         let cache = TokenCache::default();
         let refused = TokenRejection::new(TokenFault::Signature, "its signature is wrong");
         cache.put_bad(key(1), refused);

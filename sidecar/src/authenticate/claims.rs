@@ -1,4 +1,4 @@
-//! Whether the claims of a token are as they must be.
+//! Validates the claims of a token.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,7 +7,7 @@ use weft_model::{ClaimFormat, ClaimRule, JwtProvider};
 
 use super::fault::{TokenFault, TokenRejection};
 
-/// When a token is good, in seconds since 1970.
+/// The validity times of a token, in seconds since 1970.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct TokenTimes {
     pub(crate) from: f64,
@@ -16,10 +16,10 @@ pub(crate) struct TokenTimes {
 }
 
 impl TokenTimes {
-    /// Whether the token is good now.
+    /// Checks that the token is valid at `now`.
     ///
     /// # Errors
-    /// Why not.
+    /// [`TokenFault::ClaimValue`] when the token has expired, is not valid yet, or was issued in the future.
     pub(crate) fn check(
         &self,
         provider: &JwtProvider,
@@ -29,22 +29,22 @@ impl TokenTimes {
         let leeway = provider.leeway.as_secs_f64();
         let refuse = |detail| Err(TokenRejection::new(TokenFault::ClaimValue, detail));
         if self.until + leeway <= now {
-            return refuse("it has expired");
+            return refuse("the token has expired");
         }
         if self.from - leeway > now {
-            return refuse("it is not good yet");
+            return refuse("the token is not valid yet");
         }
         if self.issued - leeway > now {
-            return refuse("it was issued in the future");
+            return refuse("the token was issued in the future");
         }
         Ok(())
     }
 }
 
-/// Whether the claims are those of a token of this provider, whatever the time.
+/// Validates the claims against the settings of a provider, apart from the times.
 ///
 /// # Errors
-/// Which are not.
+/// The first claim that is missing, malformed, or has a value that the provider does not accept.
 pub(crate) fn check(
     claims: &Map<String, Value>,
     provider: &JwtProvider,
@@ -55,7 +55,10 @@ pub(crate) fn check(
     let audiences = audiences(claims, !provider.audiences.is_empty())?;
     let is_ours = |audience: &&str| provider.audiences.iter().any(|own| own == audience);
     if !provider.audiences.is_empty() && !audiences.iter().any(is_ours) {
-        return Err(TokenRejection::new(TokenFault::ClaimValue, "it is for another audience"));
+        return Err(TokenRejection::new(
+            TokenFault::ClaimValue,
+            "the token is for another audience",
+        ));
     }
     let from = date(claims, "nbf")?;
     let issued = date(claims, "iat")?;
@@ -66,13 +69,16 @@ pub(crate) fn check(
         let begun = begun
             .ok_or(TokenRejection::new(TokenFault::ClaimMissing, "iat and nbf are missing"))?;
         if until - begun > longest.as_secs_f64() {
-            return Err(TokenRejection::new(TokenFault::ClaimValue, "it is good for too long"));
+            return Err(TokenRejection::new(
+                TokenFault::ClaimValue,
+                "the token lifetime exceeds the limit",
+            ));
         }
     }
     let subject = match claims.get("sub") {
         None => None,
         Some(Value::String(subject)) => Some(subject.as_str()),
-        Some(_) => return Err(TokenRejection::new(TokenFault::ClaimFormat, "sub is no string")),
+        Some(_) => return Err(TokenRejection::new(TokenFault::ClaimFormat, "sub is not a string")),
     };
     if let Some(wanted) = &provider.subject {
         let missing = TokenRejection::new(TokenFault::ClaimMissing, "sub is missing");
@@ -89,17 +95,15 @@ pub(crate) fn check(
     Ok(TokenTimes { from, issued, until })
 }
 
-/// Whether a token is for one of these as well.
+/// Whether a token is for one of these audiences.
 pub(crate) fn is_for(claims: &Map<String, Value>, wanted: &[String]) -> bool {
     let audiences = audiences(claims, false).unwrap_or_default();
     audiences.iter().any(|audience| wanted.iter().any(|wanted| wanted == audience))
 }
 
 fn meets(claims: &Map<String, Value>, rule: &ClaimRule) -> Result<(), TokenRejection> {
-    let missing =
-        TokenRejection::new(TokenFault::ClaimMissing, "a claim is missing that is asked for");
-    let other =
-        TokenRejection::new(TokenFault::ClaimFormat, "a claim has another form than is asked for");
+    let missing = TokenRejection::new(TokenFault::ClaimMissing, "a required claim is missing");
+    let other = TokenRejection::new(TokenFault::ClaimFormat, "a required claim has the wrong type");
     let claim = claims.get(&rule.name).ok_or(missing)?;
     let values: Vec<&str> = match (rule.format, claim) {
         (ClaimFormat::Single, Value::String(value)) => vec![value],
@@ -124,7 +128,7 @@ fn meets(claims: &Map<String, Value>, rule: &ClaimRule) -> Result<(), TokenRejec
 fn text<'c>(claims: &'c Map<String, Value>, name: &str) -> Result<&'c str, TokenRejection> {
     match claims.get(name) {
         Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(TokenRejection::new(TokenFault::ClaimFormat, "iss is no string")),
+        Some(_) => Err(TokenRejection::new(TokenFault::ClaimFormat, "iss is not a string")),
         None => Err(TokenRejection::new(TokenFault::ClaimMissing, "iss is missing")),
     }
 }
@@ -152,14 +156,14 @@ fn date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, TokenRej
         None => Ok(None),
         Some(Value::Number(date)) => Ok(date.as_f64()),
         Some(_) => {
-            Err(TokenRejection::new(TokenFault::ClaimFormat, "exp, nbf or iat is no number"))
+            Err(TokenRejection::new(TokenFault::ClaimFormat, "exp, nbf or iat is not a number"))
         }
     }
 }
 
-/// The claim that a way with dots leads to, as text: a string as it is, whatever else as JSON. A claim whose
-/// own name has dots goes first.
-pub(crate) fn told(claims: &Map<String, Value>, way: &str) -> Option<String> {
+/// The claim at a dotted path, as text: a string as it is, other values as JSON. A claim whose name has the dots itself takes
+/// precedence.
+pub(crate) fn claim_text(claims: &Map<String, Value>, way: &str) -> Option<String> {
     let found = claims.get(way).or_else(|| {
         let mut steps = way.split('.');
         let first = claims.get(steps.next()?)?;

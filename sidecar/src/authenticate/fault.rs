@@ -1,29 +1,29 @@
-//! What may be wrong with a token, or with the keys that it needs.
+//! Why a token is rejected.
 
-/// Why a token does not count. The words are those that AWS' load balancer has in its access log.
+/// Why a token is rejected. The words are those of the AWS load balancer's access log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum TokenFault {
-    /// There is none.
+    /// The request has no token.
     Missing,
-    /// It is no token, or there are several.
+    /// The token is malformed, or there are several tokens.
     Format,
-    /// No key of the issuer has signed it.
+    /// No key of the issuer verifies the signature.
     Signature,
-    /// It has not a claim that it must have.
+    /// A required claim is missing.
     ClaimMissing,
-    /// A claim says what it says in another way than it must.
+    /// A claim has the wrong type.
     ClaimFormat,
-    /// A claim says something else than it must.
+    /// A claim has a value that is not accepted.
     ClaimValue,
-    /// The issuer's keys are not there: they did not come in time.
+    /// The issuer's keys were not fetched in time.
     KeysTimeout,
-    /// The issuer's keys are not there: they are too many, or too long.
+    /// The issuer's key set exceeds a size limit.
     KeysTooLarge,
-    /// The issuer's keys are not there: they cannot be had.
+    /// The issuer's keys could not be fetched.
     KeysFailed,
-    /// The issuer's keys are not there: what came is no set of keys.
+    /// The response of the key server is not a key set.
     KeysInvalid,
-    /// Something else.
+    /// An internal error.
     Internal,
 }
 
@@ -44,8 +44,8 @@ impl TokenFault {
         Self::Internal,
     ];
 
-    /// What is told where something else stands than a bearer token.
-    pub(crate) const NO_BEARER: &'static str = "it is no bearer token";
+    /// The detail for other credentials in place of a bearer token.
+    pub(crate) const NO_BEARER: &'static str = "not a bearer token";
 
     /// The word in logs and metrics, and the HTTP status.
     pub(crate) fn row(self) -> (&'static str, u16) {
@@ -65,7 +65,7 @@ impl TokenFault {
     }
 }
 
-/// A fault, and what exactly was wrong.
+/// A fault with its detail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TokenRejection {
     pub(crate) fault: TokenFault,
@@ -73,13 +73,13 @@ pub(crate) struct TokenRejection {
 }
 
 impl TokenRejection {
-    /// That the token is somebody else's: whatever another issuer says of it counts for more.
+    /// The token is from another issuer. A rejection by the token's own issuer takes precedence.
     pub(crate) const OTHER_ISSUER: Self =
         Self::new(TokenFault::ClaimValue, "its issuer is not accepted here");
 
     pub(crate) const MISSING: Self = Self::new(TokenFault::Missing, "");
 
-    /// That something else stands where a token would: where none is needed, it is nobody's business.
+    /// There are other credentials in place of a token. They do not matter where no token is required.
     pub(crate) const NO_BEARER: Self = Self::format(TokenFault::NO_BEARER);
 
     pub(crate) const fn new(fault: TokenFault, detail: &'static str) -> Self {
@@ -90,7 +90,7 @@ impl TokenRejection {
         Self::new(TokenFault::Format, detail)
     }
 
-    /// The one of two that tells more.
+    /// The more specific one of two rejections.
     pub(crate) fn or(self, other: Self) -> Self {
         const RANKS: [TokenRejection; 3] =
             [TokenRejection::MISSING, TokenRejection::NO_BEARER, TokenRejection::OTHER_ISSUER];

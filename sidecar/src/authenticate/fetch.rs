@@ -1,4 +1,4 @@
-//! What an issuer's key set is fetched by, and what becomes of the response.
+//! Fetches the key set of a token issuer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,25 +17,25 @@ use crate::plan::PlannedCluster;
 #[derive(Debug, Clone)]
 pub(crate) struct KeySetDownload {
     pub(crate) origin: KeyOrigin,
-    /// The cluster that serves it.
+    /// The cluster that serves the key set.
     pub(crate) target: Arc<PlannedCluster>,
     pub(crate) timeout: Duration,
     pub(crate) cache: Duration,
 }
 
 impl KeySetDownload {
-    /// Whether an address belongs to the cluster. One from DNS does whatever the last answer was: answers take
-    /// turns, and other addresses are no sign of other keys.
+    /// Whether an address belongs to the cluster. For DNS clusters every address does: successive answers may have different
+    /// addresses without a change of the keys.
     pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
         let PlannedCluster { cluster, balancer, .. } = &*self.target;
         matches!(cluster.discovery, Discovery::Dns(_)) || balancer.has(address)
     }
 }
 
-/// Fetches a set from the first endpoint of its cluster that answers.
+/// Fetches a key set from the first endpoint of its cluster that responds.
 ///
 /// # Errors
-/// Why no set could be had.
+/// When no endpoint responds in time, or the response is too large or not a key set.
 pub(crate) async fn fetch_keys(
     download: &KeySetDownload,
     mark: Option<Mark>,

@@ -1,4 +1,4 @@
-//! The fetched key sets: when which is fetched again. Sans-io.
+//! Stores the fetched key sets, and decides when each is fetched again. Sans-io.
 
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
@@ -14,31 +14,30 @@ use weft_model::{Name, UpstreamTls};
 use super::fault::TokenFault;
 use crate::fetch::wait_after;
 
-/// How long a set is kept at least where a token names a key that is not in it.
+/// The shortest interval between fetches when a token names an unknown key.
 const ASKED_AGAIN: Duration = Duration::from_secs(10);
-/// How long an answer may say that it is good.
+/// The range of the cache time that a response may set.
 const SHORTEST_AGE: Duration = Duration::from_secs(60);
 const LONGEST_AGE: Duration = Duration::from_secs(24 * 3600);
 
-/// Why a set could not be had.
+/// Why a key set could not be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyFetchError {
     pub(crate) fault: TokenFault,
     pub(crate) reason: String,
 }
 
-/// A set that was fetched, and how long the answer said that it is good.
+/// A fetched key set.
 #[derive(Debug)]
 pub(crate) struct FetchedKeySet {
     pub(crate) set: KeySet,
     pub(crate) max_age: Option<Duration>,
-    /// The endpoint that served the set.
+    /// The endpoint that served the key set.
     pub(crate) from: SocketAddr,
 }
 
-/// The issuer of a key set and where the set comes from. A set verifies tokens of this issuer only, and
-/// only for as long as it would be fetched in the same way: two issuers may name one URI and mean
-/// different servers.
+/// The issuer and the source of a key set. A set verifies tokens of this issuer only, and is kept only while it would be fetched
+/// in the same way: two issuers may use the same URI for different servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyOrigin {
     /// The `iss` claim of the tokens.
@@ -46,24 +45,24 @@ pub(crate) struct KeyOrigin {
     pub(crate) uri: String,
     /// The cluster that serves the URI.
     pub(crate) cluster: Name,
-    /// How many redirects may lead to another server.
+    /// The most redirects to follow.
     pub(crate) redirects: u8,
-    /// How the server of the set is authenticated; none in plain text.
+    /// The TLS settings of the cluster; none in plaintext.
     pub(crate) tls: Option<UpstreamTls>,
 }
 
 impl Hash for KeyOrigin {
-    /// TLS settings count for equality alone: a cluster has one set of them at a time.
+    /// Leaves out the TLS settings: a cluster has one set of them at a time.
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         (&self.issuer, &self.uri, &self.cluster, self.redirects).hash(hasher);
     }
 }
 
-/// Whether a token has named a key that is not there. Workers say so, whoever fetches looks.
+/// Set by workers when a token names an unknown key, and read by the planner.
 pub(crate) type RefetchFlag = Arc<AtomicBool>;
 
-/// The fetched sets, each with when it should be fetched again. Bounded by the configuration:
-/// [`Self::retain`] drops what no provider names.
+/// The fetched key sets with their next fetch times. Bounded by the configuration: [`Self::retain`] drops sets that no provider
+/// uses.
 #[derive(Debug, Default)]
 pub(crate) struct KeyStore {
     sets: HashMap<KeyOrigin, KeySetEntry>,
@@ -73,16 +72,16 @@ pub(crate) struct KeyStore {
 struct KeySetEntry {
     set: Result<Arc<KeySet>, TokenFault>,
     due: Instant,
-    /// From when on a refetch is heard.
+    /// The earliest time for a fetch because of an unknown key or a removed endpoint.
     heard: Instant,
     failures: u32,
     refetch: RefetchFlag,
-    /// The endpoint that served the set.
+    /// The endpoint that served the key set.
     from: Option<SocketAddr>,
 }
 
 impl KeyStore {
-    /// The set of an origin as far as it was fetched, and where to refetch for another.
+    /// The key set of an origin, and the flag that requests another fetch; none before the first fetch.
     pub(crate) fn get(
         &self,
         origin: &KeyOrigin,
@@ -93,8 +92,8 @@ impl KeyStore {
         }
     }
 
-    /// Whether a set should be fetched now: its time is over, a token has named a key that is not in it, or
-    /// the endpoint that served it has left the cluster.
+    /// Whether a key set should be fetched now: its cache time has passed, a token has named an unknown key, or the endpoint that served
+    /// it has left the cluster.
     pub(crate) fn is_due(
         &self,
         origin: &KeyOrigin,
@@ -107,27 +106,26 @@ impl KeyStore {
         })
     }
 
-    /// Says that a fetch has begun: what is wished from now on, it may not bring.
+    /// Clears the refetch flag when a fetch begins: a flag set later may be for a key that this fetch does not return.
     pub(crate) fn began(&self, origin: &KeyOrigin) {
         if let Some(entry) = self.sets.get(origin) {
             entry.refetch.store(false, Relaxed);
         }
     }
 
-    /// This origin with the TLS settings by which its set was fetched, for as long as the cluster that would
-    /// say them is missing.
+    /// This origin with the TLS settings that its key set was fetched with, while the cluster with those settings is missing.
     pub(crate) fn last_of(&self, origin: KeyOrigin) -> KeyOrigin {
         let is_it =
             |held: &&KeyOrigin| KeyOrigin { tls: origin.tls.clone(), ..(*held).clone() } == origin;
         self.sets.keys().find(is_it).cloned().unwrap_or(origin)
     }
 
-    /// Drops the sets of all other origins.
+    /// Drops the key sets of all other origins.
     pub(crate) fn retain(&mut self, origins: &[KeyOrigin]) {
         self.sets.retain(|origin, _| origins.contains(origin));
     }
 
-    /// Takes the outcome of a fetch; whether what there is is another than before.
+    /// Stores the result of a fetch. Returns whether the key set or the fault changed.
     pub(crate) fn fetched(
         &mut self,
         origin: &KeyOrigin,
@@ -212,13 +210,13 @@ mod tests {
         Err(KeyFetchError { fault, reason: "x".into() })
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
+    #[expect(clippy::disallowed_methods, reason = "tests need a start time")]
     fn start() -> Instant {
         Instant::now()
     }
 
     #[test]
-    fn a_key_that_is_not_there_is_asked_for_once_in_ten_seconds() {
+    fn unknown_key_causes_a_fetch_at_most_every_ten_seconds() {
         let mut store = KeyStore::default();
         let start = start();
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -235,8 +233,8 @@ mod tests {
             !store.fetched(&origin("a"), good(None), LONGEST_AGE, at(10)),
             "it is the same set"
         );
-        assert!(!store.is_due(&origin("a"), |_| true, at(30)), "the refetch was met");
-        // One that is wished while a fetch is under way is not.
+        assert!(!store.is_due(&origin("a"), |_| true, at(30)), "the fetch cleared the flag");
+        // A flag set during a fetch stays set.
         store.began(&origin("a"));
         refetch.store(true, Relaxed);
         store.fetched(&origin("a"), good(None), LONGEST_AGE, at(10));
@@ -247,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_says_how_long_it_is_good_within_bounds() {
+    fn cache_time_of_the_response_is_used_within_bounds() {
         let start = start();
         let check = |max_age, cache, expected| {
             let mut store = KeyStore::default();
@@ -265,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_good_set_outlives_failures_and_the_last_failure_is_told_before_there_is_one() {
+    fn last_good_set_outlives_failures_and_the_first_fetch_reports_its_failure() {
         let mut store = KeyStore::default();
         let start = start();
         let fault = |store: &KeyStore| store.get(&origin("a")).0.err();
@@ -309,7 +307,7 @@ mod tests {
         store.retain(std::slice::from_ref(&own));
         assert!(store.get(&own).0.is_ok());
         store.retain(&[origin("a")]);
-        assert!(store.get(&own).0.is_err(), "no provider names it");
+        assert!(store.get(&own).0.is_err(), "no provider uses it");
     }
 
     #[test]

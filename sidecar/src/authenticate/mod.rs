@@ -1,4 +1,4 @@
-//! Who asks: the peer proved by its certificate, and the subject proved by a token.
+//! Authenticates requests: the peer by its certificate, the subject by a token.
 
 mod cache;
 mod claims;
@@ -29,8 +29,7 @@ use crate::http::head::{RequestHead, Upgrade, path_of, query_part_of};
 use crate::http::headers::Headers;
 use tokens::{RuleIndexes, TokenContext};
 
-/// A request whose client is known, as far as it was asked to prove it. Made only by
-/// [`authenticate`].
+/// A request whose required tokens were verified. Only [`authenticate`] makes one.
 #[derive(Debug)]
 pub(crate) struct Authenticated<'a> {
     head: &'a RequestHead,
@@ -38,37 +37,37 @@ pub(crate) struct Authenticated<'a> {
     tokens: VerifiedTokens,
 }
 
-/// Who sends a request, and to where.
+/// The client of a request, and the destination of its connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientInfo<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
-    /// The other end of the connection.
+    /// The address of the other end of the connection.
     pub(crate) peer_address: IpAddr,
-    /// The client, as trusted hops forwarded it.
+    /// The client address, after trusted hops.
     pub(crate) address: IpAddr,
-    /// What the client aimed at.
+    /// The destination of the connection.
     pub(crate) destination: SocketAddr,
     pub(crate) is_tls: bool,
 }
 
-/// What a decision may know of a request.
+/// The facts about a request that policies and routes can match on.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HttpRequestFacts<'a> {
     pub(crate) head: &'a RequestHead,
-    /// Path and query: the head's, or those that it had.
+    /// Path and query: those of the head, or the original ones if the head was rewritten.
     pub(crate) target: &'a str,
-    /// The same of the authority.
+    /// The authority, in the same way.
     pub(crate) authority: &'a str,
-    /// The same of the headers.
+    /// The headers, in the same way.
     pub(crate) headers: &'a Headers,
     pub(crate) client: ClientInfo<'a>,
     pub(crate) proved: Option<&'a VerifiedTokens>,
-    /// Which reading of the path, where it has several.
+    /// The index of the path interpretation, where the path is ambiguous.
     pub(crate) reading: usize,
 }
 
 impl<'a> HttpRequestFacts<'a> {
-    /// The same request by each reading of its path.
+    /// The same request under each interpretation of its path.
     pub(crate) fn readings(self) -> impl Iterator<Item = Self> {
         let count = self.head.readings.as_ref().map_or(1, |readings| readings.iter().count());
         (0..count).map(move |reading| Self { reading, ..self })
@@ -78,8 +77,7 @@ impl<'a> HttpRequestFacts<'a> {
         self.head.readings.as_ref()?.get(self.reading)
     }
 
-    /// The value of a header that is not among the headers, since each hop makes its own, and that policies
-    /// of Envoy see.
+    /// The value of a header that Envoy policies see although it is not among the headers, because each hop sets its own.
     fn implied(&self, name: &str) -> Option<Cow<'static, str>> {
         let is_websocket = self.head.upgrade == Some(Upgrade::WebSocket);
         match name {
@@ -91,7 +89,7 @@ impl<'a> HttpRequestFacts<'a> {
         }
     }
 
-    /// What is known of a request that has changed nothing of its head yet.
+    /// The facts about a request whose head was not rewritten.
     pub(crate) fn new(
         head: &'a RequestHead,
         client: ClientInfo<'a>,
@@ -114,21 +112,21 @@ impl Authenticated<'_> {
         HttpRequestFacts::new(self.head, self.client, Some(&self.tokens))
     }
 
-    /// What its tokens say.
+    /// The verified tokens.
     pub(crate) fn into_tokens(self) -> VerifiedTokens {
         self.tokens
     }
 
-    /// When the stream stream_deadline, where its token says so.
+    /// When the stream must end because its token expires.
     pub(crate) fn stream_deadline(&self) -> Option<SystemTime> {
         self.tokens.stream_deadline
     }
 }
 
-/// Checks the tokens of a request where `tokens` ask for one, and tells the service what they say.
+/// Verifies the tokens that `tokens` requires, and writes their claims to headers for the service.
 ///
 /// # Errors
-/// [`Denial::Token`].
+/// [`Denial::Token`] when a required token is missing or rejected.
 pub(crate) fn authenticate<'a>(
     head: &'a mut RequestHead,
     client: ClientInfo<'a>,
@@ -184,7 +182,7 @@ impl RequestFacts for HttpRequestFacts<'_> {
         }
     }
 
-    /// As Envoy decides it for HTTP/1.1: by a hop that is believed, else by the connection.
+    /// The scheme as Envoy determines it for HTTP/1.1: from a trusted hop, else from the connection.
     fn scheme(&self) -> &str {
         match self.headers.get("x-forwarded-proto") {
             Some(b"http") => "http",

@@ -1,5 +1,4 @@
-//! A token as it stands (RFC 7515, section 7.1; RFC 7519), read strictly: what could be read in two ways is
-//! no token. Nothing of it is proved here.
+//! Parses tokens strictly (RFC 7515, section 7.1; RFC 7519): ambiguous input is rejected. Nothing is verified here.
 
 use std::fmt;
 
@@ -11,24 +10,24 @@ use weft_certs::{SignatureAlgorithm, SignedText};
 
 use super::fault::{TokenFault, TokenRejection};
 
-/// How deep the JSON of a token may nest. How long a token may be, the limits of a request's head say.
+/// The nesting limit of a token's JSON. The length of a token is limited by the size limit of the request head.
 const DEPTH_LIMIT: usize = 32;
 
-/// A text that somebody may have signed, in three parts.
+/// A signed text (JWS) in three parts.
 #[derive(Debug)]
 pub(crate) struct SignedToken<'a> {
     pub(crate) algorithm: SignatureAlgorithm,
-    /// The name of the key (`kid`).
+    /// The key ID (`kid`).
     pub(crate) key: Option<String>,
-    /// The payload, base64url.
+    /// The payload, in base64url.
     pub(crate) payload: &'a str,
-    /// What is signed.
+    /// The signed text.
     pub(crate) text: &'a str,
-    /// The signature, base64url.
+    /// The signature, in base64url.
     pub(crate) signature: &'a str,
 }
 
-/// A token: what is signed are claims.
+/// A signed token with its claims.
 #[derive(Debug)]
 pub(crate) struct Token<'a> {
     pub(crate) signed: SignedToken<'a>,
@@ -36,10 +35,10 @@ pub(crate) struct Token<'a> {
 }
 
 impl<'a> Token<'a> {
-    /// Reads a token.
+    /// Parses a token.
     ///
     /// # Errors
-    /// Why it is none, or none that could be good.
+    /// The same as [`SignedToken::read`], or when the payload is not a JSON object.
     pub(crate) fn read(text: &'a str) -> Result<Self, TokenRejection> {
         let signed = SignedToken::read(text)?;
         let claims = object(signed.payload)?;
@@ -48,7 +47,7 @@ impl<'a> Token<'a> {
 }
 
 impl<'a> SignedToken<'a> {
-    /// What a key set verifies.
+    /// The input for verification by a key set.
     pub(crate) fn signed_text(&self) -> SignedText<'_> {
         SignedText {
             algorithm: self.algorithm,
@@ -58,10 +57,11 @@ impl<'a> SignedToken<'a> {
         }
     }
 
-    /// Reads all but what the payload says.
+    /// Parses everything but the payload.
     ///
     /// # Errors
-    /// Why it is no token, or none that could be good.
+    /// When the text is not a JWS in compact form, its header has critical extensions, an unencoded payload or another token type, or
+    /// its algorithm is not supported.
     pub(crate) fn read(text: &'a str) -> Result<Self, TokenRejection> {
         let (signed, signature) = text.rsplit_once('.').ok_or(NO_TOKEN)?;
         let (header, payload) = signed.split_once('.').ok_or(NO_TOKEN)?;
@@ -70,17 +70,17 @@ impl<'a> SignedToken<'a> {
         }
         let mut header = object(header)?;
         if header.contains_key("crit") {
-            // RFC 7515, section 4.1.11: who understands none of them refuses them all.
-            return Err(TokenRejection::format("it has critical extensions"));
+            // A receiver that does not understand a critical extension must reject it (RFC 7515, section 4.1.11).
+            return Err(TokenRejection::format("the token has critical extensions"));
         }
         if header.get("b64").is_some_and(|b64| *b64 != Value::Bool(true)) {
-            return Err(TokenRejection::format("its payload is not encoded"));
+            return Err(TokenRejection::format("the token payload is not base64url-encoded"));
         }
         check_type(&header)?;
         let key = match header.remove("kid") {
             None => None,
             Some(Value::String(key)) => Some(key),
-            Some(_) => return Err(TokenRejection::format("its kid is no string")),
+            Some(_) => return Err(TokenRejection::format("kid is not a string")),
         };
         let algorithm = match header.get("alg") {
             Some(Value::String(word)) => {
@@ -90,20 +90,20 @@ impl<'a> SignedToken<'a> {
                 );
                 SignatureAlgorithm::parse(word).ok_or(unknown)?
             }
-            _ => return Err(TokenRejection::format("its alg is no string")),
+            _ => return Err(TokenRejection::format("alg is not a string")),
         };
-        // Whether it can be decoded; the padding bits must be as they would be written.
+        // Decoding checks the alphabet, and that padding bits are zero.
         URL_SAFE_NO_PAD.decode(signature).map_err(|_| NO_TOKEN)?;
         Ok(Self { algorithm, key, payload, text: signed, signature })
     }
 }
 
-const NO_TOKEN: TokenRejection = TokenRejection::format("it is no token");
+const NO_TOKEN: TokenRejection = TokenRejection::format("not a valid JWT");
 
-/// RFC 8725, section 3.11: one kind of token must not be taken for another.
+/// One type of token must not be accepted as another (RFC 8725, section 3.11).
 fn check_type(header: &Map<String, Value>) -> Result<(), TokenRejection> {
     const KINDS: [&str; 3] = ["jwt", "at+jwt", "jose"];
-    let other = Err(TokenRejection::format("it is a token of another kind"));
+    let other = Err(TokenRejection::format("the token has another type than JWT"));
     match header.get("typ") {
         None => Ok(()),
         Some(Value::String(kind)) => {
@@ -115,7 +115,7 @@ fn check_type(header: &Map<String, Value>) -> Result<(), TokenRejection> {
     }
 }
 
-/// An object of JSON in base64url.
+/// Decodes a JSON object in base64url.
 fn object(part: &str) -> Result<Map<String, Value>, TokenRejection> {
     let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| NO_TOKEN)?;
     let mut reader = serde_json::Deserializer::from_slice(&bytes);
@@ -127,7 +127,7 @@ fn object(part: &str) -> Result<Map<String, Value>, TokenRejection> {
     }
 }
 
-/// Reads JSON that says nothing twice, and does not nest too deep.
+/// Deserializes JSON without duplicate names and with limited nesting.
 #[derive(Clone, Copy)]
 struct StrictJson {
     depth: usize,
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_be_read_in_two_ways_is_no_token() {
+    fn ambiguous_tokens_are_rejected() {
         let good = r#"{"alg":"ES256"}"#;
         let read = |header: &str, payload: &str| {
             let text = token(header, payload);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn only_three_parts_as_they_would_be_written_are_a_token() {
+    fn only_three_canonically_encoded_parts_are_accepted() {
         let good = token(r#"{"alg":"ES256"}"#, "{}");
         assert!(Token::read(&good).is_ok());
         let unpadded = good.trim_end_matches("c2ln");
@@ -272,7 +272,7 @@ mod tests {
             format!("{good}="),
             format!("{good} "),
             format!(" {good}"),
-            // Bits that nobody would write.
+            // Padding bits that are not zero.
             format!("{unpadded}c2lnAB"),
             format!("{unpadded}c2+n"),
             good.trim_end_matches('g').to_owned() + "\n",

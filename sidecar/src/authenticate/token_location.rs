@@ -1,20 +1,20 @@
-//! Where a request's token stands.
+//! Finds and removes the token of a request.
 
 use weft_model::TokenLocation;
 
 use crate::http::head::RequestHead;
 use crate::http::headers::Headers;
 
-/// What was found.
+/// The result of looking for a token.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TokenLookup {
-    /// No token, and nothing in its place.
+    /// No credentials.
     Missing,
-    /// Something else, in the place of a token.
+    /// Credentials other than a token.
     OtherCredentials,
     /// One token.
     Token(String),
-    /// More than one, so that nobody can say which counts.
+    /// More than one, so that the service may use another one than was verified.
     Several,
 }
 
@@ -28,7 +28,7 @@ impl TokenLookup {
     }
 }
 
-/// The token of a request. Without places it is the bearer token of `authorization` (RFC 6750, section 2.1).
+/// The token of a request. Without `places` it is the bearer token of `authorization` (RFC 6750, section 2.1).
 pub(crate) fn find_token(head: &RequestHead, places: &[TokenLocation]) -> TokenLookup {
     if places.is_empty() {
         return bearer(&head.headers);
@@ -50,7 +50,7 @@ fn bearer(headers: &Headers) -> TokenLookup {
             Some((_, token)) => TokenLookup::Token(token.trim().to_owned()),
             None => TokenLookup::OtherCredentials,
         };
-        // Two values leave open which one the service reads, whatever they are.
+        // With two values, whatever they are, the service may read either of them.
         let before = std::mem::replace(&mut found, TokenLookup::Missing);
         found = if before == TokenLookup::Missing { one } else { TokenLookup::Several };
     });
@@ -71,7 +71,7 @@ fn prefixed(headers: &Headers, name: &str, prefix: &str) -> TokenLookup {
     found
 }
 
-/// Whether a key of a query is this one, as a service reads it: percent-decoded, `+` for a blank.
+/// Whether a query key has this name as a service reads it: percent-decoded, with `+` as a space.
 fn is_key(key: &str, name: &str) -> bool {
     let mut bytes = key.bytes();
     let mut decoded = Vec::with_capacity(key.len());
@@ -113,14 +113,14 @@ fn cookie(headers: &Headers, name: &str) -> TokenLookup {
     found
 }
 
-/// The headers and the target of a request before its tokens were taken out, each where it had one.
+/// The headers and the target of a request before its tokens were removed, each where it changed.
 #[derive(Debug, Default)]
 pub(crate) struct OriginalHead {
     pub(crate) headers: Option<Headers>,
     pub(crate) target: Option<String>,
 }
 
-/// Takes the tokens out of a request.
+/// Removes the tokens of a request, keeping the originals in `before`.
 pub(crate) fn remove_tokens(
     head: &mut RequestHead,
     places: &[TokenLocation],
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_is_found_where_it_may_stand() {
+    fn token_is_found_in_each_configured_location() {
         let one = |text: &str| TokenLookup::Token(text.into());
         let default = |headers: &[(&str, &str)]| find_token(&head("/", headers), &[]);
         assert_eq!(default(&[]), TokenLookup::Missing);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn concealed_header_is_known_as_it_was() {
+    fn original_headers_are_kept_when_a_token_is_removed() {
         let headers = [("authorization", "Bearer a"), ("x-token", "b"), ("x-other", "c")];
         let check = |places: &[TokenLocation], is_changed: bool| {
             let mut head = head("/", &headers);
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_concealed_leaves_the_rest_as_it_was() {
+    fn token_parameters_and_cookies_are_removed_and_others_stay() {
         let places = [TokenLocation::QueryParameter("t".into()), TokenLocation::Cookie("t".into())];
         let check = |target: &str, cookies: &[&str], expected: (&str, Option<&str>)| {
             let headers: Vec<_> = cookies.iter().map(|cookie| ("cookie", *cookie)).collect();

@@ -1,4 +1,4 @@
-//! Which tokens a request needs, and whether it has them.
+//! Verifies the tokens that a policy requires of a request.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -22,49 +22,49 @@ use super::{HttpRequestFacts, claims, digest};
 use crate::http::head::RequestHead;
 use crate::http::header_filter::is_same_header_name;
 
-/// A policy with the keys it needs.
+/// A token policy with the keys of its providers.
 #[derive(Debug)]
 pub(crate) struct TokenPolicy {
     policy: Arc<JwtPolicy>,
     providers: BTreeMap<Name, PlannedProvider>,
-    /// The headers that hold claims for services, lower case: a client may not set them.
+    /// The headers that hold claims for services, in lower case. A client must not set them.
     headers: Vec<String>,
 }
 
-/// An issuer with its keys.
+/// A token provider with its keys.
 #[derive(Debug)]
 pub(crate) struct PlannedProvider {
-    /// Another for other settings or keys.
+    /// Changes with the settings and keys of the provider.
     pub(crate) number: u64,
     pub(crate) provider: JwtProvider,
     /// The keys, or why there are none.
     pub(crate) keys: Result<Arc<KeySet>, TokenFault>,
-    /// Where to say that a key was named that is not there; none where keys are not fetched.
+    /// The flag that requests a fetch for an unknown key; none where keys are not fetched.
     pub(crate) refetch: Option<RefetchFlag>,
 }
 
-/// What was proved by tokens.
+/// The verified tokens of a request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct VerifiedTokens {
-    /// The `sub` of the first.
+    /// The `sub` claim of the first token.
     pub(crate) subject: Option<String>,
-    /// When the stream ends, where its tokens say so.
+    /// When the stream must end because one of the tokens expires.
     pub(crate) stream_deadline: Option<SystemTime>,
     tokens: Vec<ProviderToken>,
 }
 
-/// A token that was found good.
+/// A token that a provider verified.
 #[derive(Debug, Clone)]
 struct ProviderToken {
-    /// The name by which policies may ask for what it says.
+    /// The name that policies refer to its payload by.
     payload_name: Option<Name>,
-    /// The provider that verified it: [`PlannedProvider::number`].
+    /// The provider's [`PlannedProvider::number`].
     provider: u64,
     checked: Rc<VerifiedToken>,
 }
 
 impl VerifiedTokens {
-    /// Whether a claim has a value that `fits` takes. `way` leads into the payload of that name.
+    /// Whether a claim has a value that `fits` accepts. `way` is the path in the payload of that name.
     pub(crate) fn has_claim(
         &self,
         name: &str,
@@ -91,7 +91,7 @@ impl VerifiedTokens {
     }
 }
 
-/// The rules of tokens that cover the ways in which services read a path. One rule asks for no memory.
+/// The token rules that match the interpretations of a path. Does not allocate for one rule.
 #[derive(Debug, Default)]
 pub(crate) struct RuleIndexes {
     first: Option<usize>,
@@ -99,7 +99,7 @@ pub(crate) struct RuleIndexes {
 }
 
 impl RuleIndexes {
-    /// Adds the rule that covers one more way; none: no token is needed.
+    /// Adds the rule that matches one more interpretation; none: no token is required.
     pub(crate) fn add(&mut self, rule: Option<usize>) {
         let Some(rule) = rule else { return };
         match self.first {
@@ -114,21 +114,20 @@ impl RuleIndexes {
     }
 }
 
-/// Who asks, and by what it is judged.
+/// What tokens are checked with.
 pub(crate) struct TokenContext<'a> {
     pub(crate) peer: Option<&'a VerifiedPeer>,
     pub(crate) now: SystemTime,
     pub(crate) cache: &'a TokenCache,
 }
 
-/// That the issuer has no key of that name.
-const NO_KEY: TokenRejection =
-    TokenRejection::new(TokenFault::Signature, "no key of the issuer fits it");
+/// The issuer has no key with the token's key ID.
+const NO_KEY: TokenRejection = TokenRejection::new(TokenFault::Signature, "unknown signing key");
 
 const OTHER_AUDIENCE: TokenRejection =
-    TokenRejection::new(TokenFault::ClaimValue, "it is for another audience");
+    TokenRejection::new(TokenFault::ClaimValue, "the token is for another audience");
 
-/// A provider's token that was found good.
+/// A provider's token that was accepted.
 struct AcceptedToken<'t> {
     planned: &'t PlannedProvider,
     checked: Rc<VerifiedToken>,
@@ -145,7 +144,7 @@ impl TokenPolicy {
         Self { policy, providers, headers }
     }
 
-    /// Whether a header is one of those that hold claims. `_` counts as `-`, as some services read both as one.
+    /// Whether a header holds claims. `_` counts as `-`, because some services treat them as the same.
     pub(crate) fn writes_header(&self, name: &[u8]) -> bool {
         self.headers.iter().any(|header| is_same_header_name(name, header.as_bytes()))
     }
@@ -155,11 +154,11 @@ impl TokenPolicy {
         self.headers.iter().map(String::as_str)
     }
 
-    /// Checks the tokens of a request by each rule that covers a way in which services read its path, and
-    /// tells the service what they say.
+    /// Verifies the tokens of a request for each rule that matches an interpretation of its path, and writes their claims to
+    /// headers for the service.
     ///
     /// # Errors
-    /// Why the request is refused.
+    /// When a required token is missing or rejected.
     pub(crate) fn check(
         &self,
         head: &mut RequestHead,
@@ -176,23 +175,23 @@ impl TokenPolicy {
         let mut proved = VerifiedTokens::default();
         for (index, AcceptedToken { planned, checked }) in good.iter().enumerate() {
             let before = good.iter().take(index);
-            // Several rules may ask for the same token.
+            // Several rules may require the same token.
             if before.clone().any(|good| good.planned.number == planned.number) {
                 continue;
             }
             proved.take(planned, checked);
-            tell(head, &planned.provider, checked);
+            write_claims(head, &planned.provider, checked);
         }
         Ok(proved)
     }
 
-    /// The rule that covers a request.
+    /// The index of the rule that matches a request.
     pub(crate) fn rule(&self, facts: &dyn RequestFacts) -> Option<usize> {
         self.policy.rule(facts)
     }
 
-    /// Removes the verified tokens of providers that do not forward them, as Envoy does; gives what that changed as
-    /// it was. What no rule asked to verify stays: it may be a login of the service's own, such as `Basic`.
+    /// Removes the verified tokens of providers that do not forward them, as Envoy does, and returns the original of what that
+    /// changed. Tokens that no rule verified stay: they may be credentials for the service itself, such as `Basic`.
     pub(crate) fn remove_verified(
         &self,
         head: &mut RequestHead,
@@ -208,16 +207,16 @@ impl TokenPolicy {
         before
     }
 
-    /// Whether they ask for other tokens, or of other requests.
+    /// Whether two policies differ.
     pub(crate) fn differ(&self, other: &Self) -> bool {
         self.policy != other.policy
     }
 
-    /// Whether a request that lasts, and has proved so much, would still be let in. Its tokens' own ends are
-    /// another matter.
+    /// Checks whether the verified tokens of a request in flight satisfy this policy. The expiry of the tokens is handled
+    /// separately.
     ///
     /// # Errors
-    /// Why not.
+    /// When a required token is missing or no longer accepted.
     pub(crate) fn recheck(
         &self,
         proved: &VerifiedTokens,
@@ -274,7 +273,7 @@ impl TokenPolicy {
             }
             JwtRequirement::Missing if proved.tokens.is_empty() => Ok(()),
             JwtRequirement::Missing => {
-                Err(TokenRejection::format("there is a token that nobody asks for"))
+                Err(TokenRejection::format("unexpected token: no token is accepted here"))
             }
         }
     }
@@ -310,7 +309,7 @@ impl TokenPolicy {
                         Ok(()) => return Ok(()),
                         Err(refused) => worst = worst.or(refused),
                     }
-                    // What was good of it counts for nothing.
+                    // Tokens accepted for a part of a failed requirement do not count.
                     good.truncate(before);
                 }
                 let is_missing =
@@ -327,7 +326,7 @@ impl TokenPolicy {
                         TokenLookup::Missing | TokenLookup::OtherCredentials
                     )
                 };
-                let there = TokenRejection::format("there is a token that nobody asks for");
+                let there = TokenRejection::format("unexpected token: no token is accepted here");
                 if self.providers.values().all(none) { Ok(()) } else { Err(there) }
             }
         }
@@ -348,23 +347,23 @@ impl VerifiedTokens {
             let until = Duration::try_from_secs_f64(checked.times.until).ok();
             let until = until.and_then(|until| UNIX_EPOCH.checked_add(until));
             let until = until.and_then(|until| until.checked_add(planned.provider.leeway));
-            // Beyond what a clock can say there is no end.
+            // A time beyond the range of the clock sets no limit.
             self.stream_deadline = self.stream_deadline.into_iter().chain(until).min();
         }
     }
 }
 
-/// Tells the service what a token says.
-fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &VerifiedToken) {
+/// Writes the claims of a token to headers for the service.
+fn write_claims(head: &mut RequestHead, provider: &JwtProvider, checked: &VerifiedToken) {
     let mut add = |field: &str, text: &[u8]| {
         let name = HeaderName::from_bytes(field.as_bytes());
-        // A claim that no header can hold is left out.
+        // A claim that is not a valid header value is left out.
         if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(text)) {
             head.headers.add(name, value);
         }
     };
     for (claim, field) in &provider.claim_headers {
-        if let Some(text) = claims::told(&checked.claims, claim) {
+        if let Some(text) = claims::claim_text(&checked.claims, claim) {
             add(field, text.as_bytes());
         }
     }
@@ -374,7 +373,7 @@ fn tell(head: &mut RequestHead, provider: &JwtProvider, checked: &VerifiedToken)
 }
 
 impl PlannedProvider {
-    /// What a request's token of this provider says, if it is good now.
+    /// The request's token for this provider, if it is valid now.
     fn check(
         &self,
         head: &RequestHead,
@@ -384,7 +383,7 @@ impl PlannedProvider {
             TokenLookup::Token(text) => text,
             TokenLookup::Missing => return Err(TokenRejection::MISSING),
             TokenLookup::OtherCredentials => return Err(TokenRejection::NO_BEARER),
-            TokenLookup::Several => return Err(TokenRejection::format("there are several")),
+            TokenLookup::Several => return Err(TokenRejection::format("several tokens")),
         };
         let key = (digest(text.as_bytes()), self.number);
         let checked = match context.cache.get(&key) {
@@ -396,7 +395,7 @@ impl PlannedProvider {
                     checked
                 }
                 Err(refused) => {
-                    // What is wrong with the keys may be mended, and so may that one is not there.
+                    // A later key set may verify the token, so the rejection is not cached.
                     let may_change =
                         self.keys.is_err() || (self.refetch.is_some() && refused == NO_KEY);
                     if !may_change {
@@ -411,7 +410,7 @@ impl PlannedProvider {
         Ok(checked)
     }
 
-    /// Whether a token may be of this issuer: of another's the keys of this one say nothing.
+    /// Rejects tokens of other issuers, whose signatures the keys of this one cannot verify.
     fn takes(&self, claims: &Map<String, Value>) -> Result<(), TokenRejection> {
         let issuer = claims.get("iss").and_then(Value::as_str);
         match issuer.is_some_and(|issuer| issuer != self.provider.issuer) {
@@ -420,17 +419,17 @@ impl PlannedProvider {
         }
     }
 
-    /// Verifies a token, whatever the time and whoever shows it.
+    /// Verifies a token, apart from its validity times and the client's certificate.
     fn verify(&self, text: &str) -> Result<VerifiedToken, TokenRejection> {
         let token = Token::read(text)?;
         self.takes(&token.claims)?;
         let keys = self.keys.as_ref();
-        let keys =
-            keys.map_err(|fault| TokenRejection::new(*fault, "the issuer's keys are not there"))?;
+        let keys = keys
+            .map_err(|fault| TokenRejection::new(*fault, "the issuer's keys are not available"))?;
         match keys.verify(token.signed.signed_text()) {
             SignatureVerdict::Signed => {}
             SignatureVerdict::Unsigned => {
-                return Err(TokenRejection::new(TokenFault::Signature, "its signature is wrong"));
+                return Err(TokenRejection::new(TokenFault::Signature, "the signature is invalid"));
             }
             SignatureVerdict::UnknownKey => {
                 if let Some(refetch) = &self.refetch {
@@ -444,7 +443,7 @@ impl PlannedProvider {
         Ok(VerifiedToken { claims: token.claims, times, payload })
     }
 
-    /// Whether the client is the one that the token was given to (RFC 8705, section 3.1).
+    /// Checks that the token was issued to the client with this certificate (RFC 8705, section 3.1).
     fn check_binding(
         &self,
         checked: &VerifiedToken,
@@ -452,18 +451,20 @@ impl PlannedProvider {
     ) -> Result<(), TokenRejection> {
         let confirmed = checked.claims.get("cnf").and_then(|cnf| cnf.get("x5t#S256"));
         match (confirmed, peer) {
-            (None, _) if self.provider.bound => {
-                Err(TokenRejection::new(TokenFault::ClaimMissing, "it names no certificate"))
-            }
+            (None, _) if self.provider.bound => Err(TokenRejection::new(
+                TokenFault::ClaimMissing,
+                "the token is not bound to a certificate",
+            )),
             (None, _) => Ok(()),
             (Some(Value::String(wanted)), Some(peer))
                 if *wanted == URL_SAFE_NO_PAD.encode(peer.digest()) =>
             {
                 Ok(())
             }
-            (Some(_), _) => {
-                Err(TokenRejection::new(TokenFault::ClaimValue, "it was given to another client"))
-            }
+            (Some(_), _) => Err(TokenRejection::new(
+                TokenFault::ClaimValue,
+                "the token is bound to another certificate",
+            )),
         }
     }
 }

@@ -1,9 +1,7 @@
-//! Signatures and keys of others, judged as they say: the JSON Web Signature and JSON Web Key vectors of
-//! C2SP/wycheproof (Apache-2.0).
+//! JSON Web Signature and JSON Web Key test vectors of C2SP/wycheproof (Apache-2.0).
 //!
-//! They are read where they are present, in `../shared/suites` beside the workspace or in the folder that
-//! `WEFT_SUITES` names. What they sign are no claims, so that a whole token cannot be made of them; the
-//! tokens of `integration/tests/tokens` are whole.
+//! The vectors are read from `../shared/suites` beside the workspace or from the folder in `WEFT_SUITES`; without them the tests
+//! are skipped. Their payloads are not claims, so they test signatures only; `integration/tests/tokens` tests whole tokens.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,22 +19,26 @@ use weft_certs::{KeySet, SignatureVerdict};
 
 use super::token::SignedToken;
 
-/// What is refused although it is said to be valid.
+/// Vectors that are rejected although they are marked valid, with the reason.
 const STRICTER: [(&str, &[u64], &str); 4] = [
-    (SIGNATURES, &[1, 348, 352, 357, 358, 359, 372, 373, 376, 377], "a shared secret is no key"),
-    (KEYS, &[2, 13, 14, 15], "a shared secret is no key"),
-    (SIGNATURES, &[346, 350], "the key is of PS256, the token of PS384"),
-    (SIGNATURES, &[347, 351], "the key is of ES521, which is no algorithm"),
+    (
+        SIGNATURES,
+        &[1, 348, 352, 357, 358, 359, 372, 373, 376, 377],
+        "a shared secret is not a public key",
+    ),
+    (KEYS, &[2, 13, 14, 15], "a shared secret is not a public key"),
+    (SIGNATURES, &[346, 350], "the key is for PS256, the token for PS384"),
+    (SIGNATURES, &[347, 351], "the key is for ES521, which is not an algorithm"),
 ];
 
-/// What is taken although it is said to be invalid.
+/// Vectors that are accepted although they are marked invalid, with the reason.
 const LAXER: [(&str, &[u64], &str); 1] =
-    [(KEYS, &[7], "how a key was generated is its issuer's concern, who would know of ROCA")];
+    [(KEYS, &[7], "the ROCA weakness of a key is its issuer's concern")];
 
 const SIGNATURES: &str = "json_web_signature_test.json";
 const KEYS: &str = "json_web_key_test.json";
 
-/// A file of vectors; none when it is not there, which the test then says.
+/// A file of vectors; none, with a message, when it is missing.
 fn vectors(name: &str) -> Option<Value> {
     let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/suites");
     let folder = std::env::var_os("WEFT_SUITES").map_or(beside, PathBuf::from);
@@ -48,7 +50,7 @@ fn vectors(name: &str) -> Option<Value> {
     Some(serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap())
 }
 
-/// Whether one of these keys has signed this, up to what a payload says.
+/// Whether one of these keys verifies this signature.
 fn verifies(keys: &Value, token: &str) -> bool {
     let set = if keys["keys"].is_array() { keys.clone() } else { json!({"keys": [keys]}) };
     let Ok(set) = KeySet::parse(set.to_string().as_bytes()) else { return false };
@@ -57,45 +59,46 @@ fn verifies(keys: &Value, token: &str) -> bool {
         && set.verify(signed.signed_text()) == SignatureVerdict::Signed
 }
 
-/// The numbers of what is judged otherwise than it should be, with what is said of each.
-fn judged_otherwise(name: &str, vectors: &Value) -> Vec<(u64, String)> {
+/// The numbers of the vectors with another result than marked, with a description.
+fn mismatches_in(name: &str, vectors: &Value) -> Vec<(u64, String)> {
     let mut count = 0;
-    let mut otherwise = Vec::new();
+    let mut mismatches = Vec::new();
     for group in vectors["testGroups"].as_array().unwrap() {
-        // Where all keys are shared secrets, there is no public half.
+        // Where all keys are shared secrets, the group has no public half.
         let keys = group.get("public").unwrap_or_else(|| &group["private"]);
         for test in group["tests"].as_array().unwrap() {
             count += 1;
-            let taken = verifies(keys, test["jws"].as_str().unwrap());
-            if taken != (test["result"] == "valid") {
-                let told = format!("{name}: {} {} {test:?}", group["comment"], test["result"]);
-                otherwise.push((test["tcId"].as_u64().unwrap(), told));
+            let accepted = verifies(keys, test["jws"].as_str().unwrap());
+            if accepted != (test["result"] == "valid") {
+                let description =
+                    format!("{name}: {} {} {test:?}", group["comment"], test["result"]);
+                mismatches.push((test["tcId"].as_u64().unwrap(), description));
             }
         }
     }
     assert_eq!(vectors["numberOfTests"], count);
-    otherwise
+    mismatches
 }
 
 fn check(name: &str) {
     let Some(vectors) = vectors(name) else { return };
-    let mut otherwise = judged_otherwise(name, &vectors);
+    let mut mismatches = mismatches_in(name, &vectors);
     for (file, numbers, _) in STRICTER.iter().chain(&LAXER) {
         for number in numbers.iter().filter(|_| *file == name) {
-            let place = otherwise.iter().position(|(other, _)| other == number);
-            assert!(place.is_some(), "{name}: {number} is judged as they say");
-            otherwise.remove(place.unwrap());
+            let position = mismatches.iter().position(|(other, _)| other == number);
+            assert!(position.is_some(), "{name}: vector {number} has the marked result");
+            mismatches.remove(position.unwrap());
         }
     }
-    assert!(otherwise.is_empty(), "{}: {otherwise:#?}", otherwise.len());
+    assert!(mismatches.is_empty(), "{}: {mismatches:#?}", mismatches.len());
 }
 
 #[test]
-fn signatures_are_judged_as_they_say() {
+fn signature_vectors_have_the_expected_results() {
     check(SIGNATURES);
 }
 
 #[test]
-fn keys_are_judged_as_they_say() {
+fn key_vectors_have_the_expected_results() {
     check(KEYS);
 }

@@ -1,4 +1,4 @@
-//! Builds a plan from a snapshot, from what the last one had, and from fetched keys.
+//! Builds a plan from a snapshot, reusing what did not change since the last one, and from fetched keys and CRLs.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::crl_sources::{CrlDownload, CrlSources};
 use super::files::{FileStamp, WatchedFiles};
 use super::issuers::KnownIssuers;
-use super::trust::{SecretId, TrustStores};
+use super::trust::{SecretId, TrustStores, ValidationInputs};
 use super::{
     ChainTls, PlannedChain, PlannedCluster, PlannedClusterSecrets, PlannedClusterTls, PlannedHttp,
     PlannedListener, PlannedService, SidecarPlan, is_servable,
@@ -29,51 +29,58 @@ use crate::config_map::ConfigMap;
 use crate::crl_store::CrlStore;
 use crate::load_balancer::Balancer;
 
-/// Builds one plan after the other, keeping what did not change.
+/// The key sets and CRLs fetched so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FetchedData<'a> {
+    pub(crate) keys: &'a KeyStore,
+    pub(crate) crls: &'a CrlStore,
+}
+
+/// Builds successive plans, keeping what did not change.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     trust: TrustStores,
     pub(super) files: WatchedFiles,
-    /// The last good certificate of each place or secret.
+    /// The last good certificate of each secret.
     identities: HashMap<SecretId, KnownIdentity>,
     pub(super) targets: ConfigMap<Name, Arc<PlannedCluster>>,
     next_target: u64,
     pub(super) issuers: KnownIssuers,
-    /// The keys of sessions, by listener and chain: whatever else changes, its clients may come back, since
-    /// who does is checked as the plan says then.
+    /// The session ticket keys by listener and chain. They survive other changes, so that clients can resume sessions; the
+    /// current plan's settings are checked on resumption.
     tickets: HashMap<(Name, usize), SessionTickets>,
 }
 
-/// A certificate with its key, and what it was made of.
+/// A certificate with its key, and what it was loaded from.
 #[derive(Debug)]
 struct KnownIdentity {
     secret: Arc<Secret>,
     stamps: [FileStamp; 2],
     identity: LoadedIdentity,
-    /// Why what there is now cannot be used.
+    /// Why the current files or secret cannot be used.
     failed: Option<String>,
-    is_asked: bool,
+    is_used: bool,
 }
 
-/// A plan, and what an operator should know of it.
+/// A plan with its problems, and what must be fetched for it.
 #[derive(Debug)]
 pub(crate) struct BuiltPlan {
     /// The plan.
     pub(crate) plan: SidecarPlan,
-    /// What could not be built, or is not as it should be.
+    /// What could not be built, and warnings.
     pub(crate) problems: Problems,
     /// The key sets to fetch.
     pub(crate) key_sets: Vec<KeySetDownload>,
-    /// The origins of all key sets, also of those whose cluster is missing.
+    /// The origins of all key sets, including those whose cluster is missing.
     pub(crate) key_origins: Vec<KeyOrigin>,
-    /// The revocation lists to fetch.
-    pub(crate) lists: Vec<CrlDownload>,
-    /// Where the lists of all validations come from.
+    /// The CRLs to fetch.
+    pub(crate) crl_downloads: Vec<CrlDownload>,
+    /// The CRL distribution points of all validations.
     pub(crate) crl_sources: CrlSources,
 }
 
 impl Builder {
-    /// A builder that has built nothing.
+    /// A builder without a previous plan.
     pub(crate) fn new() -> Self {
         Self::default()
     }
@@ -82,7 +89,7 @@ impl Builder {
     pub(crate) fn build(
         &mut self,
         snapshot: &Arc<Snapshot>,
-        (keys, fetched): (&KeyStore, &CrlStore),
+        fetched: FetchedData<'_>,
         now: UnixTime,
     ) -> BuiltPlan {
         let mut problems = Problems::default();
@@ -91,7 +98,6 @@ impl Builder {
         let mut build = PlanBuild {
             builder: self,
             snapshot,
-            keys,
             fetched,
             now,
             problems: &mut problems,
@@ -115,7 +121,7 @@ impl Builder {
                 build
                     .problems
                     .unserved
-                    .push(format!("listener {name:?} is for UDP, which is the agent's work"));
+                    .push(format!("listener {name:?} is for UDP, which only the agent serves"));
                 continue;
             }
             let planned = Arc::new(build.listener(listener));
@@ -125,28 +131,26 @@ impl Builder {
             plan.listeners.insert(name.clone(), planned);
         }
         let PlanBuild { key_sets, key_origins, crl_sources, .. } = build;
-        let lists = crl_sources.lists(&plan, fetched, &mut problems);
+        let crl_downloads = crl_sources.downloads(&plan, fetched.crls, &mut problems);
         self.trust.settle(now);
-        self.identities.retain(|_, known| std::mem::take(&mut known.is_asked));
+        self.identities.retain(|_, known| std::mem::take(&mut known.is_used));
         plan.revocations = self.trust.revocations().clone();
         plan.crls = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         self.issuers.settle();
-        BuiltPlan { plan, problems, key_sets, key_origins, lists, crl_sources }
+        BuiltPlan { plan, problems, key_sets, key_origins, crl_downloads, crl_sources }
     }
 
-    /// Whether the last plan would be another now: a file that it was made of says something else, or a list
-    /// has expired.
+    /// Whether the same snapshot would now result in another plan: a file changed, or a CRL expired.
     pub(crate) fn is_outdated(&self, now: UnixTime) -> bool {
-        self.files.have_changed() || self.trust.are_outdated(now)
+        self.files.have_changed() || self.trust.is_outdated(now)
     }
 }
 
 pub(super) struct PlanBuild<'a> {
     pub(super) builder: &'a mut Builder,
     snapshot: &'a Snapshot,
-    pub(super) keys: &'a KeyStore,
-    fetched: &'a CrlStore,
+    pub(super) fetched: FetchedData<'a>,
     now: UnixTime,
     pub(super) problems: &'a mut Problems,
     pub(super) key_sets: Vec<KeySetDownload>,
@@ -229,7 +233,7 @@ impl PlanBuild<'_> {
     ) -> Result<ChainTls, String> {
         let (listener, chain) = &place;
         let here = format!("listener {listener} chain {chain}");
-        // First, so that it is kept up to date whatever is wrong with the rest.
+        // First, so that it stays current even if something else is wrong.
         let clients = match &tls.client_certificates {
             ClientCertificateMode::NotRequested => ClientAuthentication::None,
             ClientCertificateMode::Verify { validation, names, required } => {
@@ -261,13 +265,13 @@ impl PlanBuild<'_> {
         let endpoints = self.snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
         if matches!(cluster.balance, Balance::Maglev { .. }) {
             self.problems.warn(format!(
-                "cluster {:?}: lb_policy MAGLEV has no effect at a sidecar, requests take turns",
+                "cluster {:?}: lb_policy MAGLEV has no effect at a sidecar, which uses round robin instead",
                 &*cluster.name
             ));
         }
         let balancer =
             Balancer::new(endpoints, cluster.balance, previous.as_ref().map(|old| &old.balancer));
-        // Asked each time, so that what is wrong is told as long as it is.
+        // Loaded for each plan, so that a problem is reported as long as it exists.
         let parts = cluster.tls.as_ref().map(|tls| self.client_tls(tls, &cluster.name));
         let (parts, problem) = match parts.transpose() {
             Ok(parts) => (parts, None),
@@ -304,12 +308,12 @@ impl PlanBuild<'_> {
         Ok(ClientParts { identity, trust })
     }
 
-    /// A certificate with its key. What cannot be used leaves the last good one.
+    /// A certificate with its key. If it cannot be loaded, the last good one stays in force.
     fn identity(&mut self, source: &SecretSource, place: &str) -> Result<LoadedIdentity, String> {
         let id = SecretId::of(source, place);
         let secret = self.secret(source)?.clone();
         let Secret::Identity(own) = secret.as_ref() else {
-            return Err("a certificate was asked for, and the secret is a validation".into());
+            return Err("expected a certificate, but the secret is a validation context".into());
         };
         let Builder { identities, files, .. } = &mut *self.builder;
         let stamps = [files.stamp(&own.chain), files.stamp(&own.key)];
@@ -319,7 +323,7 @@ impl PlanBuild<'_> {
             Some(known) if is_same(&known) => (known.identity, known.failed),
             known => match load_identity(own, files) {
                 Ok(identity) => (identity, files.open_to_all(&own.key)),
-                // Of another secret it would be another's.
+                // The last good certificate of another secret must not be used.
                 Err(problem) => match known.filter(|known| known.secret == secret) {
                     Some(known) => (
                         known.identity,
@@ -333,36 +337,39 @@ impl PlanBuild<'_> {
             self.problems.warn(format!("certificate {:?}: {problem}", id.text()));
         }
         let kept = identity.clone();
-        let known = KnownIdentity { secret, stamps, identity, failed, is_asked: true };
+        let known = KnownIdentity { secret, stamps, identity, failed, is_used: true };
         self.builder.identities.insert(id, known);
         Ok(kept)
     }
 
-    /// The store of a validation. One in place has no name, and goes by where it stands.
+    /// The trust store of a validation. An inline validation is identified by the place that holds it.
     fn trust(&mut self, source: &SecretSource, place: &str) -> Result<Arc<TrustStore>, String> {
         let id = SecretId::of(source, place);
         let secret = self.secret(source)?.clone();
         let Secret::Validation(validation) = secret.as_ref() else {
-            return Err("a validation was asked for, and the secret is a certificate".into());
+            return Err("expected a validation context, but the secret is a certificate".into());
         };
         let Builder { trust, files, .. } = &mut *self.builder;
-        let asked = trust.store(&id, validation, (files, self.fetched), self.now);
+        let loaded = {
+            let crls = self.fetched.crls;
+            trust.store(&id, validation, &mut ValidationInputs { files, crls, now: self.now })
+        };
         self.crl_sources.add(validation, trust.has_failed(&id));
-        let (store, told) = asked?;
-        // Several may ask for the same one.
-        told.into_iter().for_each(|warning| self.problems.warn(warning));
+        let (store, warnings) = loaded?;
+        // Several users of one trust store report the same warning.
+        warnings.into_iter().for_each(|warning| self.problems.warn(warning));
         Ok(store)
     }
 
     fn secret<'a>(&'a self, source: &'a SecretSource) -> Result<&'a Arc<Secret>, String> {
         self.snapshot.secret(source).ok_or_else(|| match source {
-            SecretSource::Named(name) => format!("there is no secret {name:?}"),
+            SecretSource::Named(name) => format!("secret {name:?} does not exist"),
             SecretSource::Inline(_) => "the secret is empty".into(),
         })
     }
 }
 
-/// The cluster that all routes of a table lead to, where there is one for every request.
+/// The one cluster that serves every request under a route table, if there is such a cluster.
 fn only_cluster(table: &RouteTable) -> Option<&Name> {
     fn cluster(route: &Route) -> Option<&Name> {
         match &route.action {
@@ -390,10 +397,10 @@ fn load_identity(own: &TlsIdentity, files: &mut WatchedFiles) -> Result<LoadedId
     LoadedIdentity::load(&chain, &key).map_err(|error| error.to_string())
 }
 
-/// What TLS with a cluster is made of.
+/// The certificate and trust store for TLS to a cluster.
 pub(super) struct ClientParts {
     pub(super) identity: Option<LoadedIdentity>,
-    /// None: any server is accepted.
+    /// None: any server certificate is accepted.
     pub(super) trust: Option<Arc<TrustStore>>,
 }
 
@@ -445,7 +452,7 @@ mod tests {
         ([10, 0, 0, last], 80).into()
     }
 
-    /// A set that the second address served.
+    /// Stores a key set that the second address served.
     fn fetched(keys: &mut KeyStore, now: std::time::Instant) {
         let set = KeySet::parse(br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#);
         let set = FetchedKeySet { set: set.expect("a set"), max_age: None, from: address(2) };
@@ -474,7 +481,7 @@ mod tests {
         }
     }
 
-    /// The cluster of the keys, with these endpoints.
+    /// A snapshot with the cluster of the keys and these endpoints.
     fn snapshot(discovery: Discovery, endpoints: &[(u8, Health)]) -> Snapshot {
         let name: Name = "keys".into();
         let cluster = Cluster {
@@ -500,15 +507,14 @@ mod tests {
         snapshot
     }
 
-    /// What the provider's keys want of a snapshot, and what is wrong with it.
+    /// The key sets to fetch under a snapshot, and its problems.
     fn keys_of(snapshot: &Snapshot, keys: &KeyStore) -> (Vec<KeySetDownload>, Problems) {
         let mut builder = Builder::new();
         let mut problems = Problems::default();
         let mut build = PlanBuild {
             builder: &mut builder,
             snapshot,
-            keys,
-            fetched: &CrlStore::default(),
+            fetched: FetchedData { keys, crls: &CrlStore::default() },
             now: UnixTime::since_unix_epoch(HOUR),
             problems: &mut problems,
             key_sets: Vec::new(),
@@ -523,7 +529,7 @@ mod tests {
         (build.key_sets, problems)
     }
 
-    #[allow(clippy::disallowed_methods, reason = "a test begins somewhere")]
+    #[expect(clippy::disallowed_methods, reason = "tests need a start time")]
     fn start() -> std::time::Instant {
         std::time::Instant::now()
     }
@@ -531,7 +537,7 @@ mod tests {
     #[test]
     fn missing_cluster_is_a_warning_once_its_keys_were_fetched() {
         let mut keys = KeyStore::default();
-        let missing = "keys of \"issuer\": there is no cluster \"keys\"";
+        let missing = "keys of \"issuer\": cluster \"keys\" does not exist";
         let (_, problems) = keys_of(&Snapshot::default(), &keys);
         assert_eq!(problems.unserved, [missing]);
         fetched(&mut keys, start());
@@ -562,13 +568,13 @@ mod tests {
             on_empty_answer: OnEmptyAnswer::Keep,
         };
         let dns = Discovery::Dns(DnsDiscovery { hosts: Vec::new(), policy });
-        let told = Discovery::Endpoints("keys".into());
+        let eds = Discovery::Endpoints("keys".into());
         let healthy = Health::Healthy;
         let unhealthy = Health::Unhealthy;
-        check(&told, &[(1, healthy), (2, healthy)], false);
-        check(&told, &[(1, healthy), (2, unhealthy)], false);
-        check(&told, &[(1, healthy)], true);
-        check(&told, &[], false);
+        check(&eds, &[(1, healthy), (2, healthy)], false);
+        check(&eds, &[(1, healthy), (2, unhealthy)], false);
+        check(&eds, &[(1, healthy)], true);
+        check(&eds, &[], false);
         check(&dns, &[(1, healthy)], false);
     }
 }

@@ -1,4 +1,4 @@
-//! The revocation lists that the validations of a plan want from distribution points.
+//! The CRL distribution points that the validations of a plan use.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,30 +9,30 @@ use weft_runtime::problems::Problems;
 use super::{PlannedCluster, SidecarPlan};
 use crate::crl_store::CrlStore;
 
-/// What validations want of each point.
+/// The distribution points of all validations.
 #[derive(Debug, Default)]
 pub(crate) struct CrlSources(HashMap<DistributionPoint, CrlSource>);
 
 #[derive(Debug, Default)]
 struct CrlSource {
-    /// The most bytes.
+    /// The largest size of the CRL, in bytes.
     limit: usize,
-    /// Whether what came was refused by a validation.
+    /// Whether a validation refused the fetched CRL.
     is_refused: bool,
 }
 
-/// A revocation list to fetch.
+/// A CRL to fetch.
 #[derive(Debug, Clone)]
 pub(crate) struct CrlDownload {
     pub(crate) point: DistributionPoint,
     /// The cluster that serves it.
     pub(crate) target: Arc<PlannedCluster>,
-    /// The most bytes.
+    /// The largest size, in bytes.
     pub(crate) limit: usize,
 }
 
 impl CrlSources {
-    /// Takes those of a validation, and whether its lists were refused.
+    /// Adds the distribution points of a validation, and whether its CRLs were refused.
     pub(crate) fn add(&mut self, validation: &Validation, is_refused: bool) {
         for point in &validation.points {
             let source = self.0.entry(point.clone()).or_default();
@@ -41,45 +41,44 @@ impl CrlSources {
         }
     }
 
-    /// Whether a validation names a point.
+    /// Whether a validation uses a distribution point.
     pub(crate) fn name(&self, point: &DistributionPoint) -> bool {
         self.0.contains_key(point)
     }
 
-    /// The points whose list was refused.
+    /// The distribution points whose CRLs were refused.
     pub(crate) fn refused(&self) -> impl Iterator<Item = &DistributionPoint> {
         self.0.iter().filter(|(_, source)| source.is_refused).map(|(point, _)| point)
     }
 
-    /// The lists to fetch, as far as their clusters are there. Where one is missing, what was `fetched` before
-    /// stays in force.
-    pub(super) fn lists(
+    /// The CRLs to fetch, where their clusters exist. Where a cluster is missing, the CRL in `fetched` stays in force.
+    pub(super) fn downloads(
         &self,
         plan: &SidecarPlan,
         fetched: &CrlStore,
         problems: &mut Problems,
     ) -> Vec<CrlDownload> {
-        let mut lists = Vec::with_capacity(self.0.len());
+        let mut downloads = Vec::with_capacity(self.0.len());
         for (point, CrlSource { limit, .. }) in &self.0 {
             match plan.targets.get(&point.cluster) {
-                Some(target) => lists.push(CrlDownload {
+                Some(target) => downloads.push(CrlDownload {
                     point: point.clone(),
                     target: target.clone(),
                     limit: *limit,
                 }),
                 None => {
                     let DistributionPoint { uri, cluster, .. } = point;
-                    let problem = format!("list {uri:?}: there is no cluster {cluster:?}");
+                    let problem = format!("CRL {uri:?}: cluster {cluster:?} does not exist");
                     match fetched.list(point) {
                         Some(_) => {
-                            problems.warn(format!("{problem}; the last list stays in force"));
+                            problems.warn(format!("{problem}; the last CRL stays in force"));
                         }
                         None => problems.unserved.push(problem),
                     }
                 }
             }
         }
-        lists
+        downloads
     }
 }
 
@@ -89,21 +88,23 @@ mod tests {
     use crate::crl_store::tests::{answer, list, point, start, validation};
 
     #[test]
-    fn missing_cluster_is_a_warning_once_its_list_was_fetched() {
+    fn missing_cluster_is_only_a_warning_once_its_crl_was_fetched() {
         let mut crl_sources = CrlSources::default();
         let point = point();
         crl_sources.add(&validation(&point), false);
         let mut store = CrlStore::default();
         let problems = |store: &CrlStore| {
             let mut problems = Problems::default();
-            assert!(crl_sources.lists(&SidecarPlan::default(), store, &mut problems).is_empty());
+            assert!(
+                crl_sources.downloads(&SidecarPlan::default(), store, &mut problems).is_empty()
+            );
             problems
         };
-        let missing = "list \"http://crl.test/a\": there is no cluster \"crl\"";
+        let missing = "CRL \"http://crl.test/a\": cluster \"crl\" does not exist";
         assert_eq!(problems(&store).unserved, [missing]);
         store.fetched(&point, answer(Some(&list(1)), None), start());
         let kept = problems(&store);
-        assert_eq!(kept.warnings, [format!("{missing}; the last list stays in force")]);
+        assert_eq!(kept.warnings, [format!("{missing}; the last CRL stays in force")]);
         assert!(kept.unserved.is_empty());
     }
 }

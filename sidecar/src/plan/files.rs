@@ -1,4 +1,4 @@
-//! What a plan reads from files, and whether they still say it.
+//! Reads the files of a plan and detects when they change.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -11,14 +11,14 @@ use base64::Engine as _;
 use weft_certs::{system_roots_file, usable_roots};
 use weft_model::DataSource;
 
-/// The files that the last plan was made of.
+/// The files that the last plan was built from.
 #[derive(Debug, Default)]
 pub(crate) struct WatchedFiles {
     seen: HashMap<PathBuf, FileStamp>,
 }
 
-/// What tells one content of a file from another, without a look at it; nothing where there is no file.
-/// Links are followed, so one that is set anew shows. Of a folder it is that of all its files.
+/// Identifies the version of a file by its metadata, without reading it; none when the file does not exist. Symbolic links are
+/// followed, so a replaced link is detected. The stamp of a folder includes all its files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct FileStamp(Option<u64>);
 
@@ -46,7 +46,7 @@ impl FileStamp {
 }
 
 impl FileStamp {
-    /// Of this and something else that has a number.
+    /// The stamp of this and of something else that has a version number.
     pub(crate) fn with(self, number: u64) -> Self {
         let mut hasher = DefaultHasher::new();
         (self.0, number).hash(&mut hasher);
@@ -54,7 +54,7 @@ impl FileStamp {
     }
 }
 
-/// The files of a folder but hidden ones, in the order of their names.
+/// The files of a folder except hidden ones, sorted by name.
 fn visible(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let names = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
     let mut names = names.collect::<Result<Vec<PathBuf>, _>>()?;
@@ -65,7 +65,7 @@ fn visible(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     Ok(names)
 }
 
-/// Several lists as one: PEM as soon as one of them is, since DER can only stand by itself.
+/// Concatenates CRLs. The result is PEM unless all are DER, because DER cannot be mixed with PEM.
 pub(crate) fn as_one(files: Vec<Vec<u8>>) -> Vec<u8> {
     let is_der = |file: &[u8]| file.first() == Some(&0x30);
     if files.iter().all(|file| is_der(file)) {
@@ -82,20 +82,20 @@ pub(crate) fn as_one(files: Vec<Vec<u8>>) -> Vec<u8> {
 }
 
 impl WatchedFiles {
-    /// Forgets all files, before a plan is made.
+    /// Forgets all files before a plan is built.
     pub(crate) fn begin(&mut self) {
         self.seen.clear();
     }
 
-    /// The content, and from now on whether it changes counts.
+    /// Reads a source and watches it for changes.
     ///
     /// # Errors
-    /// Why a file cannot be read.
+    /// When a file cannot be read, with its path.
     pub(crate) fn read(&mut self, data: &DataSource) -> Result<Vec<u8>, String> {
         match data {
             DataSource::Inline(bytes) => Ok(bytes.to_vec()),
             DataSource::File(path) => {
-                // Before it is read: whatever comes between is another content.
+                // The stamp is taken first, so that a change during the read is detected.
                 self.stamp(data);
                 fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
             }
@@ -109,11 +109,11 @@ impl WatchedFiles {
         }
     }
 
-    /// The content; of a folder, that of all its files but hidden ones, in the order of their names, and at
-    /// most so many bytes: what is more is cut off, which shows.
+    /// Reads a source; for a folder, all its files except hidden ones, sorted by name. Stops after `limit` bytes, which the caller
+    /// then reports as too large.
     ///
     /// # Errors
-    /// Why a file cannot be read.
+    /// When a file cannot be read, with its path.
     pub(crate) fn read_all(&mut self, data: &DataSource, limit: usize) -> Result<Vec<u8>, String> {
         let DataSource::File(folder) = data else {
             return self.read(data);
@@ -134,7 +134,7 @@ impl WatchedFiles {
         Ok(as_one(all))
     }
 
-    /// Why the file of a private key should be another: everybody on this host may read it.
+    /// A warning about a private key file that other users may read.
     pub(crate) fn open_to_all(&self, data: &DataSource) -> Option<String> {
         const OTHERS_READ: u32 = 0o004;
         let DataSource::File(path) = data else {
@@ -142,10 +142,15 @@ impl WatchedFiles {
         };
         let mode = fs::metadata(path).ok()?.mode() & 0o777;
         let is_open = mode & OTHERS_READ != 0;
-        is_open.then(|| format!("everybody may read {} (mode {mode:o}); chmod 600", path.display()))
+        is_open.then(|| {
+            format!(
+                "key file {} is readable by all users (mode {mode:o}): use mode 600",
+                path.display()
+            )
+        })
     }
 
-    /// What tells the content from another; the same for all that stands in place.
+    /// The stamp of a source; the same for all inline data.
     pub(crate) fn stamp(&mut self, data: &DataSource) -> FileStamp {
         match data {
             DataSource::Inline(_) => FileStamp::default(),
@@ -162,7 +167,7 @@ impl WatchedFiles {
         stamp
     }
 
-    /// Whether a file says something else than when it was read.
+    /// Whether a file changed since it was read.
     pub(crate) fn have_changed(&self) -> bool {
         self.seen.iter().any(|(path, stamp)| FileStamp::of(path) != *stamp)
     }

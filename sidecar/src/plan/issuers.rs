@@ -1,4 +1,4 @@
-//! The token issuers of a plan: their keys, and the number under which verified tokens are remembered.
+//! The token issuers of a plan: their keys, and the numbers under which verified tokens are cached.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,16 +11,16 @@ use crate::authenticate::fetch::KeySetDownload;
 use crate::authenticate::key_store::{KeyOrigin, RefetchFlag};
 use crate::authenticate::{PlannedProvider, TokenFault, TokenPolicy};
 
-/// The issuers of the last plan. Two filter chains of one listener may give two issuers the same name, so the
-/// chain is part of the key.
+/// The issuers of the last plan. The filter chain is part of the key, because two chains of a listener may give two issuers the
+/// same name.
 #[derive(Debug, Default)]
 pub(super) struct KnownIssuers {
     known: HashMap<IssuerKey, KnownIssuer>,
-    /// How many numbers were given. A number is never given twice.
+    /// The last number that was assigned. Numbers are not reused.
     numbers: u64,
 }
 
-/// A listener, the number of its filter chain, and the provider's name there.
+/// A listener, the number of its filter chain, and the name of the provider.
 type IssuerKey = (Name, usize, Name);
 
 #[derive(Debug)]
@@ -28,12 +28,12 @@ struct KnownIssuer {
     provider: JwtProvider,
     keys: Result<Arc<KeySet>, TokenFault>,
     number: u64,
-    /// Whether the plan that is being built has this issuer.
+    /// Whether the plan being built has this issuer.
     is_planned: bool,
 }
 
 impl KnownIssuers {
-    /// The number of an issuer: the same for as long as its settings and its keys are.
+    /// The number of an issuer, which stays the same as long as its settings and keys do.
     fn number(
         &mut self,
         place: IssuerKey,
@@ -55,14 +55,14 @@ impl KnownIssuers {
         number
     }
 
-    /// The last good keys of an issuer that reads them from here.
-    fn kept(&self, place: &IssuerKey, data: &DataSource) -> Option<Arc<KeySet>> {
+    /// The last good keys of an issuer that reads them from this source.
+    fn last_good(&self, place: &IssuerKey, data: &DataSource) -> Option<Arc<KeySet>> {
         let known = self.known.get(place)?;
         let is_same = known.provider.keys == KeySource::Local(data.clone());
         known.keys.clone().ok().filter(|_| is_same)
     }
 
-    /// Drops the issuers that the plan just built does not have.
+    /// Drops the issuers that are not in the plan just built.
     pub(super) fn settle(&mut self) {
         self.known.retain(|_, known| std::mem::take(&mut known.is_planned));
     }
@@ -95,16 +95,16 @@ impl PlanBuild<'_> {
                 KeySetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
                 KeySetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
             };
-            let kept = self.builder.issuers.kept(place, data);
+            let last_good = self.builder.issuers.last_good(place, data);
             let (listener, _, name) = place;
             let problem = format!("listener {listener:?} keys of {name:?}: {reason}");
-            match kept {
+            match last_good {
                 Some(_) => {
                     self.problems.warn(format!("{problem}; the last good keys stay in force"));
                 }
                 None => self.problems.unserved.push(problem),
             }
-            kept.ok_or(fault)
+            last_good.ok_or(fault)
         })
     }
 
@@ -135,10 +135,10 @@ impl PlanBuild<'_> {
                 origin
             }
             None => {
-                // What was fetched from the cluster stays until it is back.
-                let origin = self.keys.last_of(origin(None));
-                let problem = format!("keys of {name:?}: there is no cluster {cluster:?}");
-                match self.keys.get(&origin).0 {
+                // Fetched keys stay in force until the cluster is back.
+                let origin = self.fetched.keys.last_of(origin(None));
+                let problem = format!("keys of {name:?}: cluster {cluster:?} does not exist");
+                match self.fetched.keys.get(&origin).0 {
                     Ok(_) => {
                         self.problems.warn(format!("{problem}; the last good keys stay in force"));
                     }
@@ -147,7 +147,7 @@ impl PlanBuild<'_> {
                 origin
             }
         };
-        let found = self.keys.get(&origin);
+        let found = self.fetched.keys.get(&origin);
         self.key_origins.push(origin);
         found
     }

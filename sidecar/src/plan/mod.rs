@@ -1,8 +1,8 @@
-//! What a snapshot means for the sidecar: TLS configurations, keys and balancers, ready to use.
+//! A configuration snapshot prepared for serving: TLS configurations, keys and load balancers.
 //!
-//! A plan is built once per snapshot, away from the workers, and never changes. What cannot be
-//! built (a secret that cannot be read, say) keeps its last good form where there is one; a chain
-//! without one serves nobody, which fails closed.
+//! A plan is built on the control thread for each snapshot, and never changes. What cannot be built (for instance because a
+//! secret is unreadable) keeps its last good form where there is one. A filter chain without one serves no client: it fails
+//! closed.
 
 mod build;
 mod crl_sources;
@@ -10,8 +10,8 @@ mod files;
 mod issuers;
 mod trust;
 
-pub(crate) use build::Builder;
 use build::ClientParts;
+pub(crate) use build::{Builder, FetchedData};
 pub(crate) use crl_sources::{CrlDownload, CrlSources};
 pub use trust::CrlsByTrustStore;
 
@@ -31,23 +31,23 @@ use crate::config_map::ConfigMap;
 use crate::connection_registry::RevocationHistory;
 use crate::load_balancer::Balancer;
 
-/// Everything the workers work by.
+/// What the workers serve connections and requests with.
 #[derive(Debug, Default)]
 pub struct SidecarPlan {
-    /// Which snapshot it was made of.
+    /// The revision of the snapshot.
     pub revision: u64,
     listeners: BTreeMap<Name, Arc<PlannedListener>>,
     by_destination: ConfigMap<SocketAddr, Arc<PlannedListener>>,
     targets: ConfigMap<Name, Arc<PlannedCluster>>,
     /// The numbers of all targets.
     ids: HashSet<u64>,
-    /// What was trusted and is not any more.
+    /// The certificates that trust stores stopped accepting.
     pub(crate) revocations: RevocationHistory,
-    /// The revocation lists in force.
+    /// The CRLs in force.
     pub crls: CrlsByTrustStore,
 }
 
-/// A listener with its chains ready.
+/// A listener with its filter chains prepared.
 #[derive(Debug)]
 pub(crate) struct PlannedListener {
     pub(crate) listener: Arc<Listener>,
@@ -55,27 +55,27 @@ pub(crate) struct PlannedListener {
     default: Option<Arc<PlannedChain>>,
 }
 
-/// A filter chain, ready.
+/// A filter chain prepared for serving.
 #[derive(Debug)]
 pub(crate) struct PlannedChain {
     pub(crate) tls: ChainTls,
-    /// Which connections are let in.
+    /// The policies for connections.
     pub(crate) rules: Vec<Arc<RbacFilter>>,
     pub(crate) service: PlannedService,
 }
 
-/// How TLS with the client is done.
+/// TLS on the client side of a filter chain.
 #[derive(Debug, Clone)]
 pub(crate) enum ChainTls {
-    /// It is not.
+    /// Plaintext.
     None,
-    /// With this configuration.
+    /// TLS with this configuration.
     Terminate(ServerTls),
-    /// It should be and cannot: its secrets are missing or bad. Nobody is served.
+    /// TLS is configured, but its secrets are missing or invalid. No client is served.
     Broken,
 }
 
-/// What is done with a connection's bytes.
+/// How the connections of a filter chain are served.
 #[derive(Debug)]
 pub(crate) enum PlannedService {
     Tcp(TcpProxy),
@@ -83,7 +83,7 @@ pub(crate) enum PlannedService {
 }
 
 impl PlannedService {
-    /// Whether its connections leave lines.
+    /// Whether its connections are logged.
     pub(crate) fn is_logged(&self) -> bool {
         match self {
             Self::Tcp(tcp) => tcp.access_log,
@@ -92,24 +92,23 @@ impl PlannedService {
     }
 }
 
-/// An HTTP service, ready.
+/// An HTTP service prepared for serving.
 #[derive(Debug)]
 pub(crate) struct PlannedHttp {
     pub(crate) http: Arc<HttpService>,
-    /// None when the table is not there.
+    /// None when the route table does not exist.
     pub(crate) routes: Option<RouteIndex>,
     pub(crate) tokens: Option<TokenPolicy>,
-    /// Who may call what: the chain's rules for connections, then its own for requests.
+    /// The policies: the chain's policies for connections, then the service's own for requests.
     pub(crate) rules: Vec<Arc<RbacFilter>>,
-    /// The cluster that a connection goes to whatever comes over it: nothing is asked of its requests, and
-    /// all routes lead there.
+    /// The one cluster that serves every request, where all routes lead to it and no policy applies to requests.
     pub(crate) only: Option<Name>,
 }
 
-/// A cluster, ready.
+/// A cluster prepared for serving.
 #[derive(Debug)]
 pub(crate) struct PlannedCluster {
-    /// The same for as long as connections to it may be used again.
+    /// Stays the same as long as pooled connections to the cluster may be reused.
     pub(crate) id: u64,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) balancer: Balancer,
@@ -117,7 +116,7 @@ pub(crate) struct PlannedCluster {
     secrets: PlannedClusterSecrets,
 }
 
-/// What TLS with a target was made of, to tell whether it is the same as before.
+/// What TLS to a cluster was made from, to detect changes.
 #[derive(Debug, Default)]
 pub(crate) struct PlannedClusterSecrets {
     identity: Option<LoadedIdentity>,
@@ -141,8 +140,8 @@ impl PlannedClusterSecrets {
         Self { identity, trust: parts.and_then(|parts| parts.trust.clone()) }
     }
 
-    /// Whether connections made by the others may go on to be used: we are who we were, and ask for the
-    /// same names by the same policy. What the roots and lists take back ends by itself.
+    /// Whether connections made with `others` may be reused: our certificate is the same, and the endpoint's certificate is checked
+    /// for the same names under the same policy. Connections with revoked certificates are closed separately.
     fn is_as(&self, others: &Self) -> bool {
         let asked = |secrets: &Self| {
             let trust = secrets.trust.as_ref()?;
@@ -152,14 +151,14 @@ impl PlannedClusterSecrets {
     }
 }
 
-/// How TLS to an endpoint is done.
+/// TLS to the endpoints of a cluster.
 #[derive(Debug, Clone)]
 pub(crate) enum PlannedClusterTls {
-    /// It is not.
+    /// Plaintext.
     None,
-    /// With these configurations, which differ in the protocol they ask for.
+    /// TLS with these configurations, which differ in the ALPN protocols that they offer.
     Originate { http1: ClientTls, http2: ClientTls, plain: ClientTls, tls: Box<UpstreamTls> },
-    /// It should be and cannot: its secrets are missing or bad. Nothing is sent.
+    /// TLS is configured, but its secrets are missing or invalid. No request is sent.
     Broken,
 }
 
@@ -169,12 +168,12 @@ impl SidecarPlan {
         self.listeners.values().filter(|planned| planned.listener.bind)
     }
 
-    /// The listener of this name.
+    /// The listener with this name.
     pub(crate) fn listener(&self, name: &str) -> Option<&Arc<PlannedListener>> {
         self.listeners.get(name)
     }
 
-    /// The listener that answers for `destination`: a service's own, or `accepted`, which took it in.
+    /// The listener for `destination`: a virtual listener for it, or else `accepted`, which accepted the connection.
     pub(crate) fn listener_for<'a>(
         &'a self,
         accepted: &'a Arc<PlannedListener>,
@@ -186,19 +185,19 @@ impl SidecarPlan {
         self.by_destination.get(&destination).unwrap_or(accepted)
     }
 
-    /// Whether connections to the target of this number may still be used.
+    /// Whether connections to the target with this number may be reused.
     pub(crate) fn has_target(&self, id: u64) -> bool {
         self.ids.contains(&id)
     }
 
-    /// The cluster of this name.
+    /// The cluster with this name.
     pub(crate) fn target(&self, name: &str) -> Option<&Arc<PlannedCluster>> {
         self.targets.get(name)
     }
 }
 
 impl PlannedListener {
-    /// The chain that serves a connection.
+    /// The filter chain that serves a connection.
     pub(crate) fn chain(
         &self,
         destination: SocketAddr,
@@ -213,7 +212,7 @@ impl PlannedListener {
     }
 }
 
-/// Whether a listener is this tier's.
+/// Whether a sidecar serves a listener.
 fn is_servable(listener: &Listener) -> bool {
     listener.transport == Transport::Tcp
 }

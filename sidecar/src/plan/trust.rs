@@ -1,4 +1,4 @@
-//! The trust stores of a plan: which replaces which, and what was withdrawn by that.
+//! The trust stores of a plan, and the certificates that a new version of a store no longer accepts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -11,33 +11,32 @@ use super::files::{FileStamp, WatchedFiles, as_one};
 use crate::connection_registry::RevocationHistory;
 use crate::crl_store::CrlStore;
 
-/// The lists of each trust store, by its name; none where revocation is not checked.
+/// The CRLs of each trust store by its name; none where revocation is not checked.
 pub type CrlsByTrustStore = BTreeMap<String, Option<Vec<CrlInfo>>>;
 
-/// The last good store of each validation, so that a bad list leaves it in force.
+/// The last good trust store of each validation, which stays in force when a CRL or root is invalid.
 #[derive(Debug, Default)]
 pub(crate) struct TrustStores {
-    held: HashMap<SecretId, TrustStoreEntry>,
+    stores: HashMap<SecretId, TrustStoreEntry>,
     revocations: RevocationHistory,
-    /// When a plan would be another by the clock alone, in seconds since 1970: a list expires, or what could
-    /// not be loaded is tried again.
-    next_look: Option<u64>,
-    /// How many lists waited for their issuer when the last plan was made.
+    /// When the clock alone results in another plan, in seconds since 1970: a CRL expires, or loading is retried.
+    next_change: Option<u64>,
+    /// The number of CRLs that waited for their issuer when the last plan was built.
     waiting: usize,
 }
 
-/// What a secret is known by from one plan to the next.
+/// Identifies a secret across plans.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum SecretId {
     /// Its name.
     Name(Name),
-    /// The filter chain or cluster whose configuration holds it. The next configuration may hold another
-    /// secret in the same place.
+    /// The filter chain or cluster that holds the inline secret. The next configuration may have another secret in the same
+    /// place.
     Location(String),
 }
 
 impl SecretId {
-    /// Of a secret that `place` uses.
+    /// The identifier of a secret that `place` uses.
     pub(crate) fn of(source: &SecretSource, place: &str) -> Self {
         match source {
             SecretSource::Named(name) => Self::Name(name.clone()),
@@ -61,23 +60,23 @@ impl SecretId {
     }
 }
 
-/// How often what could not be loaded is tried again: it may be good a moment later.
-const AGAIN: u64 = 2;
+/// The interval at which loading is retried, in seconds.
+const RETRY_INTERVAL_SECONDS: u64 = 2;
 
-/// The store of a validation.
+/// The trust store of a validation.
 #[derive(Debug, Clone)]
 struct TrustStoreEntry {
-    /// What it was last made of, or tried to be made of.
+    /// What was last loaded, or tried to be.
     validation: Validation,
     stamps: [FileStamp; 2],
-    /// The last good one.
+    /// The last good store.
     store: Option<Arc<TrustStore>>,
-    /// Why what there is now could not be loaded, and when that is tried again.
+    /// Why loading failed, and when to retry in seconds since 1970.
     failed: Option<(String, u64)>,
-    is_asked: bool,
+    is_used: bool,
 }
 
-/// What tells the contents of a validation from others: stamps of its roots and lists.
+/// Identifies the version of a validation's contents: the stamps of its roots and its CRLs.
 fn stamps(validation: &Validation, files: &mut WatchedFiles, fetched: &CrlStore) -> [FileStamp; 2] {
     let lists = validation.revocations.as_ref();
     let lists = lists.map(|lists| files.stamp(lists)).unwrap_or_default();
@@ -85,62 +84,74 @@ fn stamps(validation: &Validation, files: &mut WatchedFiles, fetched: &CrlStore)
     [files.stamp(&validation.roots), fetched.fold(lists, FileStamp::with)]
 }
 
+/// What trust stores are loaded from, apart from the configuration.
+pub(crate) struct ValidationInputs<'a> {
+    pub(crate) files: &'a mut WatchedFiles,
+    /// The fetched CRLs.
+    pub(crate) crls: &'a CrlStore,
+    pub(crate) now: UnixTime,
+}
+
 impl TrustStores {
-    /// The store of a validation, and what an operator should know of it.
+    /// The trust store of a validation, with warnings for operators.
     ///
     /// # Errors
-    /// Why there is none.
+    /// When loading fails without a last good store.
     pub(crate) fn store(
         &mut self,
         id: &SecretId,
         validation: &Validation,
-        (files, fetched): (&mut WatchedFiles, &CrlStore),
-        now: UnixTime,
+        inputs: &mut ValidationInputs<'_>,
     ) -> Result<(Arc<TrustStore>, Vec<String>), String> {
-        let stamps = stamps(validation, files, fetched);
-        let previous = self.held.remove(id);
+        let now = inputs.now;
+        let fetched = inputs.crls;
+        let stamps = stamps(validation, inputs.files, fetched);
+        let previous = self.stores.remove(id);
         let is_same =
-            |held: &TrustStoreEntry| held.validation == *validation && held.stamps == stamps;
-        let is_final =
-            |held: &TrustStoreEntry| held.failed.as_ref().is_none_or(|(_, at)| now.as_secs() < *at);
-        let mut held = match previous {
-            Some(held) if is_same(&held) && is_final(&held) => held,
+            |entry: &TrustStoreEntry| entry.validation == *validation && entry.stamps == stamps;
+        let is_final = |entry: &TrustStoreEntry| {
+            entry.failed.as_ref().is_none_or(|(_, at)| now.as_secs() < *at)
+        };
+        let mut entry = match previous {
+            Some(entry) if is_same(&entry) && is_final(&entry) => entry,
             previous => {
-                let previous = previous.filter(|held| id.may_follow(&held.validation, validation));
-                let store = previous.and_then(|held| held.store);
-                self.load(validation, stamps, store, (files, fetched, now))
+                let previous =
+                    previous.filter(|entry| id.may_follow(&entry.validation, validation));
+                let store = previous.and_then(|entry| entry.store);
+                self.load(validation, stamps, store, inputs)
             }
         };
-        held.is_asked = true;
-        let store = held.store.clone();
-        let failed = held.failed.clone();
-        self.held.insert(id.clone(), held);
-        let mut told = Vec::new();
+        entry.is_used = true;
+        let store = entry.store.clone();
+        let failed = entry.failed.clone();
+        self.stores.insert(id.clone(), entry);
+        let mut warnings = Vec::new();
         for point in &validation.points {
             let until = match fetched.list(point) {
-                Some(_) => "the last list stays in force",
-                None => "until it comes nobody is refused by it",
+                Some(_) => "the last CRL stays in force",
+                None => "no certificate is checked against this CRL until it is fetched",
             };
             if let Some(problem) = fetched.problem(point) {
-                told.push(format!("{:?}: {problem}; {until}", point.uri));
+                warnings.push(format!("{:?}: {problem}; {until}", point.uri));
             }
         }
         let store = match (store, failed) {
             (Some(store), None) => store,
             (Some(store), Some((problem, _))) => {
-                told.push(format!("{problem}; the last good one stays in force"));
+                warnings.push(format!("{problem}; the last good one stays in force"));
                 store
             }
             (None, failed) => return Err(failed.map(|(problem, _)| problem).unwrap_or_default()),
         };
-        told.extend(store.warnings(now));
-        let told = told.into_iter().map(|told| format!("validation {:?}: {told}", id.text()));
-        Ok((store, told.collect()))
+        warnings.extend(store.warnings(now));
+        let warnings =
+            warnings.into_iter().map(|text| format!("validation {:?}: {text}", id.text()));
+        Ok((store, warnings.collect()))
     }
 
-    /// Whether what there was for a validation when it was last asked for could not be loaded.
+    /// Whether the last attempt to load a validation failed.
     pub(crate) fn has_failed(&self, id: &SecretId) -> bool {
-        self.held.get(id).is_some_and(|held| held.failed.is_some())
+        self.stores.get(id).is_some_and(|entry| entry.failed.is_some())
     }
 
     fn load(
@@ -148,9 +159,9 @@ impl TrustStores {
         validation: &Validation,
         stamps: [FileStamp; 2],
         before: Option<Arc<TrustStore>>,
-        (files, fetched, now): (&mut WatchedFiles, &CrlStore, UnixTime),
+        inputs: &mut ValidationInputs<'_>,
     ) -> TrustStoreEntry {
-        let loaded = load(validation, before.as_deref(), (files, fetched), now);
+        let loaded = load(validation, before.as_deref(), inputs);
         let (store, failed) = match loaded {
             Ok(store) => {
                 let store = Arc::new(store);
@@ -159,77 +170,79 @@ impl TrustStores {
                 }
                 (Some(store), None)
             }
-            Err(problem) => (before, Some((problem, now.as_secs() + AGAIN))),
+            Err(problem) => {
+                (before, Some((problem, inputs.now.as_secs() + RETRY_INTERVAL_SECONDS)))
+            }
         };
-        TrustStoreEntry { validation: validation.clone(), stamps, store, failed, is_asked: true }
+        TrustStoreEntry { validation: validation.clone(), stamps, store, failed, is_used: true }
     }
 
-    /// Forgets the stores that nobody asked for: what was checked by them takes its leave. And finds out when
-    /// the clock alone makes another plan of the same things.
+    /// Drops the stores that the plan does not use, whose connections are then drained, and computes when the clock alone results
+    /// in another plan.
     pub(crate) fn settle(&mut self, now: UnixTime) {
         let revocations = &mut self.revocations;
-        self.held.retain(|_, held| {
-            if !held.is_asked
-                && let Some(store) = &held.store
+        self.stores.retain(|_, entry| {
+            if !entry.is_used
+                && let Some(store) = &entry.store
             {
                 revocations.add_all(store);
             }
-            std::mem::take(&mut held.is_asked)
+            std::mem::take(&mut entry.is_used)
         });
-        let stores = self.held.values().filter_map(|held| held.store.as_ref());
+        let stores = self.stores.values().filter_map(|entry| entry.store.as_ref());
         let lists = stores.filter_map(|store| store.revocations());
-        self.waiting = self.waiting_lists();
+        self.waiting = self.pending_crls();
         let ends = lists.flat_map(CrlIndex::crl_infos).map(|list| list.next_update);
-        let again = self.held.values().filter_map(|held| held.failed.as_ref()).map(|(_, at)| *at);
-        self.next_look = ends.filter(|end| *end > now.as_secs()).chain(again).min();
+        let again =
+            self.stores.values().filter_map(|entry| entry.failed.as_ref()).map(|(_, at)| *at);
+        self.next_change = ends.filter(|end| *end > now.as_secs()).chain(again).min();
     }
 
-    /// Whether the clock, or a peer that showed the issuer of a waiting list, has made another plan of the same
-    /// things since [`Self::settle`].
-    pub(crate) fn are_outdated(&self, now: UnixTime) -> bool {
-        self.next_look.is_some_and(|at| at <= now.as_secs()) || self.waiting != self.waiting_lists()
+    /// Whether the clock, or a peer that presented the issuer of a waiting CRL, results in another plan since [`Self::settle`].
+    pub(crate) fn is_outdated(&self, now: UnixTime) -> bool {
+        self.next_change.is_some_and(|at| at <= now.as_secs())
+            || self.waiting != self.pending_crls()
     }
 
-    fn waiting_lists(&self) -> usize {
-        let stores = self.held.values().filter_map(|held| held.store.as_ref());
+    fn pending_crls(&self) -> usize {
+        let stores = self.stores.values().filter_map(|entry| entry.store.as_ref());
         stores.filter_map(|store| store.revocations()).map(CrlIndex::pending_count).sum()
     }
 
-    /// What was trusted and is not any more.
+    /// The certificates that trust stores stopped accepting.
     pub(crate) fn revocations(&self) -> &RevocationHistory {
         &self.revocations
     }
 
-    /// What the lists of each store say of themselves.
+    /// The CRLs of each store.
     pub(crate) fn coverage(&self) -> CrlsByTrustStore {
         let lists =
-            |held: &TrustStoreEntry| held.store.as_ref()?.revocations().map(CrlIndex::crl_infos);
-        self.held.iter().map(|(id, held)| (id.text().to_owned(), lists(held))).collect()
+            |entry: &TrustStoreEntry| entry.store.as_ref()?.revocations().map(CrlIndex::crl_infos);
+        self.stores.iter().map(|(id, entry)| (id.text().to_owned(), lists(entry))).collect()
     }
 }
 
 fn load(
     validation: &Validation,
     previous: Option<&TrustStore>,
-    (files, fetched): (&mut WatchedFiles, &CrlStore),
-    now: UnixTime,
+    inputs: &mut ValidationInputs<'_>,
 ) -> Result<TrustStore, String> {
-    let roots = files.read(&validation.roots)?;
-    let lists = lists(validation, files, fetched)?;
+    let roots = inputs.files.read(&validation.roots)?;
+    let lists = crls(validation, inputs.files, inputs.crls)?;
     let parts = TrustParts {
         roots: &roots,
         revocations: lists.as_deref(),
         names: validation.names.clone(),
         policy: validation.policy,
     };
-    TrustStore::build(parts, previous, now).map_err(|error| error.to_string())
+    TrustStore::build(parts, previous, inputs.now).map_err(|error| error.to_string())
 }
 
-/// All lists of a validation; none where revocation is not checked.
+/// All CRLs of a validation; none where revocation is not checked.
 ///
 /// # Errors
-/// Why one of them is not there.
-fn lists(
+/// When a file cannot be read, or a CRL was not fetched yet in strict mode.
+fn crls(
     validation: &Validation,
     files: &mut WatchedFiles,
     fetched: &CrlStore,
@@ -241,10 +254,10 @@ fn lists(
     for point in &validation.points {
         match fetched.list(point) {
             Some(list) => all.push(list.to_vec()),
-            // It may say of anybody that he is revoked.
+            // The missing CRL may revoke any certificate.
             None if validation.policy.mode == RevocationMode::Strict => {
-                let reason = fetched.problem(point).unwrap_or("it is being fetched");
-                return Err(format!("the list at {:?} is not there yet: {reason}", point.uri));
+                let reason = fetched.problem(point).unwrap_or("the first fetch is not complete");
+                return Err(format!("CRL {:?} not fetched yet: {reason}", point.uri));
             }
             None => {}
         }
@@ -286,12 +299,12 @@ mod tests {
             Self { authority: Authority::load(files, "mesh.test").unwrap(), now }
         }
 
-        /// A validation with a list that revokes `serials`, which is there from so many seconds on.
+        /// A validation with a CRL that revokes `serials` and is valid after this many seconds.
         fn validation(&self, number: u64, serials: &[&str], from: u64) -> Validation {
             let entry =
                 |serial: &&str| RevokedCertificate { serial: (*serial).to_owned(), at: self.now };
             let revoked: Vec<_> = serials.iter().map(entry).collect();
-            // The authority dates its lists back by five minutes.
+            // The authority backdates its CRLs by five minutes.
             let issued = self.now + Duration::from_secs(from + 300);
             let life = Duration::from_secs(3600);
             let lists = self.authority.crls(&revoked, number, issued, life).unwrap();
@@ -319,86 +332,133 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_loaded_leaves_the_last_good_one_is_told_and_is_tried_again() {
-        let world = TestAuthority::new();
+    fn validation_that_cannot_be_loaded_leaves_the_last_good_one_and_is_retried() {
+        let authority = TestAuthority::new();
         let mut stores = TrustStores::default();
         let mut files = WatchedFiles::default();
         let mut ask = |validation: &Validation, seconds| {
-            let got =
-                stores.store(&trust(), validation, (&mut files, &CrlStore::default()), at(seconds));
+            let got = stores.store(
+                &trust(),
+                validation,
+                &mut ValidationInputs {
+                    files: &mut files,
+                    crls: &CrlStore::default(),
+                    now: at(seconds),
+                },
+            );
             stores.settle(at(seconds));
-            let outdated = stores.are_outdated(at(seconds + AGAIN));
-            got.map(|(store, told)| (store.version().generation, told.join("; "), outdated))
+            let outdated = stores.is_outdated(at(seconds + RETRY_INTERVAL_SECONDS));
+            got.map(|(store, warnings)| (store.version().generation, warnings.join("; "), outdated))
         };
-        // The list is of the future, as of a clock that goes ahead of ours.
-        let early = world.validation(1, &[], 3);
+        // The CRL is from the future, as if the issuer's clock were ahead.
+        let early = authority.validation(1, &[], 3);
         assert!(ask(&early, 0).unwrap_err().contains("in the future"));
         assert!(ask(&early, 1).unwrap_err().contains("in the future"));
         assert_eq!(ask(&early, 3), Ok((0, String::new(), false)));
-        let next = world.validation(2, &["0a"], 5);
-        let (generation, told, outdated) = ask(&next, 3).unwrap();
-        assert!(told.contains("the last good one stays in force"), "{told}");
+        let next = authority.validation(2, &["0a"], 5);
+        let (generation, warnings, outdated) = ask(&next, 3).unwrap();
+        assert!(warnings.contains("the last good one stays in force"), "{warnings}");
         assert_eq!((generation, outdated), (0, true));
-        let (_, told, _) = ask(&next, 4).unwrap();
-        assert!(told.contains("stays in force"), "it is told as long as it is so: {told}");
+        let (_, warnings, _) = ask(&next, 4).unwrap();
+        assert!(
+            warnings.contains("stays in force"),
+            "the problem is reported while it exists: {warnings}"
+        );
         assert_eq!(ask(&next, 6), Ok((1, String::new(), false)));
     }
 
     #[test]
-    fn what_nobody_asks_for_any_more_takes_its_leave() {
-        let world = TestAuthority::new();
+    fn store_that_the_configuration_no_longer_uses_is_dropped_and_its_proofs_are_invalidated() {
+        let authority = TestAuthority::new();
         let mut stores = TrustStores::default();
         let mut files = WatchedFiles::default();
         let fetched = CrlStore::default();
-        let first = world.validation(1, &[], 0);
-        let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
-        let (proof, serial) = world.proof(&store);
+        let first = authority.validation(1, &[], 0);
+        let (store, _) = stores
+            .store(
+                &trust(),
+                &first,
+                &mut ValidationInputs { files: &mut files, crls: &fetched, now: at(0) },
+            )
+            .unwrap();
+        let (proof, serial) = authority.proof(&store);
         stores.settle(at(0));
-        let standing = store.version();
-        let ends = |stores: &TrustStores| stores.revocations().invalidates(&proof, standing);
-        // Another list, that names somebody else, and then it.
-        let other = world.validation(2, &["0a"], 0);
-        stores.store(&trust(), &other, (&mut files, &fetched), at(1)).unwrap();
+        let version = store.version();
+        let ends = |stores: &TrustStores| stores.revocations().invalidates(&proof, version);
+        // A CRL with another certificate, and then with this one.
+        let other = authority.validation(2, &["0a"], 0);
+        stores
+            .store(
+                &trust(),
+                &other,
+                &mut ValidationInputs { files: &mut files, crls: &fetched, now: at(1) },
+            )
+            .unwrap();
         stores.settle(at(1));
         assert!(!ends(&stores));
-        let revoking = world.validation(3, &["0a", &serial], 0);
-        stores.store(&trust(), &revoking, (&mut files, &fetched), at(2)).unwrap();
+        let revoking = authority.validation(3, &["0a", &serial], 0);
+        stores
+            .store(
+                &trust(),
+                &revoking,
+                &mut ValidationInputs { files: &mut files, crls: &fetched, now: at(2) },
+            )
+            .unwrap();
         assert!(ends(&stores));
 
         let mut stores = TrustStores::default();
-        let (store, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(0)).unwrap();
+        let (store, _) = stores
+            .store(
+                &trust(),
+                &first,
+                &mut ValidationInputs { files: &mut files, crls: &fetched, now: at(0) },
+            )
+            .unwrap();
         stores.settle(at(0));
-        let proof = world.proof(&store).0;
-        let standing = store.version();
-        assert!(!stores.revocations().invalidates(&proof, standing));
+        let proof = authority.proof(&store).0;
+        let version = store.version();
+        assert!(!stores.revocations().invalidates(&proof, version));
         stores.settle(at(1));
-        assert!(stores.revocations().invalidates(&proof, standing), "nobody asked for it");
-        let (again, _) = stores.store(&trust(), &first, (&mut files, &fetched), at(2)).unwrap();
-        assert_ne!(again.version().lineage, standing.lineage);
+        assert!(
+            stores.revocations().invalidates(&proof, version),
+            "the plan did not use the store"
+        );
+        let (again, _) = stores
+            .store(
+                &trust(),
+                &first,
+                &mut ValidationInputs { files: &mut files, crls: &fetched, now: at(2) },
+            )
+            .unwrap();
+        assert_ne!(again.version().lineage, version.lineage);
     }
 
     #[test]
     fn broken_validation_of_a_filter_chain_does_not_inherit_the_roots_of_the_last_one_there() {
-        let world = TestAuthority::new();
+        let authority = TestAuthority::new();
         let other = TestAuthority::new();
         let mut stores = TrustStores::default();
         let mut files = WatchedFiles::default();
         let fetched = CrlStore::default();
         let place = SecretId::Location("listener a chain 0".into());
-        let first = world.validation(1, &[], 0);
+        let first = authority.validation(1, &[], 0);
         let broken = |roots: &Validation| Validation {
             revocations: Some(DataSource::inline("no list")),
             ..roots.clone()
         };
         let mut is_served = |id: &SecretId, validation: &Validation| {
-            let got = stores.store(id, validation, (&mut files, &fetched), at(0));
+            let got = stores.store(
+                id,
+                validation,
+                &mut ValidationInputs { files: &mut files, crls: &fetched, now: at(0) },
+            );
             stores.settle(at(0));
             got.is_ok()
         };
         assert!(is_served(&place, &first));
         assert!(is_served(&place, &broken(&first)), "the roots are the same");
         assert!(!is_served(&place, &broken(&other.validation(1, &[], 0))));
-        // A secret keeps its name whatever it holds, and no place has that name.
+        // A named secret keeps its last good store whatever it contains; a location never has the same identifier.
         let named = SecretId::Name("listener a chain 0".into());
         assert!(!is_served(&named, &broken(&first)));
         assert!(is_served(&named, &first));
