@@ -1,5 +1,4 @@
-//! What an agent tells of itself: its redirects, which way each service's flows go, and where a flow
-//! would go.
+//! Metrics and state of an agent: redirects, the path of each service's flows, and flow explanations.
 
 use std::sync::Arc;
 
@@ -12,22 +11,22 @@ use weft_agent::redirect::{self, RedirectGuard, RedirectStatus};
 use weft_model::{FlowTuple, Transport};
 use weft_runtime::metrics::{MetricsPage, WorkerMetrics};
 
-use crate::process::Particulars;
+use crate::process::RoleReport;
 
-/// What there is to tell of.
+/// The sources of an agent's metrics and state.
 #[derive(Debug)]
 pub struct AgentRole {
     /// The workers' counters.
     pub metrics: WorkerMetrics<Metrics>,
     /// The plan in force.
     pub plans: watch::Receiver<Arc<AgentPlan>>,
-    /// What keeps the redirects in force, if anything does.
+    /// The guard of the redirects; none without `--redirects`.
     pub guard: Option<RedirectGuard>,
-    /// What keeps the kernel's table of services.
+    /// The reconciler of the kernel path.
     pub kernel: KernelReconciler,
 }
 
-impl Particulars for AgentRole {
+impl RoleReport for AgentRole {
     fn metrics(&self, page: &mut MetricsPage<'_>) {
         metrics::add_metrics(&self.metrics, &self.kernel.report(), page);
         page.gauge(
@@ -43,10 +42,12 @@ impl Particulars for AgentRole {
     fn ready(&self) -> Result<(), String> {
         let kernel = self.kernel.report();
         if !kernel.settled {
-            return Err("the kernel is being told the services".into());
+            return Err("kernel rules of services are not installed yet".into());
         }
         if let (OccupancyLevel::Full, Some(occupancy)) = (kernel.level, kernel.occupancy) {
-            return Err(format!("the kernel's table is full, {occupancy}: it drops new flows"));
+            return Err(format!(
+                "conntrack table is full ({occupancy}): the kernel drops new flows"
+            ));
         }
         self.guard.as_ref().map_or(Ok(()), |guard| guard.report().ready())
     }
@@ -60,9 +61,9 @@ impl Particulars for AgentRole {
                 let dropped = dropped.map(|(_, packets)| packets);
                 let dns = report.dns.iter().find(|(other, _)| other == name);
                 let dns = dns.map(|(_, is_handed_over)| is_handed_over);
-                let told =
+                let fields =
                     json!({"standing": standing.to_string(), "dropped": dropped, "dns": dns});
-                (name.clone(), told)
+                (name.clone(), fields)
             });
             let standing: Map<_, _> = standing.collect();
             fields.insert("redirects".into(), standing.into());
@@ -82,18 +83,18 @@ impl Particulars for AgentRole {
         let explanation = plan.explain(&flow_of(query)?, sequence_of(query)?)?;
         let services = self.kernel.report().services;
         let service = services.iter().find(|s| *s.listener == *explanation.listener);
-        let mut told = serde_json::to_value(explanation).map_err(|error| error.to_string())?;
-        if let (Value::Object(fields), Some(service)) = (&mut told, service) {
+        let mut answer = serde_json::to_value(explanation).map_err(|error| error.to_string())?;
+        if let (Value::Object(fields), Some(service)) = (&mut answer, service) {
             let (path, why) = path(&service.path);
             fields.insert("path".into(), path.into());
             fields.insert("why".into(), why.into());
         }
-        Ok(told)
+        Ok(answer)
     }
 }
 
 impl AgentRole {
-    /// A service, with its flows of both ways: it may have had some by each.
+    /// A service with the sum of its flows on the kernel path and the proxy path.
     fn service(&self, service: &ServiceReport) -> Value {
         let (path, why) = path(&service.path);
         let (flows, open) = metrics::proxied_flows(&self.metrics, &service.listener);
@@ -106,34 +107,35 @@ impl AgentRole {
 
 fn path(path: &FlowPath) -> (&'static str, String) {
     match path {
-        FlowPath::Kernel => ("kernel", "nothing of it needs its bytes".into()),
+        FlowPath::Kernel => ("kernel", "no feature of the service needs the proxy".into()),
         FlowPath::Proxy(why) => ("proxy", why.to_string()),
     }
 }
 
-/// The flow that a query such as `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80` names.
+/// Parses the flow of a query such as `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80`.
 fn flow_of(query: &str) -> Result<FlowTuple, String> {
     let value = |name: &str| {
         let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
-        value.ok_or_else(|| format!("{name} is missing"))
+        value.ok_or_else(|| format!("missing parameter {name}"))
     };
     let address = |name: &str| {
         let text = value(name)?;
-        text.parse().map_err(|_| format!("{name} {text:?} is not ADDRESS:PORT"))
+        text.parse().map_err(|_| format!("invalid {name} {text:?}: must be ADDRESS:PORT"))
     };
     let transport = match value("transport")? {
         "tcp" => Transport::Tcp,
         "udp" => Transport::Udp,
-        other => return Err(format!("transport {other:?} is neither tcp nor udp")),
+        other => return Err(format!("invalid transport {other:?}: must be tcp or udp")),
     };
     Ok(FlowTuple { transport, client: address("client")?, destination: address("destination")? })
 }
 
-/// The sequence number in such a query, if there is one.
+/// Parses the optional sequence number of a query.
 fn sequence_of(query: &str) -> Result<Option<u32>, String> {
     let value = query.split('&').find_map(|pair| pair.strip_prefix("sequence="));
-    let number =
-        |text: &str| text.parse().map_err(|_| format!("sequence {text:?} is no number of 32 bits"));
+    let number = |text: &str| {
+        text.parse().map_err(|_| format!("invalid sequence {text:?}: must be 0 to 4294967295"))
+    };
     value.map(number).transpose()
 }
 

@@ -1,4 +1,4 @@
-//! Requests of our own over HTTP/1.1, plain or by mutual TLS: to admin ports, and as the demo's client.
+//! An HTTP/1.1 client, plain or with mutual TLS, for admin ports and the demo.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,40 +14,40 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+trait ClientIo: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ClientIo for T {}
 
 /// A connection to a service.
-pub(crate) struct Caller {
+pub(crate) struct HttpClient {
     sender: SendRequest<Empty<Bytes>>,
     authority: String,
     connection: tokio::task::JoinHandle<()>,
 }
 
-/// An answer.
+/// A response with its body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Answer {
+pub(crate) struct HttpResponse {
     pub(crate) status: u16,
     pub(crate) body: String,
 }
 
-impl Caller {
+impl HttpClient {
     /// Connects, with TLS when there is a configuration for it.
     pub(crate) async fn connect(
         target: SocketAddr,
         tls: Option<Arc<ClientConfig>>,
     ) -> Result<Self, String> {
-        tokio::time::timeout(PATIENCE, Self::open(target, tls))
+        tokio::time::timeout(TIMEOUT, Self::open(target, tls))
             .await
-            .map_err(|_| format!("{target} did not answer within {PATIENCE:?}"))?
+            .map_err(|_| format!("{target} did not answer within {TIMEOUT:?}"))?
     }
 
     async fn open(target: SocketAddr, tls: Option<Arc<ClientConfig>>) -> Result<Self, String> {
         let tcp = TcpStream::connect(target).await.map_err(|error| format!("{target}: {error}"))?;
         tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-        let io: Box<dyn Io> = match tls {
+        let io: Box<dyn ClientIo> = match tls {
             None => Box::new(tcp),
             Some(config) => {
                 let name = ServerName::IpAddress(target.ip().into());
@@ -58,13 +58,17 @@ impl Caller {
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io))
             .await
             .map_err(|error| error.to_string())?;
-        // However it ends, it has ended.
+        // Only the end of the connection matters, not its result.
         let connection = tokio::spawn(async { drop(connection.await) });
         Ok(Self { sender, authority: target.to_string(), connection })
     }
 
-    /// Asks for a path.
-    pub(crate) async fn get(&mut self, path: &str, token: Option<&str>) -> Result<Answer, String> {
+    /// Sends a GET request for a path, with an optional bearer token.
+    pub(crate) async fn get(
+        &mut self,
+        path: &str,
+        token: Option<&str>,
+    ) -> Result<HttpResponse, String> {
         let mut request = Request::get(path).header("host", &self.authority);
         if let Some(token) = token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -77,55 +81,58 @@ impl Caller {
             let status = response.status().as_u16();
             let body =
                 response.into_body().collect().await.map_err(|error| explain(&error))?.to_bytes();
-            Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+            Ok(HttpResponse { status, body: String::from_utf8_lossy(&body).into_owned() })
         };
-        tokio::time::timeout(PATIENCE, exchange)
+        tokio::time::timeout(TIMEOUT, exchange)
             .await
-            .map_err(|_| format!("no answer within {PATIENCE:?}"))?
+            .map_err(|_| format!("no answer within {TIMEOUT:?}"))?
     }
 }
 
-impl Caller {
-    /// Waits until the other side has ended the connection.
+impl HttpClient {
+    /// Waits until the server closes the connection.
+    ///
+    /// # Errors
+    /// The connection is still open after [`TIMEOUT`].
     pub(crate) async fn ended(self) -> Result<(), String> {
         let kept = self.sender;
-        let ended = tokio::time::timeout(PATIENCE, self.connection).await;
+        let ended = tokio::time::timeout(TIMEOUT, self.connection).await;
         drop(kept);
-        ended.map(drop).map_err(|_| format!("it was still open after {PATIENCE:?}"))
+        ended.map(drop).map_err(|_| format!("connection still open after {TIMEOUT:?}"))
     }
 }
 
-/// hyper's errors hide their cause one level down.
+/// The cause of a hyper error, which is its source.
 fn explain(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-/// Connects and asks once.
+/// Connects and sends one GET request.
 pub(crate) async fn get(
     target: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
     path: &str,
     token: Option<&str>,
-) -> Result<Answer, String> {
-    Caller::connect(target, tls).await?.get(path, token).await
+) -> Result<HttpResponse, String> {
+    HttpClient::connect(target, tls).await?.get(path, token).await
 }
 
 fn admin() -> SocketAddr {
     ([127, 0, 0, 1], 15000).into()
 }
 
-/// Whether the role on this host is ready.
+/// Whether the process on this host is ready.
 pub(crate) async fn is_ready() -> bool {
     get(admin(), None, "/ready", None).await.is_ok_and(|answer| answer.status == 200)
 }
 
-/// What the role on this host has in force.
+/// The config dump of the process on this host.
 pub(crate) async fn config_dump() -> Result<serde_json::Value, String> {
     let answer = get(admin(), None, "/config_dump", None).await?;
     serde_json::from_str(&answer.body).map_err(|error| error.to_string())
 }
 
-/// Where a new flow would go, by the word of the agent on this host.
+/// The explanation of the agent on this host for a new flow.
 pub(crate) async fn explain_flow(
     transport: &str,
     client: SocketAddr,
@@ -136,7 +143,7 @@ pub(crate) async fn explain_flow(
     serde_json::from_str(&answer.body).map_err(|error| error.to_string())
 }
 
-/// The metrics of the role on this host.
+/// The metrics of the process on this host.
 pub(crate) async fn metrics() -> Result<String, String> {
     get(admin(), None, "/metrics", None).await.map(|answer| answer.body)
 }

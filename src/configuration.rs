@@ -1,4 +1,4 @@
-//! One stream of snapshots, whatever the source: a bootstrap file, an xDS server, or both.
+//! One stream of configuration snapshots from a bootstrap file, an xDS server, or both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -21,12 +21,12 @@ use weft_xds::client::{
 use weft_xds::dial::{DialedConnection, Dialer};
 use weft_xds::translate::{Notes, WORKLOAD_IDENTITY};
 
-use crate::identity::{Current, Enrolment, control_dial};
-use crate::resolver::{self, Failing};
+use crate::identity::{CurrentCertificate, Enrolment, control_dial};
+use crate::resolver::{self, FailedLookups};
 
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// The bootstrap of a process that was only told its control plane.
+/// The bootstrap configuration of a process that is started with `--control`.
 #[must_use]
 pub fn bootstrap_for(identity: Option<&SpiffeId>) -> Bootstrap {
     let id = identity.map(ToString::to_string).unwrap_or_default();
@@ -44,23 +44,23 @@ pub fn bootstrap_for(identity: Option<&SpiffeId>) -> Bootstrap {
     }
 }
 
-/// What configuration is made of and where it goes.
+/// The inputs and outputs of the configuration stream.
 #[derive(Debug)]
 pub struct Channels {
-    /// The secrets that this process makes itself.
+    /// Secrets that this process creates.
     pub local: watch::Sender<BTreeMap<Name, Arc<Secret>>>,
-    /// Where each configuration goes.
+    /// Receives every snapshot.
     pub published: watch::Sender<Arc<Snapshot>>,
-    /// Where the state of things goes.
+    /// Receives the xDS status.
     pub status: watch::Sender<XdsStatus>,
-    /// Where the host names go whose lookups fail.
-    pub unresolved: watch::Sender<Failing>,
+    /// Receives the host names whose last lookup failed.
+    pub unresolved: watch::Sender<FailedLookups>,
 }
 
 /// Follows the configuration until the task is dropped.
 pub async fn follow(
     bootstrap: Bootstrap,
-    enrolled: Option<(Enrolment, watch::Receiver<Current>)>,
+    enrolled: Option<(Enrolment, watch::Receiver<CurrentCertificate>)>,
     mark: Option<Mark>,
     channels: Channels,
 ) {
@@ -76,7 +76,10 @@ pub async fn follow(
         (Some(ads), None) => match dial_cluster(&bootstrap.resources, &ads.cluster, mark) {
             Ok(dial) => Some(dial),
             Err(error) => {
-                tracing::error!(error, "the xDS server cannot be dialled; only the file is served");
+                tracing::error!(
+                    error,
+                    "cannot connect to the xDS server, only the bootstrap file is served"
+                );
                 None
             }
         },
@@ -100,10 +103,10 @@ pub async fn follow(
     xds::follow(dial, session, follower).await;
 }
 
-/// Dials with whatever certificate is current at that moment.
+/// A dialer that uses the certificate that is current at each connection attempt.
 fn renewing_dial(
     enrolment: Enrolment,
-    current: watch::Receiver<Current>,
+    current: watch::Receiver<CurrentCertificate>,
     mark: Option<Mark>,
 ) -> Dialer {
     Dialer::new(move || {
@@ -115,10 +118,10 @@ fn renewing_dial(
     })
 }
 
-/// The way to a static cluster.
+/// A dialer to the first endpoint of a static cluster.
 fn dial_cluster(resources: &Snapshot, name: &str, mark: Option<Mark>) -> Result<Dialer, String> {
     let cluster =
-        resources.clusters.get(name).ok_or_else(|| format!("there is no cluster {name:?}"))?;
+        resources.clusters.get(name).ok_or_else(|| format!("unknown cluster {name:?}"))?;
     let address = match &cluster.discovery {
         Discovery::Static(set) => {
             set.endpoints.first().map(|endpoint| endpoint.address.to_string())
@@ -126,12 +129,12 @@ fn dial_cluster(resources: &Snapshot, name: &str, mark: Option<Mark>) -> Result<
         Discovery::Dns(dns) => dns.hosts.first().map(|host| host_port(&host.name, host.port)),
         Discovery::Endpoints(_) | Discovery::OriginalDestination => None,
     };
-    let address = address.ok_or_else(|| format!("cluster {name:?} has no endpoint of its own"))?;
+    let address = address.ok_or_else(|| format!("cluster {name:?} has no static endpoint"))?;
     let config = cluster.tls.as_ref().map(|tls| cluster_tls(resources, tls)).transpose()?;
     Ok(dial_tls(address, config, mark))
 }
 
-/// The form that a lookup takes: an IPv6 address in brackets.
+/// `HOST:PORT` for a lookup; an IPv6 address is put in brackets.
 fn host_port(name: &str, port: u16) -> String {
     match name.parse::<IpAddr>() {
         Ok(address) => SocketAddr::new(address, port).to_string(),
@@ -149,18 +152,20 @@ fn cluster_tls(resources: &Snapshot, tls: &UpstreamTls) -> Result<Arc<ClientConf
                     .map_err(|error| error.to_string())?,
             ),
             Secret::Validation(_) => {
-                return Err("the xDS cluster's certificate is a validation".into());
+                return Err(
+                    "the certificate secret of the xDS cluster is a validation context".into()
+                );
             }
         },
     };
     let validation = tls.validation.as_ref();
-    let validation = validation.ok_or("the xDS cluster has TLS without trusted_ca")?;
+    let validation = validation.ok_or("the TLS context of the xDS cluster has no trusted_ca")?;
     let Secret::Validation(validation) = secret(validation)?.as_ref() else {
-        return Err("the xDS cluster's validation is a certificate".into());
+        return Err("the validation secret of the xDS cluster is a certificate".into());
     };
     if !validation.points.is_empty() {
         return Err(
-            "distribution_points cannot serve the xDS cluster itself; give it lists by crl".into(),
+            "distribution_points is not supported for the xDS cluster: set crl instead".into()
         );
     }
     let now =
@@ -207,7 +212,8 @@ async fn connect(
     config: Option<Arc<ClientConfig>>,
     mark: Option<Mark>,
 ) -> io::Result<Box<dyn DialedConnection>> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address"));
+    let mut last =
+        io::Error::new(io::ErrorKind::NotFound, format!("{address} resolves to no address"));
     for target in tokio::net::lookup_host(&address).await? {
         match connect_tcp(target, mark.into(), CONNECT).await {
             Ok(tcp) => {
@@ -217,7 +223,10 @@ async fn connect(
                 let name = ServerName::IpAddress(target.ip().into());
                 let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
                 let tls = tokio::time::timeout(CONNECT, handshake).await.map_err(|_| {
-                    io::Error::new(io::ErrorKind::TimedOut, format!("no handshake with {target}"))
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("TLS handshake with {target} timed out"),
+                    )
                 })??;
                 return Ok(Box::new(tls));
             }

@@ -1,6 +1,6 @@
-//! The workload's own certificate: from a join token to a first one, then renewed for ever.
+//! The workload certificate: obtained with a join token, then renewed before it expires.
 //!
-//! The key is made here and never leaves this process, but for the state folder when there is one.
+//! The private key is generated here and is only written to the state directory, if there is one.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -23,25 +23,25 @@ use weft_xds::translate::WORKLOAD_IDENTITY;
 
 use crate::configuration::dial_tls;
 
-/// How long at most until the clock is looked at again while a certificate is good. A clock may be set, and
-/// while a machine is suspended no timer runs.
-const LOOK: Duration = Duration::from_secs(10);
+/// The longest time between two reads of the wall clock while a certificate is valid. The clock may be set, and timers
+/// stop while the machine is suspended.
+const MAX_CLOCK_POLL: Duration = Duration::from_secs(10);
 
-const SHORTEST_LOOK: Duration = Duration::from_millis(10);
-/// From which difference on between two clocks it is worth a line of the log.
+const MIN_CLOCK_POLL: Duration = Duration::from_millis(10);
+/// A clock difference above this value is logged.
 const SKEW: Duration = Duration::from_secs(60);
 
-/// How a workload comes to its certificate and configuration.
+/// How a workload obtains its certificate and configuration.
 #[derive(Clone)]
 pub struct Enrolment {
     /// The control plane, `HOST:PORT`.
     pub control: String,
-    /// The roots by which it is known, PEM.
+    /// The trust bundle that verifies the control plane, PEM.
     pub roots: Vec<u8>,
-    /// Who the workload is.
+    /// The SPIFFE ID of the workload.
     pub identity: SpiffeId,
-    /// Where its first certificate comes from.
-    pub source: Source,
+    /// The source of the first certificate.
+    pub source: IdentitySource,
 }
 
 impl std::fmt::Debug for Enrolment {
@@ -53,39 +53,39 @@ impl std::fmt::Debug for Enrolment {
     }
 }
 
-/// Where a first certificate comes from.
+/// The source of the first certificate.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct IdentitySource {
     /// The file that holds a join token.
     pub token_file: Option<PathBuf>,
-    /// The folder that holds the certificate of an earlier run.
+    /// The directory that stores the certificate across restarts.
     pub state: Option<PathBuf>,
 }
 
-/// A certificate in use.
+/// The certificate in use.
 #[derive(Clone)]
-pub struct Current {
+pub struct CurrentCertificate {
     chain: String,
     key: KeyText,
     identity: LoadedIdentity,
-    /// Since when we have it; the beginning of time when that is not known any more.
+    /// When the certificate was received; the Unix epoch for a stored certificate.
     since: SystemTime,
 }
 
-impl std::fmt::Debug for Current {
+impl std::fmt::Debug for CurrentCertificate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Current { .. }")
     }
 }
 
-impl Current {
-    /// What TLS needs of it.
+impl CurrentCertificate {
+    /// The certificate and key for TLS.
     #[must_use]
     pub fn identity(&self) -> &LoadedIdentity {
         &self.identity
     }
 
-    /// The root that the chain ends with, PEM; empty where it ends without one.
+    /// The root certificate at the end of the chain, PEM; empty without one.
     pub(crate) fn root(&self) -> &str {
         let at = self.chain.rfind("-----BEGIN CERTIFICATE-----").filter(|at| *at > 0);
         at.and_then(|at| self.chain.get(at..)).unwrap_or_default()
@@ -105,18 +105,21 @@ impl Current {
         }))
     }
 
-    /// Whether it is good at a time.
+    /// Checks that the certificate is valid at a time.
     ///
     /// # Errors
-    /// Why not.
+    /// The time is outside of the validity, or the validity cannot be read.
     fn check_dates(&self, now: SystemTime) -> Result<(), String> {
-        let (from, to) =
-            self.identity.leaf().and_then(validity).ok_or("its dates cannot be read")?;
+        let (from, to) = self
+            .identity
+            .leaf()
+            .and_then(validity)
+            .ok_or("cannot read the validity of the certificate")?;
         if from <= now && now < to {
             return Ok(());
         }
         let [from, to, now] = [from, to, now].map(date);
-        Err(format!("it is good from {from} to {to}, and this host's clock shows {now}"))
+        Err(format!("certificate is valid from {from} to {to}; the clock of this host shows {now}"))
     }
 
     fn rotation(&self) -> Option<Rotation> {
@@ -125,15 +128,15 @@ impl Current {
     }
 }
 
-/// Gets a first certificate, however long it takes, and renews it in a task of its own. The local
-/// secrets get each new one.
+/// Obtains the first certificate, retrying until it succeeds, and spawns a task that renews it. Publishes every
+/// certificate in the local secrets.
 pub async fn enrol(
     enrolment: &Enrolment,
     mark: Option<Mark>,
     local: watch::Sender<BTreeMap<Name, Arc<Secret>>>,
-) -> watch::Receiver<Current> {
+) -> watch::Receiver<CurrentCertificate> {
     let first = first(enrolment, mark).await;
-    let publish = move |current: &Current| {
+    let publish = move |current: &CurrentCertificate| {
         local.send_modify(|secrets| {
             secrets.insert(WORKLOAD_IDENTITY.into(), current.secret());
         });
@@ -145,17 +148,17 @@ pub async fn enrol(
     receiver
 }
 
-async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> Current {
+async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> CurrentCertificate {
     let mut wait = Duration::from_millis(100);
     loop {
-        // Each time, since it is the clock that says whether that one is over.
+        // On every attempt: the clock may have been corrected, which makes the stored certificate valid.
         match enrolment.source.state.as_deref().and_then(restore) {
-            Some(Ok(kept)) => {
-                tracing::info!(identity = %enrolment.identity, "took up the certificate of an earlier run");
-                return kept;
+            Some(Ok(stored)) => {
+                tracing::info!(identity = %enrolment.identity, "stored certificate loaded");
+                return stored;
             }
             Some(Err(reason)) => {
-                tracing::warn!(reason, "the certificate of an earlier run is not taken up");
+                tracing::warn!(reason, "stored certificate not usable");
             }
             None => {}
         }
@@ -171,7 +174,7 @@ async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> Current {
     }
 }
 
-/// The join token, if the file can be read. It may come later, or be needed no longer.
+/// The join token; none when the file cannot be read. The file may appear later.
 fn read_token(file: &Path) -> Option<String> {
     let read = std::fs::read_to_string(file);
     let read = read.inspect_err(|error| {
@@ -183,8 +186,8 @@ fn read_token(file: &Path) -> Option<String> {
 async fn renew(
     enrolment: Enrolment,
     mark: Option<Mark>,
-    sender: watch::Sender<Current>,
-    publish: impl Fn(&Current) + Send,
+    sender: watch::Sender<CurrentCertificate>,
+    publish: impl Fn(&CurrentCertificate) + Send,
 ) {
     let Some(mut rotation) = sender.borrow().rotation() else {
         return;
@@ -193,13 +196,13 @@ async fn renew(
         let now = wall_clock();
         if !rotation.is_due(now) {
             let left = rotation.due().duration_since(now).unwrap_or_default();
-            tokio::time::sleep(left.clamp(SHORTEST_LOOK, LOOK)).await;
+            tokio::time::sleep(left.clamp(MIN_CLOCK_POLL, MAX_CLOCK_POLL)).await;
             continue;
         }
         let current = sender.borrow().clone();
         match obtain(&enrolment, Some(&current), None, mark).await {
             Ok(renewed) => {
-                tracing::info!(identity = %enrolment.identity, "renewed the certificate");
+                tracing::info!(identity = %enrolment.identity, "certificate renewed");
                 publish(&renewed);
                 if let Some(next) = renewed.rotation() {
                     rotation = next;
@@ -207,50 +210,50 @@ async fn renew(
                 sender.send_replace(renewed);
             }
             Err(error) => {
-                tracing::warn!(%error, "the certificate was not renewed yet");
+                tracing::warn!(%error, "certificate renewal failed, will retry");
                 tokio::time::sleep(rotation.failed(wall_clock(), fastrand::f64())).await;
             }
         }
     }
 }
 
-/// Asks for a certificate: with the present one, or with a join token.
+/// Requests a certificate, authenticated by the current one or by a join token.
 async fn obtain(
     enrolment: &Enrolment,
-    current: Option<&Current>,
+    current: Option<&CurrentCertificate>,
     token: Option<&str>,
     mark: Option<Mark>,
-) -> Result<Current, SignError> {
+) -> Result<CurrentCertificate, SignError> {
     let unavailable = SignError::Unavailable;
     let pending =
         request::make(&enrolment.identity).map_err(|error| unavailable(error.to_string()))?;
-    let identity = current.map(Current::identity);
-    let root_above = current.map(Current::root).unwrap_or_default();
+    let identity = current.map(CurrentCertificate::identity);
+    let root_above = current.map(CurrentCertificate::root).unwrap_or_default();
     let dial = control_dial(enrolment, identity, root_above, mark).map_err(unavailable)?;
     let chain = request_certificate(&dial, pending.request_pem, token).await?;
-    let current =
-        Current::load(chain.concat(), pending.key_pem, wall_clock()).map_err(unavailable)?;
+    let current = CurrentCertificate::load(chain.concat(), pending.key_pem, wall_clock())
+        .map_err(unavailable)?;
     current.check_dates(wall_clock()).map_err(|reason| {
-        unavailable(format!("the control plane's certificate is not taken: {reason}"))
+        unavailable(format!("certificate from the control plane not usable: {reason}"))
     })?;
     report_skew(&current);
     if let Some(state) = &enrolment.source.state
-        && let Err(error) = keep(state, &current)
+        && let Err(error) = store(state, &current)
     {
-        tracing::warn!(%error, state = %state.display(), "the certificate is not kept over a restart");
+        tracing::warn!(%error, state = %state.display(), "failed to store the certificate, it will not survive a restart");
     }
     Ok(current)
 }
 
-/// Reports by how much the control plane's clock differs from ours, by the date of a new certificate.
-fn report_skew(current: &Current) {
+/// Reports the clock difference to the control plane, measured by the start of validity of a new certificate.
+fn report_skew(current: &CurrentCertificate) {
     let Some((from, _)) = current.identity.leaf().and_then(validity) else {
         return;
     };
     let skew = clock::absolute_difference(from + BACKDATED, wall_clock());
     clock::report_skew(skew);
     if skew > SKEW {
-        tracing::warn!(?skew, "the clocks of this host and of the control plane differ");
+        tracing::warn!(?skew, "clocks of this host and the control plane differ");
     }
 }
 
@@ -259,11 +262,11 @@ fn date(at: SystemTime) -> String {
     at.format(&time::format_description::well_known::Rfc3339).unwrap_or_else(|_| at.to_string())
 }
 
-/// The way to the control plane, which must prove that it is one. `root_above` is the root above our own
-/// certificate, PEM; empty where there is none.
+/// A dialer to the control plane, which must present the control-plane SPIFFE ID. `root_above` is the root of the own
+/// certificate chain, PEM; empty without one.
 ///
 /// # Errors
-/// When the roots cannot be used.
+/// The trust bundle is invalid.
 pub fn control_dial(
     enrolment: &Enrolment,
     identity: Option<&LoadedIdentity>,
@@ -272,7 +275,7 @@ pub fn control_dial(
 ) -> Result<Dialer, String> {
     let now =
         UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default());
-    // A new root is known by the certificate that it stands above, which came from who proved the old one.
+    // After a CA rotation, the new root is known from the own chain, which a control plane below the old root issued.
     let roots = [enrolment.roots.as_slice(), b"\n", root_above.as_bytes()].concat();
     let trust =
         TrustStore::load(&roots, None, Vec::new(), None, now).map_err(|error| error.to_string())?;
@@ -286,17 +289,17 @@ pub fn control_dial(
 const CHAIN_FILE: &str = "certificate.pem";
 const KEY_FILE: &str = "key.pem";
 
-/// The certificate of an earlier run, if there is one, unless it is not good now.
-fn restore(state: &Path) -> Option<Result<Current, String>> {
+/// Loads the stored certificate; none without one, an error when it is not valid now.
+fn restore(state: &Path) -> Option<Result<CurrentCertificate, String>> {
     let chain = std::fs::read_to_string(state.join(CHAIN_FILE)).ok()?;
     let key = std::fs::read_to_string(state.join(KEY_FILE)).ok()?;
-    let current = Current::load(chain, key.into(), UNIX_EPOCH);
+    let current = CurrentCertificate::load(chain, key.into(), UNIX_EPOCH);
     Some(current.and_then(|current| current.check_dates(wall_clock()).map(|()| current)))
 }
 
-/// Writes the certificate and its key for nobody else to read. The key goes first: a certificate
-/// without its key is of no use, and `restore` checks that they belong together.
-fn keep(state: &Path, current: &Current) -> std::io::Result<()> {
+/// Stores the certificate and its key with mode 0600. The key is written first: `restore` checks that the certificate
+/// matches the key.
+fn store(state: &Path, current: &CurrentCertificate) -> std::io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)?;
     for (name, text) in [(KEY_FILE, &*current.key), (CHAIN_FILE, &*current.chain)] {
         let part = state.join(format!("{name}.part"));
@@ -324,7 +327,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificate_is_taken_up_only_within_its_dates() {
+    fn stored_certificate_is_used_only_within_its_validity() {
         let hour = Duration::from_secs(3600);
         let now = UNIX_EPOCH + 280_000 * hour;
         let files = Authority::create("mesh.test", now - hour).expect("an authority");
@@ -333,18 +336,22 @@ mod tests {
         let pending = request::make(&id).expect("a request");
         let asked = request::CheckedRequest::parse(&pending.request_pem).expect("a good one");
         let issued = authority.issue(&asked, hour, now).expect("it signs");
-        let current = Current::load(issued.chain.concat(), pending.key_pem, now).expect("one");
+        let current =
+            CurrentCertificate::load(issued.chain.concat(), pending.key_pem, now).expect("one");
         let second = Duration::from_secs(1);
         let good = [now - BACKDATED, now, now + hour - second];
         assert!(good.into_iter().all(|at| current.check_dates(at).is_ok()));
         for bad in [now - BACKDATED - second, now - 24 * hour, now + hour, now + 24 * hour] {
             let reason = current.check_dates(bad).expect_err("it is not good then");
-            assert!(reason.starts_with("it is good from 2001-12-10T15:55:00Z to"), "{reason}");
+            assert!(
+                reason.starts_with("certificate is valid from 2001-12-10T15:55:00Z to"),
+                "{reason}"
+            );
         }
         let folder = std::env::temp_dir().join(format!("weft-{}", std::process::id()));
-        keep(&folder, &current).expect("the folder takes it");
+        store(&folder, &current).expect("the folder takes it");
         let restored = restore(&folder).expect("there is one");
         std::fs::remove_dir_all(&folder).expect("it was made");
-        assert!(restored.is_err(), "it was good in 2001");
+        assert!(restored.is_err(), "the certificate expired in 2001");
     }
 }

@@ -1,11 +1,10 @@
-//! The `weft` command: every role of the mesh in one binary.
+//! The `weft` command: all roles of the mesh in one binary.
 //!
-//! [`command`] holds a module per subcommand. What the two data planes share as processes is here:
-//! [`identity`] gets and renews the workload's certificate, [`configuration`] turns a bootstrap file
-//! and a control plane into one stream of snapshots, [`resolver`] looks up the host names in them,
-//! [`process`] runs workers around it. [`redirects`]
-//! keeps the rules of a node in force, [`sds`] serves secrets to other proxies, [`agent_role`] tells of what only an agent has. [`demo`] is a
-//! whole mesh on one machine.
+//! [`command`] has a module per subcommand. The other modules are shared by the data planes: [`process`] runs the workers,
+//! [`identity`] obtains and renews the workload certificate, [`configuration`] merges a bootstrap file and a control plane
+//! into one stream of snapshots, and [`resolver`] looks up host names. [`redirects`] maintains the redirect rules of a
+//! node, [`agent_role`] reports the state of an agent, [`sds`] serves secrets to other proxies, and [`demo`] runs a mesh
+//! on one machine.
 
 pub mod agent_role;
 mod client;

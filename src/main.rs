@@ -1,4 +1,4 @@
-//! The `weft` command. It only dispatches: each role is a module of [`weft::command`].
+//! The entry point of the `weft` command; see [`weft::command`].
 
 use std::process::ExitCode;
 

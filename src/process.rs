@@ -1,5 +1,4 @@
-//! A data plane as a process: its control work on a runtime of its own, its workers beside it, the
-//! admin port, signals, and the end in good order.
+//! A data-plane process: the control runtime, the worker threads, the admin port, signals and graceful shutdown.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -26,61 +25,61 @@ use weft_xds::translate::Notes;
 
 use crate::configuration::{self, Channels};
 use crate::identity::{self, Enrolment};
-use crate::resolver::Failing;
+use crate::resolver::FailedLookups;
 
-/// What a data plane is started with.
-pub struct Setup {
-    /// The file, read.
+/// The configuration of a data-plane process.
+pub struct DataPlaneSetup {
+    /// The parsed bootstrap file.
     pub bootstrap: Bootstrap,
-    /// How it gets its certificate and configuration, when by a control plane.
+    /// How to obtain a certificate and configuration from a control plane; none with a bootstrap file.
     pub enrolment: Option<Enrolment>,
     /// Where the admin, metrics and readiness ports listen.
     pub ports: admin::AdminConfig,
-    /// How long draining waits.
-    pub patience: Duration,
-    /// Where access lines go.
+    /// The grace period for in-flight connections on shutdown.
+    pub grace_period: Duration,
+    /// The writer of the access log.
     pub access: Writer,
-    /// What it tells of itself beyond what every data plane does.
-    pub particulars: Arc<dyn Particulars>,
+    /// Role-specific metrics, readiness and state.
+    pub role: Arc<dyn RoleReport>,
 }
 
-/// What one role tells of itself beyond what every data plane does.
-pub trait Particulars: Send + Sync + 'static {
+/// Metrics, readiness and state that are specific to one role.
+pub trait RoleReport: Send + Sync + 'static {
     /// Adds its metrics to a page.
     fn metrics(&self, page: &mut MetricsPage<'_>);
 
-    /// Whether it can serve, as far as this is its own matter.
+    /// Role-specific readiness.
     ///
     /// # Errors
-    /// What it waits for.
+    /// The reason why the role is not ready.
     fn ready(&self) -> Result<(), String> {
         Ok(())
     }
 
-    /// What is in force beyond the configuration.
+    /// Role-specific fields of `/config_dump`.
     fn dump(&self) -> serde_json::Map<String, serde_json::Value> {
         serde_json::Map::new()
     }
 
-    /// Where a flow would go, as a query such as
-    /// `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80` names it.
+    /// Explains to which endpoint a flow would be sent, for a query such as
+    /// `transport=tcp&client=10.0.0.1:4000&destination=10.96.0.1:80`.
     ///
     /// # Errors
-    /// What is wrong with the query, or why the flow would go nowhere.
+    /// The query is invalid, no listener matches the flow, or the role has no flows.
     fn explain(&self, _query: &str) -> Result<serde_json::Value, String> {
         Err("this role carries no flows".into())
     }
 }
 
-impl std::fmt::Debug for Setup {
+impl std::fmt::Debug for DataPlaneSetup {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Setup").field("ports", &self.ports).finish_non_exhaustive()
     }
 }
 
-/// A process with its log and its threads, and nothing else open yet: see [`worker::prepare`].
+/// A process with logging and threads, before it opens sockets; see [`worker::prepare`].
 #[derive(Debug)]
-pub struct Begun {
+pub struct PreparedProcess {
     name: &'static str,
     level: LogLevel,
     runtime: Runtime,
@@ -88,7 +87,7 @@ pub struct Begun {
     workers: PreparedWorkers,
 }
 
-/// A data plane whose control work runs.
+/// A data-plane process whose control tasks run.
 #[derive(Debug)]
 pub struct DataPlaneProcess {
     name: &'static str,
@@ -103,16 +102,16 @@ pub struct DataPlaneProcess {
     reports: mpsc::UnboundedSender<ListenReport>,
 }
 
-/// Begins a process: its log, its control runtime and its workers, named after the role; one per
-/// processor when their number is not said.
+/// Starts logging, the control runtime and the worker threads, which are named after the role. `workers`: none starts
+/// one worker per processor.
 ///
 /// # Errors
-/// What keeps it from starting.
-pub fn begin(
+/// The log filter is invalid, or a thread cannot be started.
+pub fn prepare(
     role: &'static str,
     workers: Option<NonZeroUsize>,
     log: &str,
-) -> Result<Begun, String> {
+) -> Result<PreparedProcess, String> {
     let level = log::start(log)?;
     open_files::raise_limit();
     memory::disable_core_dumps();
@@ -124,36 +123,36 @@ pub fn begin(
         .map_err(|error| error.to_string())?;
     let count = workers.unwrap_or_else(worker::default_count);
     let workers = worker::prepare(role, count);
-    let workers = workers.map_err(|error| format!("a worker could not be started: {error}"))?;
-    Ok(Begun { name: role, level, runtime, count, workers })
+    let workers = workers.map_err(|error| format!("cannot start a worker: {error}"))?;
+    Ok(PreparedProcess { name: role, level, runtime, count, workers })
 }
 
-impl Begun {
-    /// Starts the admin port, and the stream of configurations.
+impl PreparedProcess {
+    /// Starts the admin port and the control tasks.
     ///
     /// # Errors
-    /// What keeps it from starting.
-    pub fn start(self, setup: Setup) -> Result<DataPlaneProcess, String> {
+    /// Signal handlers cannot be installed, or an admin port cannot be bound.
+    pub fn start(self, setup: DataPlaneSetup) -> Result<DataPlaneProcess, String> {
         let Self { name, level, runtime, count, workers } = self;
         let mark = Mark::DEFAULT.if_permitted();
         if mark.is_none() {
             tracing::info!(
-                "no permission to set marks (CAP_NET_RAW): what we send is not exempt from redirects by mark"
+                "no permission to set packet marks (CAP_NET_RAW): own traffic is not exempt from redirects by mark"
             );
         }
-        let drain = Drain::new(setup.patience);
+        let drain = Drain::new(setup.grace_period);
         runtime.block_on(async { drain_on_signals(&drain) }).map_err(|error| error.to_string())?;
 
         let local = watch::Sender::new(BTreeMap::<Name, Arc<Secret>>::new());
         let status = watch::Sender::new(XdsStatus::default());
         let published = watch::Sender::new(Arc::new(Snapshot::default()));
         let snapshots = published.subscribe();
-        let unresolved = watch::Sender::new(Failing::new());
+        let unresolved = watch::Sender::new(FailedLookups::new());
         let problems = watch::Sender::new(Problems::default());
         let (reports, reported) = mpsc::unbounded_channel();
 
         let has_control = setup.enrolment.is_some() || setup.bootstrap.ads.is_some();
-        let role = Arc::new(Role {
+        let role = Arc::new(DataPlaneRole {
             has_control,
             snapshots: snapshots.clone(),
             status: status.subscribe(),
@@ -161,7 +160,7 @@ impl Begun {
             problems: problems.subscribe(),
             listening: Mutex::new(ListenStatus::new(count)),
             was_ready: AtomicBool::new(false),
-            particulars: setup.particulars,
+            role: setup.role,
             access: setup.access.clone(),
         });
         let port = admin::Admin { role: role.clone(), drain: drain.clone(), log: level };
@@ -185,42 +184,42 @@ impl Begun {
 }
 
 impl DataPlaneProcess {
-    /// The configurations.
+    /// The stream of configuration snapshots.
     #[must_use]
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.snapshots.clone()
     }
 
-    /// The end of the process.
+    /// The drain state of the process.
     #[must_use]
     pub fn drain(&self) -> Drain {
         self.drain.clone()
     }
 
-    /// The mark on what is sent, if it may be set.
+    /// The packet mark of outgoing connections; none without permission to set it.
     #[must_use]
     pub fn mark(&self) -> Option<Mark> {
         self.mark
     }
 
-    /// Where planning tells what it could not build.
+    /// The channel for problems of the current plan.
     #[must_use]
     pub fn problems(&self) -> watch::Sender<Problems> {
         self.problems.clone()
     }
 
-    /// Where workers tell what they listen on.
+    /// The channel on which workers report their listeners.
     #[must_use]
     pub fn reports(&self) -> mpsc::UnboundedSender<ListenReport> {
         self.reports.clone()
     }
 
-    /// Does something where control work runs, and waits for it.
+    /// Runs a future on the control runtime and waits for it.
     pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime.block_on(work)
     }
 
-    /// Runs control work beside the workers.
+    /// Spawns a task on the control runtime.
     pub fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) {
         self.runtime.spawn(work);
     }
@@ -228,7 +227,7 @@ impl DataPlaneProcess {
     /// Runs the workers until the process has drained.
     ///
     /// # Errors
-    /// When a worker ended badly.
+    /// A worker panicked.
     pub fn serve<F, W>(self, run: F) -> Result<(), String>
     where
         F: Fn(usize) -> W + Clone + Send + 'static,
@@ -238,13 +237,13 @@ impl DataPlaneProcess {
         tracing::info!(role = self.name, workers = self.count, "serving");
         let good = workers.join();
         self.runtime.shutdown_timeout(Duration::from_millis(200));
-        // The last access lines are on their way to the writer's thread.
+        // The writer thread still holds the last access-log lines.
         self.access.finish(Duration::from_secs(1));
-        if good { Ok(()) } else { Err("a worker ended badly; see the log above".into()) }
+        if good { Ok(()) } else { Err("a worker failed; see the log above".into()) }
     }
 }
 
-/// Gets a certificate where there is a control plane, then follows it.
+/// Obtains a certificate from the control plane, if there is one, then follows the configuration.
 async fn run_control(
     bootstrap: Bootstrap,
     enrolment: Option<Enrolment>,
@@ -258,32 +257,31 @@ async fn run_control(
     Box::pin(configuration::follow(bootstrap, enrolment.zip(current), mark, channels)).await;
 }
 
-/// Keeps what the workers listen on, for readiness.
-async fn collect(mut reported: mpsc::UnboundedReceiver<ListenReport>, role: Arc<Role>) {
+/// Records listener reports of the workers for the readiness check.
+async fn collect(mut reported: mpsc::UnboundedReceiver<ListenReport>, role: Arc<DataPlaneRole>) {
     while let Some(report) = reported.recv().await {
         let mut listening = role.listening.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = listening.record(report);
-        for failure in news {
-            tracing::error!(failure, "a listener could not be bound; trying again");
+        for failure in listening.record(report) {
+            tracing::error!(failure, "failed to bind listener, will retry");
         }
     }
 }
 
-/// What the admin port tells of a data plane.
-struct Role {
-    /// Whether a control plane leads it, or its file alone.
+/// The admin-port view of a data plane.
+struct DataPlaneRole {
+    /// Whether a control plane or xDS server provides configuration.
     has_control: bool,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     status: watch::Receiver<XdsStatus>,
-    unresolved: watch::Receiver<Failing>,
+    unresolved: watch::Receiver<FailedLookups>,
     problems: watch::Receiver<Problems>,
     listening: Mutex<ListenStatus>,
     was_ready: AtomicBool,
-    particulars: Arc<dyn Particulars>,
+    role: Arc<dyn RoleReport>,
     access: Writer,
 }
 
-impl admin::AdminRole for Role {
+impl admin::AdminRole for DataPlaneRole {
     fn ready(&self) -> Result<(), String> {
         let is_first = self.snapshots.borrow().revision == 0;
         let status = self.status.borrow().clone();
@@ -295,13 +293,13 @@ impl admin::AdminRole for Role {
         }
         self.listening.lock().unwrap_or_else(PoisonError::into_inner).ready()?;
         self.problems.borrow().ready(self.was_ready.load(Ordering::Relaxed))?;
-        self.particulars.ready()?;
+        self.role.ready()?;
         self.was_ready.store(true, Ordering::Relaxed);
         Ok(())
     }
 
     fn metrics(&self, page: &mut MetricsPage<'_>) {
-        self.particulars.metrics(page);
+        self.role.metrics(page);
         let status = self.status.borrow();
         page.gauge(
             "weft_xds_connected",
@@ -345,7 +343,7 @@ impl admin::AdminRole for Role {
     }
 
     fn explain(&self, query: &str) -> Result<serde_json::Value, String> {
-        self.particulars.explain(query)
+        self.role.explain(query)
     }
 
     fn config_dump(&self) -> serde_json::Value {
@@ -370,7 +368,7 @@ impl admin::AdminRole for Role {
             );
             fields.insert("dns_failures".into(), serde_json::json!(*self.unresolved.borrow()));
             fields.insert("problems".into(), self.problems.borrow().all().cloned().collect());
-            fields.append(&mut self.particulars.dump());
+            fields.append(&mut self.role.dump());
         }
         dump
     }

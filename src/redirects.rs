@@ -1,8 +1,8 @@
-//! The file that says which redirects are kept in force on a node, and in which network namespaces.
+//! The redirects file: which redirects to maintain on a node, per network namespace.
 //!
 //! ```yaml
 //! redirects:
-//! - netns: /run/netns/web          # this process's own when it is left out
+//! - netns: /run/netns/web          # default: the namespace of this process
 //!   inbound: 15006
 //!   outbound: 15001
 //!   services: [10.96.0.0/16, "fd96::/64"]
@@ -24,18 +24,18 @@ use weft_runtime::socket::Mark;
 use weft_xds::bootstrap::ConfigError;
 use weft_xds::located::Located;
 
-/// How often the file is looked at.
+/// The interval at which the file is checked for changes.
 const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawFile {
-    redirects: Vec<RawWish>,
+struct RawRedirectFile {
+    redirects: Vec<RawRedirect>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct RawWish {
+struct RawRedirect {
     netns: Option<PathBuf>,
     #[serde(default)]
     backend: RawBackend,
@@ -87,27 +87,27 @@ impl From<RawBackend> for BackendChoice {
     }
 }
 
-/// Reads the text of such a file.
+/// Parses a redirects file.
 ///
 /// # Errors
-/// Every mistake, each with its line and field.
+/// All errors in the text, each with its line and field path.
 pub fn parse(text: &str) -> Result<Vec<DesiredRedirects>, Vec<ConfigError>> {
-    let raw: RawFile = serde_saphyr::from_str(text)
+    let raw: RawRedirectFile = serde_saphyr::from_str(text)
         .map_err(|error| vec![ConfigError { line: 0, text: error.to_string() }])?;
     let located = Located::parse(text);
     let mut problems = Vec::new();
-    let mut mistake = |path: String, reason: String| {
+    let mut report = |path: String, reason: String| {
         let line = located.as_ref().map_or(0, |located| located.line_of(&path));
         problems.push(ConfigError { line, text: format!("{path}: {reason}") });
     };
-    let mut wishes: Vec<DesiredRedirects> = Vec::new();
+    let mut desired: Vec<DesiredRedirects> = Vec::new();
     for (index, raw) in raw.redirects.into_iter().enumerate() {
         let path = format!("redirects[{index}]");
         let mut ranges = |field: &str, texts: &[String]| -> Vec<Cidr> {
             let parsed = texts.iter().enumerate().filter_map(|(index, text)| {
                 let parsed = Cidr::parse(text);
                 parsed
-                    .map_err(|error| mistake(format!("{path}.{field}[{index}]"), error.to_string()))
+                    .map_err(|error| report(format!("{path}.{field}[{index}]"), error.to_string()))
                     .ok()
             });
             parsed.collect()
@@ -132,27 +132,26 @@ pub fn parse(text: &str) -> Result<Vec<DesiredRedirects>, Vec<ConfigError>> {
             uid: raw.uid,
         };
         if let Err(reason) = redirect.check() {
-            mistake(path.clone(), reason);
+            report(path.clone(), reason);
         }
         let namespace = raw.netns.map_or(Namespace::Own, Namespace::At);
-        if wishes.iter().any(|wish| wish.namespace == namespace) {
-            mistake(format!("{path}.netns"), format!("{namespace} is there twice"));
+        if desired.iter().any(|one| one.namespace == namespace) {
+            report(format!("{path}.netns"), format!("duplicate: {namespace} is listed twice"));
         }
-        wishes.push(DesiredRedirects { namespace, redirect, backend: raw.backend.into() });
+        desired.push(DesiredRedirects { namespace, redirect, backend: raw.backend.into() });
     }
-    if problems.is_empty() { Ok(wishes) } else { Err(problems) }
+    if problems.is_empty() { Ok(desired) } else { Err(problems) }
 }
 
-/// Keeps the redirects of a file in force, and follows the file. A change with mistakes changes
-/// nothing.
+/// Maintains the redirects of a file and reloads it when it changes. An invalid change leaves the redirects in force.
 ///
 /// # Errors
-/// Every mistake of the file as it is now, or what keeps the guard from starting.
+/// The file has errors, or the guard cannot be started.
 pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
     let read = |file: &Path| std::fs::read_to_string(file).map_err(|error| error.to_string());
     let mut seen = read(file);
     let guard =
-        RedirectGuard::start(understand(file, &seen)?).map_err(|error| error.to_string())?;
+        RedirectGuard::start(parse_file(file, &seen)?).map_err(|error| error.to_string())?;
     let (following, file) = (guard.clone(), file.to_owned());
     let follow = move || {
         loop {
@@ -161,12 +160,14 @@ pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
             if now == seen {
                 continue;
             }
-            match understand(&file, &now) {
-                Ok(wishes) => {
-                    tracing::info!(file = %file.display(), redirects = wishes.len(), "redirects changed");
-                    following.update(wishes);
+            match parse_file(&file, &now) {
+                Ok(desired) => {
+                    tracing::info!(file = %file.display(), redirects = desired.len(), "redirects changed");
+                    following.update(desired);
                 }
-                Err(problems) => tracing::error!(problems, "the redirects in force stay"),
+                Err(problems) => {
+                    tracing::error!(problems, "invalid redirects file, the redirects in force stay")
+                }
             }
             seen = now;
         }
@@ -178,8 +179,8 @@ pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
     Ok(guard)
 }
 
-/// What a file that was read wants, or what is wrong with it.
-fn understand(file: &Path, read: &Result<String, String>) -> Result<Vec<DesiredRedirects>, String> {
+/// Parses the file content, and adds the file name to errors.
+fn parse_file(file: &Path, read: &Result<String, String>) -> Result<Vec<DesiredRedirects>, String> {
     let shown = file.display();
     let text = read.as_ref().map_err(|error| format!("{shown}: {error}"))?;
     parse(text).map_err(|problems| {
@@ -198,46 +199,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_with_every_setting_is_good() {
-        let wishes = parse(include_str!("../examples/redirects.yaml")).expect("it is good");
-        assert_eq!(wishes.len(), 2);
-        let workload = &wishes.first().expect("there are two").redirect;
+    fn example_file_with_every_setting_is_valid() {
+        let desired = parse(include_str!("../examples/redirects.yaml")).expect("it is good");
+        assert_eq!(desired.len(), 2);
+        let workload = &desired.first().expect("there are two").redirect;
         assert!(workload.strict && !workload.exclude_users.is_empty());
     }
 
     #[test]
-    fn a_file_says_what_is_wanted_where() {
+    fn file_is_parsed_into_redirects_per_namespace() {
         let text = "redirects:\n- {netns: /run/netns/web, inbound: 15006, backend: nft}\n\
             - {forwarded: 15001, services: [10.96.0.0/16]}\n";
-        let wishes = parse(text).expect("it is good");
-        let places: Vec<String> = wishes.iter().map(|wish| wish.namespace.to_string()).collect();
+        let desired = parse(text).expect("it is good");
+        let places: Vec<String> = desired.iter().map(|one| one.namespace.to_string()).collect();
         assert_eq!(places, ["/run/netns/web", "this namespace"]);
-        let first = wishes.first().expect("there are two");
+        let first = desired.first().expect("there are two");
         assert_eq!(first.backend, BackendChoice::Only(RedirectBackend::Nft));
         assert_eq!(first.redirect.inbound, Some(15006));
     }
 
     #[test]
-    fn every_mistake_is_told_with_its_line_and_field() {
+    fn every_error_has_its_line_and_field() {
         let text = "redirects:\n- inbound: 15006\n  services: [10.96.0.0/16, nonsense]\n\
             - netns: /a\n- netns: /b\n  udp: 1\n- inbound: 1\n";
-        let problems = parse(text).expect_err("it has mistakes");
-        let told: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        let problems = parse(text).expect_err("the file has errors");
+        let errors: Vec<String> = problems.iter().map(ToString::to_string).collect();
         for (index, part) in [
             "line 3: redirects[0].services[1]: ",
             "line 4: redirects[1]: nothing to redirect",
             "line 5: redirects[2]: udp and forwarded need services",
-            "line 7: redirects[3].netns: this namespace is there twice",
+            "line 7: redirects[3].netns: duplicate: this namespace is listed twice",
         ]
         .into_iter()
         .enumerate()
         {
             assert!(
-                told.get(index).is_some_and(|line| line.starts_with(part)),
-                "{part}: {told:#?}"
+                errors.get(index).is_some_and(|line| line.starts_with(part)),
+                "{part}: {errors:#?}"
             );
         }
-        let unknown = parse("redirects:\n- {inbund: 1}\n").expect_err("there is no such field");
+        let unknown = parse("redirects:\n- {inbund: 1}\n").expect_err("the field is unknown");
         assert!(unknown.first().is_some_and(|p| p.text.contains("inbund")), "{unknown:?}");
     }
 }

@@ -1,5 +1,4 @@
-//! Serves a workload's certificate and what it trusts, by SDS on a Unix socket, to a proxy of another kind
-//! that stands beside it.
+//! Serves the workload certificate and the trust bundle over SDS on a Unix socket, for Envoy on the same host.
 
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _};
@@ -17,14 +16,14 @@ use weft_xds::server::{
 };
 use weft_xds::translate::ResourceKind;
 
-/// What the roots and lists are called, beside what our control plane calls them: so Istio's proxies ask.
+/// A second name of the validation secret: proxies of Istio request the trust bundle by this name.
 const ROOTS: &str = "ROOTCA";
-/// How many connections may wait to be taken.
+/// The length of the queue of accepted connections.
 const WAITING: usize = 16;
-/// How many connections there may be.
+/// The maximum number of connections.
 const CONNECTION_LIMIT: usize = 64;
 
-/// The secrets of one workload. Whoever can reach the socket may have them.
+/// The secrets of one workload. Every process that can open the socket may read them.
 #[derive(Debug, Default)]
 pub struct Secrets(Arc<ResourceSet>);
 
@@ -39,16 +38,16 @@ impl ResourceProvider for Secrets {
 }
 
 impl Secrets {
-    /// Encodes them.
+    /// Encodes the secrets as xDS resources.
     ///
     /// # Errors
-    /// What has no form in xDS: a mistake of ours, named.
+    /// A secret cannot be encoded, which is a bug.
     fn of(secrets: Snapshot) -> Result<Self, Vec<String>> {
         ResourceSet::new(secrets, &[]).map(|set| Self(Arc::new(set)))
     }
 }
 
-/// The secrets of a configuration, as a proxy of another kind can make use of them.
+/// The secrets of a configuration in a form that Envoy accepts.
 fn secrets(snapshot: &Snapshot) -> Snapshot {
     let mut secrets = Snapshot { revision: snapshot.revision, ..Snapshot::default() };
     for (name, secret) in &snapshot.secrets {
@@ -61,7 +60,7 @@ fn secrets(snapshot: &Snapshot) -> Snapshot {
     secrets
 }
 
-/// Without what is ours alone and would be refused.
+/// The secret without the fields that only weft understands and Envoy would reject.
 fn plain(secret: &Arc<Secret>) -> Arc<Secret> {
     let Secret::Validation(validation) = secret.as_ref() else {
         return secret.clone();
@@ -76,23 +75,31 @@ fn plain(secret: &Arc<Secret>) -> Arc<Secret> {
     Arc::new(Secret::Validation(plain))
 }
 
-/// Makes the socket, for this user alone, in the place of one that nobody listens on any more.
+/// Creates the socket with mode 0600. Replaces a socket on which no process listens.
 ///
 /// # Errors
-/// When somebody does, or it cannot be made.
+/// Another process listens on the socket, the path is another kind of file, or the socket cannot be created.
 pub fn listen(path: &Path) -> io::Result<UnixListener> {
     match std::os::unix::net::UnixStream::connect(path) {
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens there")),
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "in use: another process listens on this socket",
+            ));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             if !std::fs::symlink_metadata(path)?.file_type().is_socket() {
-                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it is no socket"));
+                return Err(io::Error::new(
+                    io::ErrorKind::AlreadyExists,
+                    "the file exists and is not a socket",
+                ));
             }
             std::fs::remove_file(path)?;
         }
         Err(error) => return Err(error),
     }
-    // Nobody else may come by between its making and its mode.
+    // Created in a private directory: no other user can connect before the mode is set.
     let own = path.with_extension(format!("{}.part", std::process::id()));
     std::fs::DirBuilder::new().mode(0o700).create(&own)?;
     let made = own.join("s");
@@ -101,7 +108,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         std::fs::rename(&made, path)?;
         Ok(listener)
     });
-    // It is empty, or tells why it is not.
+    // An error of the socket is returned below.
     drop(std::fs::remove_dir_all(&own));
     listener
 }
@@ -132,7 +139,7 @@ pub async fn run(
                     directory.send_replace(Arc::new(set));
                     served.send_replace(Arc::new(secrets));
                 }
-                Err(problems) => tracing::error!(?problems, "secrets cannot be served"),
+                Err(problems) => tracing::error!(?problems, "failed to encode secrets"),
             }
             if snapshots.changed().await.is_err() {
                 return;
@@ -142,7 +149,7 @@ pub async fn run(
     tokio::select! {
         served = serving => {
             if let Err(error) = served {
-                tracing::error!(error, "secrets are served no more");
+                tracing::error!(error, "SDS server stopped");
             }
         }
         () = keeping => {}
@@ -156,7 +163,7 @@ async fn accept(
 ) {
     let room = Arc::new(Semaphore::new(CONNECTION_LIMIT));
     loop {
-        // At the limit a newcomer waits in the socket's queue.
+        // At the limit, new connections wait in the backlog of the socket.
         let Ok(permit) = room.clone().acquire_owned().await else {
             return;
         };
@@ -168,7 +175,7 @@ async fn accept(
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be taken");
+                tracing::warn!(%error, "failed to accept connection");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         }

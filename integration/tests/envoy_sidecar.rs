@@ -63,7 +63,7 @@ fn envoy_sidecar_configured_by_weft_control_serves_and_calls_weft_sidecars() {
     let socket = mesh.file("sds");
     let arguments = ["sds", "--service", "web", "--socket", text(&socket)];
     let sds = mesh.join("web-sds", &mesh.web.host, "web-sds", &arguments);
-    sds.process.line_with("secrets are served at");
+    sds.process.line_with("serving secrets at");
     let mut envoy = start_envoy(&mesh, &socket);
 
     let answer = eventually("Envoy serves and calls orders", || {

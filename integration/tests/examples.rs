@@ -15,7 +15,7 @@ fn example(name: &str) -> PathBuf {
 fn envoy_example_files_are_valid_for_weft() {
     for (role, name) in [("sidecar", "reverse-proxy.yaml"), ("agent", "tcp-proxy.yaml")] {
         let output = run(weft().args([role, "--check-config", "-c"]).arg(example(name)));
-        assert!(output.contains("configuration is good"), "{output}");
+        assert!(output.contains("configuration is valid"), "{output}");
     }
 }
 
@@ -76,7 +76,7 @@ fn verify_mode_example_works_with_the_commands_in_its_head() {
 fn mesh_example_with_every_setting_is_valid() {
     let mesh = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/mesh.yaml");
     let output = run(weft().args(["control", "--check-config", "-c"]).arg(mesh));
-    assert!(output.contains("mesh is good: 3 services"), "{output}");
+    assert!(output.contains("mesh is valid: 3 services"), "{output}");
 }
 
 #[test]

@@ -257,48 +257,48 @@ fn why_of(mesh: &str, question: &str, code: i32, answer: &str) {
 #[test]
 fn why_says_which_policy_decides_and_what_it_says_holds() {
     let check = |question: &str, code: i32, answer: &str| why_of(MESH, question, code, answer);
-    let no = "no policy of orders allows it";
+    let no = "no policy of orders allows the request";
     let named = "allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)";
     check("web orders:80", 0, named);
     check("web orders:80 POST /", 1, no);
-    check("web orders:80 GET /admin/x", 1, "refused: security.policies[0].deny[0]");
+    check("web orders:80 GET /admin/x", 1, "denied: security.policies[0].deny[0]");
     check("spiffe://mesh.test/ns/ops/sa/anna orders:80 DELETE /any", 0, "policies[0].allow[1]");
     check("spiffe://mesh.test/ns/opsy/sa/anna orders:80 DELETE /any", 1, no);
     check("spiffe://other.test/ns/ops/sa/anna orders:80 DELETE /any", 1, no);
-    check("batch orders:80 GET /reports", 1, "it needs a token of login");
+    check("batch orders:80 GET /reports", 1, "no token of issuer login");
     check("batch orders:80 GET /reports --token login", 1, no);
     check("batch orders:80 GET /reports --token login --claim role=reader", 0, "allow[2]");
     check("batch orders:80 GET /reports/7?full --token login --claim role=admin", 0, "allow[2]");
     let clause = "security.policies[0].allow[3]";
-    check("web orders:5432", 2, &format!("--address is missing: {clause}"));
+    check("web orders:5432", 2, &format!("missing --address: {clause}"));
     check("web orders:5432 --address 10.2.0.7", 1, no);
     check("web orders:5432 --address 10.1.0.7", 0, "allowed: security.policies[0].allow[3]");
     check("batch orders:80 GET / --address 10.1.0.7", 1, no);
-    check("batch web:80", 1, "no policy of web allows it");
+    check("batch web:80", 1, "no policy of web allows the request");
     check("web cache:80", 0, "service \"cache\" is outside the mesh; no policy is enforced");
-    check("cache orders:80", 1, "refused: service \"cache\" has no identity: it has meshed: false");
+    check("cache orders:80", 1, "denied: service \"cache\" has no identity: meshed: false");
     check("cache cache:80", 0, "no policy is enforced");
-    check("web names:53", 1, "no policy of names allows it");
-    check("web names:54", 0, "allowed: udp passes no sidecar");
+    check("web names:53", 1, "no policy of names allows the request");
+    check("web names:54", 0, "allowed: UDP bypasses sidecars");
     check("web orders:80 get /items", 2, "methods are case-sensitive and sidecars answer 400");
-    check("web orders:80 GET /x/../%61dmin", 1, "refused: security.policies[0].deny[0]");
-    check("web orders:80 GET /x%2f..%2fadmin", 1, "refused: security.policies[0].deny[0]");
+    check("web orders:80 GET /x/../%61dmin", 1, "denied: security.policies[0].deny[0]");
+    check("web orders:80 GET /x%2f..%2fadmin", 1, "denied: security.policies[0].deny[0]");
     check("web orders:80 GET /group%2Fproject", 0, "allowed: security.policies[0].allow[0]");
-    check("web orders:80 DELETE /items/7", 1, "refused: security.policies[0].deny[1]");
+    check("web orders:80 DELETE /items/7", 1, "denied: security.policies[0].deny[1]");
     check("web orders:80 CONNECT /items", 2, "sidecars of the mesh answer CONNECT with 405");
     check("web orders:80 DELETE /items/7/x", 1, no);
-    check("web orders:80 GET /hidden/x/y", 1, "refused: security.policies[0].deny[2]");
-    check("web orders:80 GET /x/y.bak", 1, "refused: security.policies[0].deny[2]");
+    check("web orders:80 GET /hidden/x/y", 1, "denied: security.policies[0].deny[2]");
+    check("web orders:80 GET /x/y.bak", 1, "denied: security.policies[0].deny[2]");
     check(
         "web orders:80 GET /watched",
         0,
-        "a policy with dry_run would refuse the request: security.policies[1].deny[0]",
+        "dry_run policy would deny the request: security.policies[1].deny[0]",
     );
-    check("bob orders:80", 2, "\"bob\" is not a service or a SPIFFE id of the mesh");
-    check("web order:80", 2, "\"order\" is not a service of the mesh; services are batch, cache");
-    check("web orders:81", 2, "orders has no port 81; it has 80, 5432");
-    check("web orders", 2, "\"orders\" is not of the form SERVICE:PORT");
-    check("batch orders:80 GET / --token no", 2, "there is no issuer \"no\"");
+    check("bob orders:80", 2, "\"bob\" is not a service or a SPIFFE ID of the mesh");
+    check("web order:80", 2, "\"order\" is not a service of the mesh: services are batch, cache");
+    check("web orders:81", 2, "service orders has no port 81: must be one of 80, 5432");
+    check("web orders", 2, "invalid destination \"orders\": must be SERVICE:PORT");
+    check("batch orders:80 GET / --token no", 2, "unknown issuer \"no\"");
 }
 
 #[test]
@@ -311,19 +311,23 @@ fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
          destination: orders:80, path \"/v1/admin\" rewritten to \"/v2/admin\"\n\
          allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)\n",
     );
-    check("web orders:80 GET /v1/secret", 1, "refused: security.policies[0].deny[0]");
+    check("web orders:80 GET /v1/secret", 1, "denied: security.policies[0].deny[0]");
     check(
         "web orders:80 GET /split",
         1,
         "destination: orders:80, weight 9 of 10, path \"/split\" unchanged\n\
          allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)\n\
          destination: canary:80, weight 1 of 10, path \"/split\" unchanged\n\
-         refused: no policy of canary allows it\n\
-         weft: refused at 1 of 2 destinations: canary:80\n",
+         denied: no policy of canary allows the request\n\
+         weft: denied at 1 of 2 destinations: canary:80\n",
     );
-    check("web orders:80 GET /old", 0, "redirected: 301 to host \"new.test\"; no service gets");
+    check(
+        "web orders:80 GET /old",
+        0,
+        "redirected: 301 to host \"new.test\"; the request reaches no service",
+    );
     check("web orders:80 GET /v2/x", 0, "route: no rule matches; the request is sent to orders:80");
-    check("web canary:80 GET /x", 1, "refused: no policy of canary allows it");
+    check("web canary:80 GET /x", 1, "denied: no policy of canary allows the request");
     check("web orders:80 GET /hosts --header host=a.test", 1, "destination: canary:80");
 }
 
@@ -350,7 +354,7 @@ fn sidecars_do_with_a_rewritten_path_what_why_prints() {
     for path in ["/old/admin", "/old/secret", "/x/../old/%73ecret", "/new/secret", "/new", "/other"]
     {
         let is_refused = status(path) == "403";
-        let answer = if is_refused { "refused: " } else { "allowed: " };
+        let answer = if is_refused { "denied: " } else { "allowed: " };
         why(&text, &["web", &callee, "GET", path], i32::from(is_refused), answer);
     }
 }
@@ -362,11 +366,11 @@ fn why_refuses_a_method_path_or_header_that_no_request_has() {
     check(&["web", "orders:80", "", "/"], "must be a method name, such as GET");
     check(&["web", "orders:80", "GET", "items"], "must start with /");
     check(&["web", "orders:80", "GET", "http://orders/items"], "must start with /");
-    check(&["web", "orders:80", "GET", "/a b"], "have no blanks and no #");
-    check(&["web", "orders:80", "GET", "/a#b"], "have no blanks and no #");
+    check(&["web", "orders:80", "GET", "/a b"], "contain no whitespace and no #");
+    check(&["web", "orders:80", "GET", "/a#b"], "contain no whitespace and no #");
     check(&["web", "orders:80", "GET", "*"], "* is for method OPTIONS");
     check(&["web", "orders:80", "GET", "/", "--header", "x y=1"], "invalid header name \"x y\"");
-    why(ROUTED, &["web", "orders:80", "OPTIONS", "*"], 1, "no policy of orders allows it");
+    why(ROUTED, &["web", "orders:80", "OPTIONS", "*"], 1, "no policy of orders allows the request");
 }
 
 const ROUTED: &str = r#"

@@ -84,7 +84,7 @@ fn whatever_changes_in_our_table_is_noticed() {
     nft("delete table inet weft");
     let absent = redirect("verify", "native", WORKLOAD);
     assert_eq!(absent.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&absent.stderr).contains("nothing of weft is installed"));
+    assert!(String::from_utf8_lossy(&absent.stderr).contains("no rules of weft are installed"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use rustls_pki_types::pem::PemObject;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use weft::identity::{Enrolment, Source, control_dial};
+use weft::identity::{Enrolment, IdentitySource, control_dial};
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::tls::LoadedIdentity;
 use weft_certs::{Authority, identity_of, validity};
@@ -98,7 +98,7 @@ impl Control {
             let is_ready = Curl::get(admin, "/ready").run().status == 200;
             (is_ready && TcpStream::connect(("127.0.0.1", port)).is_ok()).then_some(())
         });
-        let source = Source { token_file: None, state: None };
+        let source = IdentitySource { token_file: None, state: None };
         let control = format!("127.0.0.1:{port}");
         let enrolment = Enrolment { control, roots, identity: web(), source };
         let runtime = Runtime::new().expect("a runtime can be made");

@@ -404,7 +404,7 @@ fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
     assert_eq!(sidecar.metric("weft_sidecar_crls"), 2);
     let admin = sidecar.sidecar.admin.to_string();
     let status = run(weft().args(["status", "--admin", &format!("127.0.0.1:{admin}")]));
-    assert!(status.contains("\"weft intermediate mesh.local\" (all), 2 revoked, good until 20"));
+    assert!(status.contains("\"weft intermediate mesh.local\" (all), 2 revoked, valid until 20"));
     let coverage = |lists: &Path| {
         let mut command = weft();
         command.args(["ca", "coverage", "--roots"]).arg(signer.root());
@@ -414,7 +414,7 @@ fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
     let (code, told) = coverage(&signer.crl_file());
     assert_eq!(code, Some(0), "{told}");
     for issuer in ["root", "intermediate"] {
-        let line = format!("covered  \"weft {issuer} mesh.local\": leaves and authorities");
+        let line = format!("covered  \"weft {issuer} mesh.local\": leaf and CA certificates");
         assert!(told.contains(&line), "{told}");
     }
     let text = std::fs::read_to_string(signer.crl_file()).unwrap();
@@ -422,7 +422,7 @@ fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
     std::fs::write(signer.file("part.pem"), rest).unwrap();
     let (code, told) = coverage(&signer.file("part.pem"));
     assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("missing  \"weft intermediate mesh.local\": there is no list"), "{told}");
+    assert!(told.contains("missing  \"weft intermediate mesh.local\": no CRL"), "{told}");
 }
 
 #[test]

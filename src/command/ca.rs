@@ -17,7 +17,7 @@ use weft_control::store::{Store, StoreError};
 use weft_model::{RevocationPolicy, SpiffeId};
 
 use super::output_file::OutputFile;
-use super::{Failure, say};
+use super::{CommandError, print_line};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
@@ -28,187 +28,191 @@ use super::{Failure, say};
     weft ca rotate --state /var/lib/weft root\n  \
     weft ca init --state /var/lib/weft --root root.pem --certificate mesh.pem --key mesh.key --root-lists root.crl\n  \
     weft ca coverage --roots root.pem --lists revoked.pem")]
-pub(super) struct Arguments {
+pub(super) struct CaArgs {
     #[command(subcommand)]
-    command: Command,
+    command: CaCommand,
 }
 
 #[derive(Debug, Args)]
-struct State {
-    /// The folder of the authority.
-    #[arg(long, value_name = "FOLDER")]
+struct StateArgs {
+    /// State directory of the certificate authority
+    #[arg(long, value_name = "DIRECTORY")]
     state: PathBuf,
 }
 
-/// An authority that somebody else's root has signed.
+/// The files of an intermediate CA that an external root has signed.
 #[derive(Debug, Args)]
 #[group(requires_all = ["root", "certificate", "key"])]
-struct GivenFiles {
-    /// The certificate of somebody else's root, PEM, which has signed ours.
+struct ExternalCaArgs {
+    /// Certificate of the external root CA, PEM
     #[arg(long, value_name = "FILE", required = false)]
     root: PathBuf,
-    /// The certificate of ours, PEM; those between the two behind it.
+    /// Certificate of this mesh's intermediate CA, PEM, followed by the intermediates up to the root
     #[arg(long, value_name = "FILE", required = false)]
     certificate: PathBuf,
-    /// The key of ours, PEM (PKCS #8). It is kept in the folder of the authority.
+    /// Private key of the intermediate CA, PEM (PKCS #8); stored in the state directory
     #[arg(long, value_name = "FILE", required = false)]
     key: PathBuf,
-    /// The revocation lists of the root and of those between, PEM. Without them sidecars take nobody's
-    /// certificate, unless mesh.yaml says `security.revocation: {depth: leaf}`.
+    /// CRLs of the root and of the intermediates above this one, PEM. Without them sidecars reject every certificate,
+    /// unless mesh.yaml sets `security.revocation: {depth: leaf}`
     #[arg(long, value_name = "FILE")]
     root_lists: Option<PathBuf>,
 }
 
-impl GivenFiles {
-    fn read(&self) -> Result<ExternalCaFiles, Failure> {
+impl ExternalCaArgs {
+    fn read(&self) -> Result<ExternalCaFiles, CommandError> {
         let read = |file: &Path| {
             std::fs::read_to_string(file)
-                .map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+                .map_err(|error| CommandError::Failed(format!("{}: {error}", file.display())))
         };
         let lists = self.root_lists.as_deref().map(read).transpose()?.unwrap_or_default();
-        let (root, certificate) = (read(&self.root)?, read(&self.certificate)?);
+        let root = read(&self.root)?;
+        let certificate = read(&self.certificate)?;
         Ok(ExternalCaFiles { root, certificate, key: read(&self.key)?.into(), lists })
     }
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Make an authority: with a root of its own, or below somebody else's.
+enum CaCommand {
+    /// Create a certificate authority, with its own root or below an external root
     Init {
         #[command(flatten)]
-        state: State,
+        state: StateArgs,
         #[command(flatten)]
-        given: Option<GivenFiles>,
-        /// The trust domain of every identity.
+        external: Option<ExternalCaArgs>,
+        /// Trust domain of the SPIFFE IDs that it signs
         #[arg(long, default_value = "mesh.local", value_name = "NAME")]
         trust_domain: String,
-        /// Where to write the root certificate as well.
+        /// Also write the root certificate to this file
         #[arg(long, value_name = "FILE")]
         trust_file: Option<PathBuf>,
     },
-    /// Make a key and a certificate: PREFIX.pem and PREFIX.key.
+    /// Issue a certificate and key: PREFIX.pem and PREFIX.key
     Issue {
         #[command(flatten)]
-        state: State,
-        /// The SPIFFE id.
+        state: StateArgs,
+        /// SPIFFE ID
         identity: String,
-        /// Where to write them.
+        /// Path prefix of the two files
         #[arg(long, value_name = "PREFIX")]
         out: PathBuf,
-        /// How long it is good, in hours.
+        /// Validity, in hours
         #[arg(long, default_value_t = 24, value_name = "HOURS", value_parser = clap::value_parser!(u64).range(1..=24 * 90))]
         hours: u64,
     },
-    /// Make a join token, good once, for an hour, and for one identity.
+    /// Create a single-use join token for one identity, valid for one hour
     Token {
         #[command(flatten)]
-        state: State,
-        /// The SPIFFE id.
+        state: StateArgs,
+        /// SPIFFE ID
         identity: String,
     },
-    /// Revoke certificates. A control plane that runs on the authority publishes it at once.
+    /// Revoke certificates; a running control plane publishes the new CRL immediately
     Revoke {
         #[command(flatten)]
-        state: State,
-        /// Serial numbers, hex, as `weft ca list` shows them; SPIFFE ids; or services: of the latter two all
-        /// certificates that are still good.
+        state: StateArgs,
+        /// Serial number (hex, as in `weft ca list`), SPIFFE ID or service. A SPIFFE ID or service revokes all its
+        /// unexpired certificates
         #[arg(required = true, value_name = "SERIAL|ID|SERVICE")]
         targets: Vec<String>,
     },
-    /// Print the revocation lists, PEM, and what they hold on standard error.
+    /// Print the CRLs, PEM, and a summary on standard error
     Crl {
         #[command(flatten)]
-        state: State,
+        state: StateArgs,
     },
-    /// Tell which issuers the revocation lists speak for: in strict mode nobody else's certificates are
-    /// taken. Exit code 1 when one has none.
+    /// Show which issuers have a valid CRL; in strict mode sidecars reject certificates of all other issuers.
+    /// Exit code 1 when an issuer has none
     Coverage {
-        /// The roots, PEM.
+        /// Trust bundle, PEM
         #[arg(long, value_name = "FILE")]
         roots: PathBuf,
-        /// The revocation lists, PEM or DER.
+        /// CRLs, PEM or DER
         #[arg(long, value_name = "FILE")]
         lists: PathBuf,
-        /// Certificates of intermediate authorities, PEM, beside those in the file of lists.
+        /// Additional certificates of intermediate CAs, PEM
         #[arg(long, value_name = "FILE")]
         intermediates: Option<PathBuf>,
     },
-    /// Have one authority follow another without anybody noticing: it is announced, then signs, then the
-    /// former one is taken back. Each step comes by itself when nothing depends on the one before any more,
-    /// which takes as long as certificates live; or at once by `next`, when all services that have a
-    /// certificate know it (of replicas, which share one identity, those that are connected). By `next`, a
-    /// root that is taken back ends the connections that were begun by its certificates; by itself that
-    /// comes an hour later, when they have ended.
+    /// Rotate the certificate authority without interruption.
+    ///
+    /// Three steps: the new CA is announced in the trust bundle, then it signs, then the former CA is removed from the
+    /// trust bundle. The control plane takes each step once no certificate depends on the previous one, which takes the
+    /// lifetime of a certificate. `next` takes the step now, if every identity with a certificate has received the new
+    /// trust bundle (for workloads that share an identity: those connected). Removing a root with `next` closes
+    /// the connections that its certificates opened; the automatic step waits one more hour.
     Rotate {
         #[command(flatten)]
-        state: State,
-        /// root: announce an authority with a new root; intermediate: with the same root; next: take the next
-        /// step now; status: tell how it stands.
-        #[arg(value_parser = step, required_unless_present = "root", conflicts_with = "GivenFiles")]
+        state: StateArgs,
+        /// root: announce a CA with a new root; intermediate: announce a new intermediate below the same root; next: take
+        /// the next step now; status: print the state of the rotation
+        #[arg(value_parser = step, required_unless_present = "root", conflicts_with = "ExternalCaArgs")]
         step: Option<RotationStep>,
         #[command(flatten)]
-        given: Option<GivenFiles>,
+        external: Option<ExternalCaArgs>,
     },
-    /// Replace the revocation lists of somebody else's root, and of those between it and ours.
+    /// Replace the CRLs of an external root and of the intermediates below it
     RootLists {
         #[command(flatten)]
-        state: State,
-        /// The lists, PEM.
+        state: StateArgs,
+        /// CRLs, PEM
         #[arg(value_name = "FILE")]
         lists: PathBuf,
     },
-    /// Print the roots that are trusted, PEM: for new workloads, by --trust.
+    /// Print the trust bundle, PEM, for the --trust option of new workloads
     Roots {
         #[command(flatten)]
-        state: State,
+        state: StateArgs,
     },
-    /// Verify the store of the authority and its backups, and print what they hold. Nothing is changed. Exit
-    /// code 1 when one is damaged, or there is no backup.
+    /// Verify the CA store and its backups (read-only) and print a summary. Exit code 1 when a file is damaged or there is
+    /// no backup
     Check {
         #[command(flatten)]
-        state: State,
+        state: StateArgs,
     },
-    /// List the certificates that were issued: serial number, state, dates of issue, expiry and revocation, id.
+    /// List issued certificates: serial number, state, times of issue, expiry and revocation, SPIFFE ID
     List {
         #[command(flatten)]
-        state: State,
+        state: StateArgs,
     },
 }
 
-pub(super) fn run(arguments: Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: CaArgs) -> Result<(), CommandError> {
     match arguments.command {
-        Command::Init { state, given, trust_domain, trust_file } => {
-            init(&state.state, given.as_ref(), &trust_domain, trust_file.as_deref())
+        CaCommand::Init { state, external, trust_domain, trust_file } => {
+            init(&state.state, external.as_ref(), &trust_domain, trust_file.as_deref())
         }
-        Command::Issue { state, identity, out, hours } => {
+        CaCommand::Issue { state, identity, out, hours } => {
             issue(&state.state, &identity, &out, Duration::from_secs(hours * 3600))
         }
-        Command::Token { state, identity } => {
-            order(&state.state, &AdminCommand::Token(parse(&identity)?.to_string()))
+        CaCommand::Token { state, identity } => {
+            execute(&state.state, &AdminCommand::Token(parse(&identity)?.to_string()))
         }
-        Command::Revoke { state, targets } => order(&state.state, &AdminCommand::Revoke(targets)),
-        Command::Crl { state } => crl(&state.state),
-        Command::Check { state } => {
-            let lines = admin_socket::check_store(&state.state).map_err(Failure::Failed)?;
-            lines.iter().for_each(|line| say(line));
+        CaCommand::Revoke { state, targets } => {
+            execute(&state.state, &AdminCommand::Revoke(targets))
+        }
+        CaCommand::Crl { state } => crl(&state.state),
+        CaCommand::Check { state } => {
+            let lines = admin_socket::check_store(&state.state).map_err(CommandError::Failed)?;
+            lines.iter().for_each(|line| print_line(line));
             Ok(())
         }
-        Command::List { state } => order(&state.state, &AdminCommand::List),
-        Command::Rotate { state, given: Some(given), .. } => {
-            let ExternalCaFiles { root, certificate, key, lists } = given.read()?;
+        CaCommand::List { state } => execute(&state.state, &AdminCommand::List),
+        CaCommand::Rotate { state, external: Some(external), .. } => {
+            let ExternalCaFiles { root, certificate, key, lists } = external.read()?;
             let key = PrivateKey(key.to_string());
-            order(&state.state, &AdminCommand::Follow { root, certificate, key, lists })
+            execute(&state.state, &AdminCommand::Follow { root, certificate, key, lists })
         }
-        Command::Rotate { state, step, given: None } => {
-            order(&state.state, &AdminCommand::Rotate(step.unwrap_or(RotationStep::Status)))
+        CaCommand::Rotate { state, step, external: None } => {
+            execute(&state.state, &AdminCommand::Rotate(step.unwrap_or(RotationStep::Status)))
         }
-        Command::RootLists { state, lists } => {
+        CaCommand::RootLists { state, lists } => {
             let text = std::fs::read_to_string(&lists)
-                .map_err(|error| Failure::Failed(format!("{}: {error}", lists.display())))?;
-            order(&state.state, &AdminCommand::RootCrls(text))
+                .map_err(|error| CommandError::Failed(format!("{}: {error}", lists.display())))?;
+            execute(&state.state, &AdminCommand::RootCrls(text))
         }
-        Command::Roots { state } => order(&state.state, &AdminCommand::Roots),
-        Command::Coverage { roots, lists, intermediates } => {
+        CaCommand::Roots { state } => execute(&state.state, &AdminCommand::Roots),
+        CaCommand::Coverage { roots, lists, intermediates } => {
             coverage(&roots, &lists, intermediates.as_deref())
         }
     }
@@ -220,29 +224,30 @@ fn step(word: &str) -> Result<RotationStep, String> {
         "intermediate" => Ok(RotationStep::Intermediate),
         "next" => Ok(RotationStep::Next),
         "status" => Ok(RotationStep::Status),
-        _ => Err("root, intermediate, next and status are".into()),
+        _ => Err("must be root, intermediate, next or status".into()),
     }
 }
 
-fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<(), Failure> {
+fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<(), CommandError> {
     let read = |file: &Path| {
-        std::fs::read(file).map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+        std::fs::read(file)
+            .map_err(|error| CommandError::Failed(format!("{}: {error}", file.display())))
     };
     let certificates = |file: &Path, bytes: &[u8]| {
         let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(bytes).collect();
-        all.map_err(|error| Failure::Failed(format!("{}: {error}", file.display())))
+        all.map_err(|error| CommandError::Failed(format!("{}: {error}", file.display())))
     };
     let roots = certificates(roots, &read(roots)?)?;
     let bytes = read(lists)?;
     let since_1970 = wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default();
     let now = UnixTime::since_unix_epoch(since_1970);
-    // Whether they fit is another matter than what they say.
+    // The command checks what the CRLs cover, not the limits of mesh.yaml.
     let unlimited = RevocationPolicy {
         entries_limit: usize::MAX,
         bytes_limit: usize::MAX,
         ..RevocationPolicy::default()
     };
-    // A file of lists in DER holds no certificates.
+    // A file of DER CRLs holds no certificates.
     let mut beside = certificates(lists, &bytes).unwrap_or_default();
     if let Some(file) = intermediates {
         beside.extend(certificates(file, &read(file)?)?);
@@ -250,31 +255,33 @@ fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<
     let signers = CrlSigners { roots: &roots, intermediates: &beside, seen: &[] };
     let index = CrlIndex::load(&bytes, &signers, None, &unlimited, now).map_err(|errors| {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        Failure::Failed(format!("{}: {}", lists.display(), errors.join("; ")))
+        CommandError::Failed(format!("{}: {}", lists.display(), errors.join("; ")))
     })?;
-    index.warnings().iter().for_each(|warning| say(&format!("note     {warning}")));
+    index.warnings().iter().for_each(|warning| print_line(&format!("note     {warning}")));
     let mut missing = 0;
-    for covers in index.issuer_coverage(&roots, &beside, now) {
-        let (word, what) = match (covers.leaves, covers.authorities, covers.next_update) {
-            (true, true, _) => ("covered", "leaves and authorities".to_owned()),
-            (true, false, _) => ("partly", "leaves, and no authorities".to_owned()),
-            (false, true, _) => ("partly", "authorities, and no leaves".to_owned()),
+    for coverage in index.issuer_coverage(&roots, &beside, now) {
+        let (word, what) = match (coverage.leaves, coverage.authorities, coverage.next_update) {
+            (true, true, _) => ("covered", "leaf and CA certificates".to_owned()),
+            (true, false, _) => ("partly", "leaf certificates only".to_owned()),
+            (false, true, _) => ("partly", "CA certificates only".to_owned()),
             (false, false, Some(end)) if end <= now.as_secs() => ("expired", date(end)),
-            (false, false, Some(_)) => ("partly", "only those of a distribution point".to_owned()),
-            (false, false, None) => ("missing", "there is no list".to_owned()),
+            (false, false, Some(_)) => {
+                ("partly", "only certificates of a distribution point".to_owned())
+            }
+            (false, false, None) => ("missing", "no CRL".to_owned()),
         };
         missing += usize::from(word == "missing" || word == "expired");
-        let until = covers.next_update.map(|end| format!(", good until {}", date(end)));
+        let until = coverage.next_update.map(|end| format!(", valid until {}", date(end)));
         let until = until.filter(|_| word != "expired").unwrap_or_default();
-        say(&format!("{word:8} {}: {what}{until}", covers.issuer));
+        print_line(&format!("{word:8} {}: {what}{until}", coverage.issuer));
     }
     match missing {
         0 => Ok(()),
-        1 => {
-            Err(Failure::Failed("an issuer has no list: strict mode refuses what it signed".into()))
-        }
-        _ => Err(Failure::Failed(format!(
-            "{missing} issuers have no list: strict mode refuses what they signed"
+        1 => Err(CommandError::Failed(
+            "1 issuer has no valid CRL: strict mode rejects its certificates".into(),
+        )),
+        _ => Err(CommandError::Failed(format!(
+            "{missing} issuers have no valid CRL: strict mode rejects their certificates"
         ))),
     }
 }
@@ -286,49 +293,52 @@ fn date(seconds: u64) -> String {
 
 fn init(
     state: &Path,
-    given: Option<&GivenFiles>,
+    external: Option<&ExternalCaArgs>,
     trust_domain: &str,
     trust_file: Option<&Path>,
-) -> Result<(), Failure> {
-    let files = match given {
-        Some(given) => given.read()?.into_authority(trust_domain, wall_clock()),
+) -> Result<(), CommandError> {
+    let files = match external {
+        Some(external) => external.read()?.into_authority(trust_domain, wall_clock()),
         None => Authority::create(trust_domain, wall_clock()),
     };
     let files = files.map_err(failed)?;
     let store = Store::create(state, trust_domain, &files).map_err(failed)?;
     if let Some(file) = trust_file {
         std::fs::write(file, &files.root_certificate).map_err(|error| {
-            Failure::Failed(format!(
-                "{}: {error}; the authority of {trust_domain} was made, weft ca roots --state {} prints its root",
+            CommandError::Failed(format!(
+                "{}: {error}; the certificate authority of {trust_domain} was created: weft ca roots --state {} prints its root",
                 file.display(),
                 state.display()
             ))
         })?;
     }
     if matches!(&files.root, RootSigner::External { crls } if crls.is_empty()) {
-        say(
-            "note: without --root-lists sidecars take nobody's certificate, unless mesh.yaml says \
+        print_line(
+            "note: without --root-lists sidecars reject every certificate, unless mesh.yaml sets \
              security.revocation: {depth: leaf}",
         );
     }
-    say(&format!("made the authority of {trust_domain} in {}", store.path().display()));
+    print_line(&format!(
+        "created the certificate authority of {trust_domain} in {}",
+        store.path().display()
+    ));
     Ok(())
 }
 
-fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(), Failure> {
+fn issue(state: &Path, identity: &str, out: &Path, life: Duration) -> Result<(), CommandError> {
     let store = open(state)?;
     let identity = parse(identity)?;
-    check_trust_domain(&store, &identity).map_err(Failure::Usage)?;
-    // Both before the certificate is issued: without its files it could only be revoked.
+    check_trust_domain(&store, &identity).map_err(CommandError::Usage)?;
+    // Both files are created first: a certificate whose files cannot be written could only be revoked.
     let mut key = OutputFile::create(with_suffix(out, ".key"), 0o600)?;
     let mut certificate = OutputFile::create(with_suffix(out, ".pem"), 0o644)?;
-    let made = issue_locally(&store, &identity, life, wall_clock())?;
-    key.write(&made.key)?;
-    certificate.write(&made.issued.chain.concat())?;
+    let issued = issue_locally(&store, &identity, life, wall_clock())?;
+    key.write(&issued.key)?;
+    certificate.write(&issued.issued.chain.concat())?;
     let [pem, private] = [&certificate, &key].map(|file| file.path().display().to_string());
     key.keep();
     certificate.keep();
-    say(&format!("{} {pem} {private}", made.issued.serial));
+    print_line(&format!("{} {pem} {private}", issued.issued.serial));
     Ok(())
 }
 
@@ -339,44 +349,44 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
-fn crl(state: &Path) -> Result<(), Failure> {
+fn crl(state: &Path) -> Result<(), CommandError> {
     let store = open(state)?;
-    let lists = admin_socket::sign_crls(&store, wall_clock()).map_err(Failure::Failed)?;
+    let lists = admin_socket::sign_crls(&store, wall_clock()).map_err(CommandError::Failed)?;
     for line in describe_crl(&lists) {
-        // Standard error may be closed; the lists matter.
+        // Standard error may be closed; standard output gets the CRLs.
         drop(writeln!(std::io::stderr(), "{line}"));
     }
-    say(lists.trim_end());
+    print_line(lists.trim_end());
     Ok(())
 }
 
-/// Has an order carried out: by ourselves, or by the control plane that has the store open.
-fn order(state: &Path, order: &AdminCommand) -> Result<(), Failure> {
+/// Runs an admin command on the store, or sends it to the control plane when that has the store open.
+fn execute(state: &Path, command: &AdminCommand) -> Result<(), CommandError> {
     let outcome = match Store::open(state) {
         Ok(store) => {
-            if let AdminCommand::Token(identity) = order {
-                check_trust_domain(&store, &parse(identity)?).map_err(Failure::Usage)?;
+            if let AdminCommand::Token(identity) = command {
+                check_trust_domain(&store, &parse(identity)?).map_err(CommandError::Usage)?;
             }
-            admin_socket::execute(&store, order)
+            admin_socket::execute(&store, command)
         }
-        Err(StoreError::InUse(_)) => admin_socket::send(state, order),
+        Err(StoreError::InUse(_)) => admin_socket::send(state, command),
         Err(error) => return Err(failed(error)),
     };
-    outcome.map_err(Failure::Failed)?.iter().for_each(|line| say(line));
+    outcome.map_err(CommandError::Failed)?.iter().for_each(|line| print_line(line));
     Ok(())
 }
 
-fn open(state: &Path) -> Result<Store, Failure> {
+fn open(state: &Path) -> Result<Store, CommandError> {
     Store::open(state).map_err(failed)
 }
 
-fn parse(identity: &str) -> Result<SpiffeId, Failure> {
-    SpiffeId::parse(identity).map_err(|error| Failure::Usage(error.to_string()))
+fn parse(identity: &str) -> Result<SpiffeId, CommandError> {
+    SpiffeId::parse(identity).map_err(|error| CommandError::Usage(error.to_string()))
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "handed over by map_err")]
-fn failed(error: impl std::error::Error) -> Failure {
-    Failure::Failed(error.to_string())
+#[allow(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
+fn failed(error: impl std::error::Error) -> CommandError {
+    CommandError::Failed(error.to_string())
 }
 
 #[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]

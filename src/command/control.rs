@@ -16,46 +16,46 @@ use weft_runtime::metrics::{MetricsPage, add_process_metrics};
 use weft_runtime::{admin, log, memory, open_files};
 use weft_xds::server::RequestLimits;
 
-use super::admin_ports::AdminPorts;
-use super::{Failure, say};
+use super::admin_ports::AdminPortArgs;
+use super::{CommandError, print_line};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weft ca init --state /var/lib/weft --trust-domain mesh.local\n  \
     weft control -c mesh.yaml --state /var/lib/weft\n  \
     weft control -c mesh.yaml --check-config")]
-pub(super) struct Arguments {
-    /// The mesh.
+pub(super) struct ControlArgs {
+    /// Mesh configuration, YAML
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     config: PathBuf,
-    /// The folder of the authority; made by `weft ca init`.
-    #[arg(long, value_name = "FOLDER", required_unless_present = "check_config")]
+    /// State directory of the certificate authority, created by `weft ca init`
+    #[arg(long, value_name = "DIRECTORY", required_unless_present = "check_config")]
     state: Option<PathBuf>,
-    /// Where clients connect. [::] is every address of both families.
+    /// Listen address for xDS and certificate requests; [::] listens on every IPv4 and IPv6 address
     #[arg(long, default_value = "[::]:15010", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Where the admin port listens.
+    /// Listen address of the admin port
     #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
     admin: SocketAddr,
     #[command(flatten)]
-    ports: AdminPorts,
-    /// How long the certificates of workloads are good, in minutes.
+    ports: AdminPortArgs,
+    /// Validity of workload certificates, in minutes
     #[arg(long, default_value_t = 24 * 60, value_name = "MINUTES", value_parser = clap::value_parser!(u64).range(1..=60 * 24 * 30))]
     certificate_minutes: u64,
-    /// How many clients with a certificate may be connected. When all places are taken, identities with many
-    /// connections give way to those with few.
+    /// Maximum number of connections from authenticated clients; at the limit, identities with many connections
+    /// lose some to identities with few
     #[arg(long, default_value_t = 16_384, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connection_limit: u32,
-    /// The largest request of a client with a certificate, in bytes. A client that reconnects sends the names and
-    /// versions of its resources: about 50 bytes for each.
+    /// Maximum size of a request from an authenticated client, in bytes. A reconnecting client sends about 50 bytes per
+    /// resource
     #[arg(long, default_value_t = RequestLimits::DEFAULT_MESSAGE_BYTES, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(4096..=64 * 1024 * 1024))]
     request_limit: u32,
-    /// Check the mesh, print what it is, and end.
+    /// Validate the mesh configuration, print a summary and exit
     #[arg(long)]
     check_config: bool,
 }
 
-pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
+pub(super) fn run(arguments: ControlArgs, filter: &str) -> Result<(), CommandError> {
     let mut file = MeshFile::new(arguments.config);
     {
         let mesh = check(&mut file)?;
@@ -64,18 +64,19 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
         }
     }
     let Some(state) = arguments.state else {
-        return Err(Failure::Usage("--state is missing".into()));
+        return Err(CommandError::Usage("missing --state".into()));
     };
-    let level = log::start(filter).map_err(Failure::Usage)?;
+    let level = log::start(filter).map_err(CommandError::Usage)?;
     open_files::raise_limit();
     memory::disable_core_dumps();
-    let store = Arc::new(Store::open(&state).map_err(|error| Failure::Failed(error.to_string()))?);
+    let store =
+        Arc::new(Store::open(&state).map_err(|error| CommandError::Failed(error.to_string()))?);
     let drain = Drain::new(Duration::from_secs(2));
     let status = watch::Sender::new(ControlStatus::default());
-    let role = Arc::new(Role { status: status.subscribe() });
+    let role = Arc::new(ControlRole { status: status.subscribe() });
     let port = admin::Admin { role, drain: drain.clone(), log: level };
     admin::start(&arguments.ports.with(Some(arguments.admin)), port)
-        .map_err(|error| Failure::Failed(error.to_string()))?;
+        .map_err(|error| CommandError::Failed(error.to_string()))?;
     let options = ControlOptions {
         listen: arguments.listen,
         certificate_life: Duration::from_secs(arguments.certificate_minutes * 60),
@@ -83,7 +84,7 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
         requests: RequestLimits::for_message_bytes(arguments.request_limit),
     };
     let runtime =
-        tokio::runtime::Runtime::new().map_err(|error| Failure::Failed(error.to_string()))?;
+        tokio::runtime::Runtime::new().map_err(|error| CommandError::Failed(error.to_string()))?;
     runtime.block_on(async {
         drain_on_signals(&drain).map_err(|error| error.to_string())?;
         weft_control::run(options, file, store, status, drain.clone()).await
@@ -92,19 +93,19 @@ pub(super) fn run(arguments: Arguments, filter: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check(file: &mut MeshFile) -> Result<Mesh, Failure> {
+fn check(file: &mut MeshFile) -> Result<Mesh, CommandError> {
     let read = file.read(wall_clock());
-    let mesh = read.map_err(|problems| Failure::Usage(problems.join("\n")))?;
+    let mesh = read.map_err(|problems| CommandError::Usage(problems.join("\n")))?;
     for warning in &mesh.warnings {
-        say(&format!("warning: {}", warning.in_file(file.path().display())));
+        print_line(&format!("warning: {}", warning.in_file(file.path().display())));
     }
     Ok(mesh)
 }
 
-/// Encodes all that clients would be sent, and prints what the mesh is.
-fn check_all(mesh: Mesh, file: &MeshFile) -> Result<(), Failure> {
-    let good = format!(
-        "mesh is good: {} services, {} routes, {} policies, {} revocations",
+/// Encodes all resources that clients would receive, and prints a summary of the mesh.
+fn check_all(mesh: Mesh, file: &MeshFile) -> Result<(), CommandError> {
+    let summary = format!(
+        "mesh is valid: {} services, {} routes, {} policies, {} revocations",
         mesh.services.len(),
         mesh.routes.len(),
         mesh.policies.len(),
@@ -114,9 +115,9 @@ fn check_all(mesh: Mesh, file: &MeshFile) -> Result<(), Failure> {
         let path = file.path().display();
         let lines: Vec<String> =
             problems.iter().map(|problem| format!("{path}: {problem}")).collect();
-        Failure::Usage(lines.join("\n"))
+        CommandError::Usage(lines.join("\n"))
     })?;
-    say(&good);
+    print_line(&summary);
     Ok(())
 }
 
@@ -140,16 +141,16 @@ fn add_metrics(status: &ControlStatus, page: &mut MetricsPage<'_>) {
     );
 }
 
-struct Role {
+struct ControlRole {
     status: watch::Receiver<ControlStatus>,
 }
 
-impl admin::AdminRole for Role {
+impl admin::AdminRole for ControlRole {
     fn ready(&self) -> Result<(), String> {
         let status = self.status.borrow();
         match (status.applied, status.is_listening, &status.store) {
-            (0, _, _) => Err("no mesh is in force yet".into()),
-            (_, false, _) => Err("its port is not bound yet".into()),
+            (0, _, _) => Err("no valid mesh configuration applied yet".into()),
+            (_, false, _) => Err("the xDS port is not bound yet".into()),
             (_, true, Some(problem)) => Err(problem.clone()),
             (_, true, None) => Ok(()),
         }

@@ -1,4 +1,4 @@
-//! What `agent`, `sidecar` and `sds` are asked alike.
+//! Options that `weft agent`, `weft sidecar` and `weft sds` share.
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -14,17 +14,17 @@ use weft_runtime::admin::AdminConfig;
 use weft_runtime::problems::Problems;
 use weft_xds::bootstrap::Bootstrap;
 
-use super::admin_ports::AdminPorts;
-use super::{Failure, say, values};
-use crate::identity::{Enrolment, Source};
+use super::admin_ports::AdminPortArgs;
+use super::{CommandError, print_line, values};
+use crate::identity::{Enrolment, IdentitySource};
 
-/// What both data planes are asked.
+/// The options of every data plane.
 #[derive(Debug, Args)]
-pub(super) struct DataPlane {
-    /// An Envoy bootstrap file, YAML or JSON.
+pub(super) struct DataPlaneArgs {
+    /// Envoy bootstrap file, YAML or JSON
     #[arg(short = 'c', long = "config", value_name = "FILE", required_unless_present = "control")]
     pub(super) config: Option<PathBuf>,
-    /// The control plane: HOST:PORT.
+    /// Address of the control plane
     #[arg(
         long,
         env = "WEFT_CONTROL",
@@ -34,47 +34,47 @@ pub(super) struct DataPlane {
         value_parser = values::host_and_port
     )]
     pub(super) control: Option<String>,
-    /// The roots by which the control plane is known, PEM.
+    /// Trust bundle that verifies the control plane, PEM
     #[arg(long, env = "WEFT_TRUST", value_name = "FILE")]
     pub(super) trust: Option<PathBuf>,
-    /// The join token for a first certificate.
+    /// Join token for the first certificate
     #[arg(long, env = "WEFT_JOIN_TOKEN_FILE", value_name = "FILE")]
     join_token_file: Option<PathBuf>,
-    /// Where the certificate and its key are kept over a restart, mode 0600.
-    #[arg(long, value_name = "FOLDER", conflicts_with = "config")]
+    /// Directory that stores the certificate and its key (mode 0600) across restarts
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "config")]
     state: Option<PathBuf>,
-    /// Where the admin port listens. With --control: 127.0.0.1:15000 when not given.
+    /// Listen address of the admin port [default with --control: 127.0.0.1:15000]
     #[arg(long, value_name = "ADDRESS")]
     admin: Option<SocketAddr>,
     #[command(flatten)]
-    ports: AdminPorts,
-    /// How many worker threads; one per processor when not given.
+    ports: AdminPortArgs,
+    /// Number of worker threads [default: one per processor]
     #[arg(long, value_name = "COUNT", value_parser = values::workers)]
     pub(super) workers: Option<NonZeroUsize>,
-    /// How long draining waits for what is open, in seconds.
+    /// Grace period for in-flight connections on shutdown, in seconds
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=86_400))]
     drain_timeout: u64,
-    /// Check the configuration, print what it is, and end.
+    /// Validate the configuration, print a summary and exit
     #[arg(long)]
     check_config: bool,
 }
 
-/// What was asked, understood.
-pub(super) struct Understood {
+/// The options of a data plane after its files are read.
+pub(super) struct DataPlaneOptions {
     pub(super) bootstrap: Bootstrap,
     pub(super) enrolment: Option<Enrolment>,
     pub(super) ports: AdminConfig,
-    pub(super) patience: Duration,
+    pub(super) grace_period: Duration,
 }
 
-impl DataPlane {
-    /// Reads the files that are named. None when only a check was asked for, which passed. `check` finds
-    /// what of a configuration this role would not serve.
-    pub(super) fn understand(
+impl DataPlaneArgs {
+    /// Reads the files that the options name. Returns none after `--check-config` succeeded. `check` finds the parts of
+    /// a configuration that this role cannot serve.
+    pub(super) fn resolve(
         &self,
         identity: Option<SpiffeId>,
         check: impl Fn(&Snapshot) -> Problems,
-    ) -> Result<Option<Understood>, Failure> {
+    ) -> Result<Option<DataPlaneOptions>, CommandError> {
         let bootstrap = match &self.config {
             Some(file) => read(file)?,
             None => crate::configuration::bootstrap_for(identity.as_ref()),
@@ -84,7 +84,7 @@ impl DataPlane {
                 control: control.clone(),
                 roots: read_roots(trust)?,
                 identity,
-                source: Source {
+                source: IdentitySource {
                     token_file: self.join_token_file.clone(),
                     state: self.state.clone(),
                 },
@@ -93,43 +93,43 @@ impl DataPlane {
         };
         if self.check_config {
             let resources = &bootstrap.resources;
-            let comes_by_xds = bootstrap.ads.is_some() || enrolment.is_some();
-            let problems = match comes_by_xds {
+            let uses_xds = bootstrap.ads.is_some() || enrolment.is_some();
+            let problems = match uses_xds {
                 true => check(&complete(resources)),
                 false => check(resources),
             };
-            problems.ready(false).map_err(|_| Failure::Usage(self.in_file(&problems)))?;
-            say(&format!(
-                "configuration is good: {} listeners, {} clusters, {} secrets{}",
+            problems.ready(false).map_err(|_| CommandError::Usage(self.in_file(&problems)))?;
+            print_line(&format!(
+                "configuration is valid: {} listeners, {} clusters, {} secrets{}",
                 resources.listeners.len(),
                 resources.clusters.len(),
                 resources.secrets.len(),
-                if comes_by_xds { ", more by xDS" } else { "" }
+                if uses_xds { ", and more over xDS" } else { "" }
             ));
             for warning in &problems.warnings {
-                say(&format!("warning: {warning}"));
+                print_line(&format!("warning: {warning}"));
             }
             for path in &bootstrap.notes.not_honoured {
-                say(&format!("not honoured: {path}"));
+                print_line(&format!("not honoured: {path}"));
             }
             for warning in &bootstrap.notes.warnings {
-                say(&format!("warning: {warning}"));
+                print_line(&format!("warning: {warning}"));
             }
             return Ok(None);
         }
         let default = enrolment.as_ref().map(|_| SocketAddr::from(([127, 0, 0, 1], 15000)));
         let admin = self.admin.or(bootstrap.admin).or(default);
-        Ok(Some(Understood {
+        Ok(Some(DataPlaneOptions {
             bootstrap,
             enrolment,
             ports: self.ports.with(admin),
-            patience: Duration::from_secs(self.drain_timeout),
+            grace_period: Duration::from_secs(self.drain_timeout),
         }))
     }
 }
 
-impl DataPlane {
-    /// What is not served, a line each with the file's name.
+impl DataPlaneArgs {
+    /// One line per problem, with the file name.
     fn in_file(&self, problems: &Problems) -> String {
         let file = self.config.as_ref().map(|file| file.display().to_string()).unwrap_or_default();
         let lines = problems.unserved.iter().chain(&problems.unreachable);
@@ -138,7 +138,7 @@ impl DataPlane {
     }
 }
 
-/// What of a file is complete without what comes by xDS.
+/// The resources of a file that do not depend on resources received over xDS.
 fn complete(resources: &Snapshot) -> Snapshot {
     let mut complete = resources.clone();
     let lacks_secrets = |mut missing: Vec<MissingReference>| {
@@ -153,10 +153,10 @@ fn complete(resources: &Snapshot) -> Snapshot {
     complete
 }
 
-/// Beside whom something stands.
+/// Options that name the workload.
 #[derive(Debug, Args)]
-pub(super) struct Workload {
-    /// The service beside which it stands; its identity is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE.
+pub(super) struct WorkloadArgs {
+    /// Service of this workload; its SPIFFE ID is spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE
     #[arg(
         long,
         value_name = "NAME",
@@ -164,30 +164,34 @@ pub(super) struct Workload {
         conflicts_with = "config"
     )]
     service: Option<String>,
-    /// The trust domain.
+    /// Trust domain of the mesh
     #[arg(long, default_value = "mesh.local", value_name = "NAME", conflicts_with = "config")]
     trust_domain: String,
 }
 
-impl Workload {
-    /// Its identity; none where a file says everything.
-    pub(super) fn identity(&self) -> Result<Option<SpiffeId>, Failure> {
+impl WorkloadArgs {
+    /// The SPIFFE ID of the workload; none without `--service`.
+    ///
+    /// # Errors
+    /// The service or the trust domain is not valid in a SPIFFE ID.
+    pub(super) fn identity(&self) -> Result<Option<SpiffeId>, CommandError> {
         let identity = |service| weft_control::mesh::identity(&self.trust_domain, service);
         let identity = self.service.as_deref().map(identity).transpose();
-        identity.map_err(|error| Failure::Usage(format!("--service and --trust-domain: {error}")))
+        identity
+            .map_err(|error| CommandError::Usage(format!("--service and --trust-domain: {error}")))
     }
 }
 
-/// What writes access lines to standard output.
-pub(super) fn access_writer() -> Result<Writer, Failure> {
+/// Starts the writer of the access log on standard output.
+pub(super) fn access_writer() -> Result<Writer, CommandError> {
     let writer = Writer::start(std::io::stdout());
-    writer.map_err(|error| Failure::Failed(format!("access lines: {error}")))
+    writer.map_err(|error| CommandError::Failed(format!("cannot start the access log: {error}")))
 }
 
-/// Reads the roots by which the control plane is known. Without one no control plane could be verified, and the
-/// process would try again without end.
-fn read_roots(file: &Path) -> Result<Vec<u8>, Failure> {
-    let refuse = |why: String| Failure::Usage(format!("--trust {}: {why}", file.display()));
+/// Reads the trust bundle for the control plane. A file without a certificate is refused: no control plane could be
+/// verified, and the process would retry without end.
+fn read_roots(file: &Path) -> Result<Vec<u8>, CommandError> {
+    let refuse = |why: String| CommandError::Usage(format!("--trust {}: {why}", file.display()));
     let bytes = std::fs::read(file).map_err(|error| refuse(error.to_string()))?;
     let roots: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match roots {
@@ -197,12 +201,12 @@ fn read_roots(file: &Path) -> Result<Vec<u8>, Failure> {
     }
 }
 
-fn read(file: &PathBuf) -> Result<Bootstrap, Failure> {
+fn read(file: &PathBuf) -> Result<Bootstrap, CommandError> {
     let text = std::fs::read_to_string(file)
-        .map_err(|e| Failure::Usage(format!("{}: {e}", file.display())))?;
+        .map_err(|e| CommandError::Usage(format!("{}: {e}", file.display())))?;
     Bootstrap::parse(&text).map_err(|problems| {
         let lines: Vec<String> =
             problems.iter().map(|problem| format!("{}: {problem}", file.display())).collect();
-        Failure::Usage(lines.join("\n"))
+        CommandError::Usage(lines.join("\n"))
     })
 }

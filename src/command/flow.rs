@@ -5,85 +5,88 @@ use std::net::SocketAddr;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use super::{Failure, say, values};
+use super::{CommandError, print_line, values};
 use crate::client;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weft flow explain tcp 10.0.0.1:4000 10.96.0.3:7000\n  \
     weft flow explain udp [fd90::2]:4000 [fd96::3]:7001 --json")]
-pub(super) struct Arguments {
+pub(super) struct FlowArgs {
     #[command(subcommand)]
-    command: Command,
+    command: FlowCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Ask an agent where a new flow would go: its hash, slot and endpoint.
+enum FlowCommand {
+    /// Ask an agent which endpoint a new flow would be sent to
     Explain {
-        /// The protocol.
+        /// Transport protocol of the flow
         #[arg(value_enum)]
-        transport: Protocol,
-        /// Who opens it: ADDRESS:PORT.
-        #[arg(value_parser = values::flow_address)]
+        transport: TransportArg,
+        /// Address and port of the client
+        #[arg(value_name = "ADDRESS:PORT", value_parser = values::flow_address)]
         client: SocketAddr,
-        /// What it aims at: ADDRESS:PORT.
-        #[arg(value_parser = values::flow_address)]
+        /// Original destination address and port
+        #[arg(value_name = "ADDRESS:PORT", value_parser = values::flow_address)]
         destination: SocketAddr,
-        /// The sequence number of its SYN, for services that are hashed with it.
+        /// Sequence number of the SYN, for services that include it in the flow hash
         #[arg(long, value_name = "NUMBER")]
         sequence: Option<u32>,
-        /// The agent's admin port.
+        /// Admin address of the agent
         #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
         admin: SocketAddr,
-        /// Print JSON.
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Protocol {
+enum TransportArg {
     Tcp,
     Udp,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let Command::Explain { transport, client, destination, sequence, admin, json } =
+pub(super) fn run(arguments: &FlowArgs) -> Result<(), CommandError> {
+    let FlowCommand::Explain { transport, client, destination, sequence, admin, json } =
         &arguments.command;
     if client.is_ipv4() != destination.is_ipv4() {
         let pair = format!("{client} and {destination}");
-        return Err(Failure::Usage(format!(
+        return Err(CommandError::Usage(format!(
             "client and destination {pair}: must be of one address family, IPv4 or IPv6"
         )));
     }
     let transport = match transport {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
+        TransportArg::Tcp => "tcp",
+        TransportArg::Udp => "udp",
     };
     let sequence = sequence.map(|number| format!("&sequence={number}")).unwrap_or_default();
     let flow = format!("transport={transport}&client={client}&destination={destination}");
     let path = format!("/flow?{flow}{sequence}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
+    let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
     let answer = runtime.block_on(client::get(*admin, None, &path, None));
-    let answer = answer.map_err(|error| Failure::Failed(format!("the agent: {error}")))?;
+    let answer = answer.map_err(|error| {
+        CommandError::Failed(format!("cannot query the agent at {admin}: {error}"))
+    })?;
     if answer.status != 200 {
-        return Err(Failure::Failed(answer.body.trim_end().to_owned()));
+        return Err(CommandError::Failed(answer.body.trim_end().to_owned()));
     }
     if *json {
-        say(answer.body.trim_end());
+        print_line(answer.body.trim_end());
         return Ok(());
     }
-    let explanation: Value = serde_json::from_str(&answer.body)
-        .map_err(|error| Failure::Failed(format!("the agent's answer: {error}")))?;
+    let explanation: Value = serde_json::from_str(&answer.body).map_err(|error| {
+        CommandError::Failed(format!("invalid response of the agent at {admin}: {error}"))
+    })?;
     for line in lines(&explanation) {
-        say(&line);
+        print_line(&line);
     }
     Ok(())
 }
 
-/// The agent's answer for people.
+/// The explanation as lines of text.
 fn lines(explanation: &Value) -> Vec<String> {
     let text = |field: &str| explanation.get(field).and_then(Value::as_str).unwrap_or("none");
     let number = |pointer: &str| explanation.pointer(pointer).and_then(Value::as_u64);
@@ -92,9 +95,11 @@ fn lines(explanation: &Value) -> Vec<String> {
     let first = endpoints.next().unwrap_or("none");
     let others: Vec<&str> = endpoints.collect();
     let group = match (text("security_group"), text("admitting_range")) {
-        ("admitted", range) => format!("admits the client by {range}"),
-        ("not_allowed", _) => "does not admit the client: in no range of allow_from".into(),
-        _ => "none, every client is admitted".into(),
+        ("admitted", range) => format!("admits the client (range {range})"),
+        ("not_allowed", _) => {
+            "does not admit the client: no range of allow_from contains it".into()
+        }
+        _ => "none: every client is admitted".into(),
     };
     let mut lines = vec![
         format!("listener  {}", text("listener")),
@@ -139,9 +144,9 @@ mod tests {
     fn security_group_is_printed_with_its_decision_and_range() {
         let at = "10.1.0.1:7000";
         let open = printed("none", None, &[at]);
-        assert!(open.contains("group     none, every client is admitted"), "{open}");
+        assert!(open.contains("group     none: every client is admitted"), "{open}");
         let admitted = printed("admitted", Some("10.0.0.0/8"), &[at]);
-        assert!(admitted.contains("group     admits the client by 10.0.0.0/8"), "{admitted}");
+        assert!(admitted.contains("group     admits the client (range 10.0.0.0/8)"), "{admitted}");
         assert!(admitted.contains("endpoint  10.1.0.1:7000, by flow hash"), "{admitted}");
         let refused = printed("not_allowed", None, &[]);
         assert!(refused.contains("group     does not admit the client"), "{refused}");

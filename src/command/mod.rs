@@ -21,16 +21,16 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Why a command did not do what it was asked, and the exit code that says so.
+/// Why a command failed. Decides the exit code.
 #[derive(Debug)]
-pub enum Failure {
-    /// What was asked or configured is wrong: exit code 2.
+pub enum CommandError {
+    /// A usage or configuration error: exit code 2.
     Usage(String),
-    /// It could not be done: exit code 1.
+    /// Any other failure: exit code 1.
     Failed(String),
 }
 
-impl From<String> for Failure {
+impl From<String> for CommandError {
     fn from(text: String) -> Self {
         Self::Failed(text)
     }
@@ -40,18 +40,18 @@ impl From<String> for Failure {
 #[command(
     name = "weft",
     version,
-    about = "A service mesh in two tiers: an L4 agent on each node, an L7 sidecar beside each service",
+    about = "Service mesh with an L4 agent per node and an L7 sidecar per workload",
     after_help = "Examples:\n  \
-        weft demo                                a whole mesh on this machine, no root needed\n  \
-        weft ca init --state /var/lib/weft       make an authority\n  \
+        weft demo                                run a demo mesh on this machine (no root needed)\n  \
+        weft ca init --state /var/lib/weft       create a certificate authority\n  \
         weft control -c mesh.yaml --state /var/lib/weft\n  \
-        weft sidecar -c envoy.yaml               run an Envoy bootstrap file\n  \
+        weft sidecar -c envoy.yaml               run a sidecar from an Envoy bootstrap file\n  \
         weft why -c mesh.yaml web orders:80 GET /orders\n\n\
-        Exit codes: 0 done, 1 it could not be done, 2 what was asked or configured is wrong."
+        Exit codes: 0 success, 1 failure, 2 usage or configuration error."
 )]
 struct Cli {
-    /// What is logged to standard error: LEVEL or TARGET=LEVEL, separated by commas, such as info, debug or
-    /// weft_xds=trace,info. Levels: off, error, warn, info, debug, trace.
+    /// Log filter for standard error: comma-separated LEVEL or TARGET=LEVEL, such as info or weft_xds=trace,info.
+    /// Levels: off, error, warn, info, debug, trace.
     #[arg(long, global = true, default_value = "info", env = "WEFT_LOG", value_name = "FILTER", value_parser = values::log_filter)]
     log: String,
     #[command(subcommand)]
@@ -60,29 +60,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The node's L4 load balancer.
-    Agent(Box<agent::Arguments>),
-    /// The service's L7 load balancer.
-    Sidecar(Box<sidecar::Arguments>),
-    /// A workload's certificate and what it trusts, for a proxy of another kind.
-    Sds(Box<sds::Arguments>),
-    /// The control plane.
-    Control(control::Arguments),
-    /// The certificate authority.
-    Ca(ca::Arguments),
-    /// Where flows go, and why.
-    Flow(flow::Arguments),
-    /// The rules that hand traffic over.
-    Redirect(redirect::Arguments),
-    /// How it stands with an agent or a sidecar: readiness, problems, redirects, which way flows go.
-    Status(status::Arguments),
-    /// Evaluate routes and authorization for a request and show the deciding policy.
-    Why(why::Arguments),
-    /// A whole mesh on this machine.
-    Demo(crate::demo::Arguments),
-    /// A service of the demo.
+    /// Run the L4 load balancer of a node
+    Agent(Box<agent::AgentArgs>),
+    /// Run the L7 proxy of a workload
+    Sidecar(Box<sidecar::SidecarArgs>),
+    /// Serve workload certificates and trust bundles to Envoy over SDS
+    Sds(Box<sds::SdsArgs>),
+    /// Run the control plane
+    Control(control::ControlArgs),
+    /// Manage the certificate authority
+    Ca(ca::CaArgs),
+    /// Show which endpoint a flow is sent to, and why
+    Flow(flow::FlowArgs),
+    /// Manage traffic-redirection rules
+    Redirect(redirect::RedirectArgs),
+    /// Show the status of an agent or sidecar
+    Status(status::StatusArgs),
+    /// Evaluate routes and authorization for a request and show the deciding policy
+    Why(why::WhyArgs),
+    /// Run a demo mesh on this machine
+    Demo(crate::demo::DemoArgs),
+    /// Run a service of the demo mesh
     #[command(hide = true)]
-    DemoService(crate::demo::service::Arguments),
+    DemoService(crate::demo::service::DemoServiceArgs),
 }
 
 /// Runs the command line of this process.
@@ -104,21 +104,21 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure::Usage(text)) => complain(&text, 2),
-        Err(Failure::Failed(text)) => complain(&text, 1),
+        Err(CommandError::Usage(text)) => print_error(&text, 2),
+        Err(CommandError::Failed(text)) => print_error(&text, 1),
     }
 }
 
-fn complain(text: &str, code: u8) -> ExitCode {
+fn print_error(text: &str, code: u8) -> ExitCode {
     for line in text.lines() {
-        // Standard error may be closed; the exit code still tells.
+        // Standard error may be closed; the exit code still reports the failure.
         drop(writeln!(std::io::stderr(), "weft: {line}"));
     }
     ExitCode::from(code)
 }
 
 /// Writes a line to standard output.
-pub(crate) fn say(text: &str) {
-    // A reader that has gone away wants no more lines.
+pub(crate) fn print_line(text: &str) {
+    // The reader may have closed the pipe.
     drop(writeln!(std::io::stdout(), "{text}"));
 }

@@ -1,11 +1,11 @@
-//! Files that a command writes: several are written together or not at all.
+//! Output files of a command. A command that fails removes the files that it created.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A file that is removed when dropped, unless it was kept.
+/// A new file. Dropping it removes the file unless [`Self::keep`] was called.
 #[derive(Debug)]
 pub(super) struct OutputFile {
     file: File,
@@ -15,10 +15,10 @@ pub(super) struct OutputFile {
 }
 
 impl OutputFile {
-    /// Makes an empty file, with its mode from the first moment.
+    /// Creates an empty file with this mode.
     ///
     /// # Errors
-    /// When there is such a file, or it cannot be made.
+    /// The file exists already, or cannot be created.
     pub(super) fn create(path: PathBuf, mode: u32) -> Result<Self, String> {
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&path);
         let file = file.map_err(|error| describe(&path, &error))?;
@@ -28,17 +28,17 @@ impl OutputFile {
     /// Writes the whole content.
     ///
     /// # Errors
-    /// When it cannot be written, such as on a full disk.
+    /// The file cannot be written, for example on a full disk.
     pub(super) fn write(&mut self, text: &str) -> Result<(), String> {
         self.file.write_all(text.as_bytes()).map_err(|error| describe(&self.path, &error))
     }
 
-    /// Leaves the file where it is.
+    /// Keeps the file.
     pub(super) fn keep(mut self) {
         self.is_temporary = false;
     }
 
-    /// Where the file is.
+    /// The path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

@@ -13,126 +13,124 @@ use weft_model::Cidr;
 use weft_runtime::drain::{Drain, Phase, drain_on_signals};
 use weft_runtime::socket::Mark;
 
-use super::{Failure, say};
+use super::{CommandError, print_line};
 use crate::redirects;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
-    weft redirect plan --inbound 15006 --outbound 15001 --services 10.96.0.0/16     what a sidecar needs\n  \
-    weft redirect apply --forwarded 15001 --udp 15099 --services 10.96.0.0/16       what an agent needs\n  \
+    weft redirect plan --inbound 15006 --outbound 15001 --services 10.96.0.0/16     rules of a sidecar\n  \
+    weft redirect apply --forwarded 15001 --udp 15099 --services 10.96.0.0/16       rules of an agent\n  \
     weft redirect remove --netns /run/netns/web")]
-pub(super) struct Arguments {
+pub(super) struct RedirectArgs {
     #[command(subcommand)]
-    command: Command,
+    command: RedirectCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
-    /// Print the rules, install nothing.
-    Plan(Wanted),
-    /// Install the rules, replacing what was there.
-    Apply(Wanted),
-    /// Compare what is installed with what is wanted; exit code 1 when it differs.
-    Verify(Wanted),
-    /// Print what differs from what is wanted, a line each; exit code 1 when something does.
-    Diff(Wanted),
-    /// Make a connection as any program would, and see whether it is handed over; exit code 1 when it is
-    /// not.
-    Probe(Wanted),
-    /// Keep the redirects of a file in force, in many network namespaces, until told to end. They stay.
+enum RedirectCommand {
+    /// Print the rules without installing them
+    Plan(RuleArgs),
+    /// Install the rules, replacing existing rules of weft
+    Apply(RuleArgs),
+    /// Check that the installed rules match the options; exit code 1 when they differ
+    Verify(RuleArgs),
+    /// Print the differences between the installed rules and the options; exit code 1 when there are any
+    Diff(RuleArgs),
+    /// Open a test connection and check that it is redirected; exit code 1 when it is not
+    Probe(RuleArgs),
+    /// Maintain the redirects of a file in several network namespaces until a shutdown signal; the rules stay installed
     Guard {
-        /// The file, YAML: `redirects: [{netns: /run/netns/web, inbound: 15006, outbound: 15001}]`. It is
-        /// followed.
+        /// YAML file: `redirects: [{netns: /run/netns/web, inbound: 15006, outbound: 15001}]`; reloaded when it changes
         file: PathBuf,
     },
-    /// Remove every rule of weft.
-    Remove(Place),
+    /// Remove all rules of weft
+    Remove(NamespaceArgs),
 }
 
-/// The ports that rules can name.
+/// The accepted port numbers.
 const PORT: std::ops::RangeInclusive<i64> = 1..=65_535;
 
 #[derive(Debug, Args)]
-struct Place {
-    /// The network namespace, such as /run/netns/web or /proc/42/ns/net.
+struct NamespaceArgs {
+    /// Network namespace, such as /run/netns/web or /proc/42/ns/net [default: the current one]
     #[arg(long, value_name = "FILE")]
     netns: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
-struct Wanted {
+struct RuleArgs {
     #[command(flatten)]
-    place: Place,
-    /// What installs them: the kernel itself, or a tool.
-    #[arg(long, value_enum, default_value_t = Tool::Auto)]
-    backend: Tool,
-    /// The port that takes TCP arriving for this host's addresses.
+    place: NamespaceArgs,
+    /// Backend that installs the rules
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    backend: BackendArg,
+    /// Capture port for inbound TCP to addresses of this host
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     inbound: Option<u16>,
-    /// The port that takes TCP leaving this host.
+    /// Capture port for outbound TCP of this host
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     outbound: Option<u16>,
-    /// The port that takes TCP for services arriving from other hosts.
+    /// Capture port for forwarded TCP: from other hosts to --services
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     forwarded: Option<u16>,
-    /// The port that takes UDP for services.
+    /// Capture port for UDP to --services
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     udp: Option<u16>,
-    /// The addresses of services; for --outbound, every address when not given.
+    /// Addresses of services; without this option --outbound captures TCP to every address
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     services: Vec<Cidr>,
-    /// The port of loopback at which a DNS server takes what programs ask --resolvers. It must answer; a
-    /// guard hands questions over as long as it does.
+    /// Loopback port of a DNS server that receives the queries to --resolvers. A guard redirects DNS only while the server
+    /// answers
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(PORT))]
     dns: Option<u16>,
-    /// The resolvers whose questions are taken, such as 127.0.0.11.
+    /// Resolver addresses whose DNS queries are redirected, such as 127.0.0.11
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     resolvers: Vec<IpAddr>,
-    /// Ports that arriving traffic keeps.
+    /// Inbound ports that are not redirected
     #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(PORT))]
     exclude_inbound_ports: Vec<u16>,
-    /// Ports that leaving traffic keeps.
+    /// Outbound ports that are not redirected
     #[arg(long, value_name = "PORT", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(PORT))]
     exclude_outbound_ports: Vec<u16>,
-    /// Addresses that leaving traffic keeps.
+    /// Outbound destinations that are not redirected
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = cidr)]
     exclude_destinations: Vec<Cidr>,
-    /// Network devices whose traffic stays as it is, both ways.
+    /// Network interfaces whose traffic is not redirected
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     exclude_interfaces: Vec<String>,
-    /// Users whose leaving traffic stays as it is.
+    /// Users whose outbound traffic is not redirected
     #[arg(long, value_name = "UID", value_delimiter = ',')]
     exclude_users: Vec<u32>,
-    /// Drop what would pass by the proxy: what arrives (with --inbound) or leaves (with --outbound) and
-    /// is neither handed over nor excluded. Answers pass.
+    /// Drop traffic that would bypass the proxy: inbound (with --inbound) or outbound (with --outbound) packets that are
+    /// neither redirected nor excluded. Replies are not dropped
     #[arg(long)]
     strict: bool,
-    /// Hand answers to the proxy where it sends from its clients' addresses.
+    /// Redirect replies to the proxy; required when it connects from client addresses
     #[arg(long)]
     keep_source: bool,
-    /// The user the proxy runs as, where it may not set a mark.
+    /// User ID of the proxy, to exempt its traffic when it may not set packet marks
     #[arg(long, value_name = "UID")]
     uid: Option<u32>,
-    /// Who installs it, in the table's comment.
+    /// Owner name in the comment of the table
     #[arg(long, default_value = "weft", value_name = "NAME")]
     owner: String,
 }
 
-/// What installs rules, as it is asked for.
+/// The `--backend` option.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Tool {
-    /// The kernel's nf_tables; iptables where the kernel has none.
+pub(crate) enum BackendArg {
+    /// nf_tables; iptables if the kernel has no nf_tables
     Auto,
-    /// The kernel's nf_tables, told by weft itself: no tool is needed.
+    /// nf_tables over netlink; needs no external command
     Native,
-    /// The same, told by the command nft.
+    /// nf_tables with the nft command
     Nft,
-    /// iptables-restore and ip6tables-restore.
+    /// iptables with the iptables-restore and ip6tables-restore commands
     Iptables,
 }
 
-impl Tool {
-    /// The choice it stands for.
+impl BackendArg {
+    /// The backend choice that the option names.
     pub(crate) fn choice(self) -> BackendChoice {
         match self {
             Self::Auto => BackendChoice::Auto,
@@ -147,85 +145,86 @@ fn cidr(text: &str) -> Result<Cidr, String> {
     Cidr::parse(text).map_err(|error| error.to_string())
 }
 
-pub(super) fn run(arguments: Arguments, log: &str) -> Result<(), Failure> {
+pub(super) fn run(arguments: RedirectArgs, log: &str) -> Result<(), CommandError> {
     match arguments.command {
-        Command::Plan(wanted) => {
-            // A plan can be printed where nothing of it can be done.
+        RedirectCommand::Plan(wanted) => {
+            // A plan can be printed on a host that has no backend.
             let backend = match wanted.backend.choice() {
                 BackendChoice::Only(backend) => backend,
                 BackendChoice::Auto => {
                     BackendChoice::Auto.resolve().unwrap_or(RedirectBackend::Native)
                 }
             };
-            say(plan(&wanted.redirect(), backend).map_err(explain)?.trim_end());
+            print_line(plan(&wanted.redirect(), backend).map_err(explain)?.trim_end());
             Ok(())
         }
-        Command::Apply(wanted) => {
+        RedirectCommand::Apply(wanted) => {
             let backend = wanted.backend.choice().resolve().map_err(explain)?;
             let redirect = wanted.redirect();
             apply_once(&redirect, backend, &wanted.place.namespace()).map_err(explain)?;
-            say(&format!(
-                "installed by {backend}: owner={} hash={}",
+            print_line(&format!(
+                "installed with {backend}: owner={} hash={}",
                 redirect.owner,
                 redirect.hash()
             ));
             Ok(())
         }
-        Command::Verify(wanted) => {
+        RedirectCommand::Verify(wanted) => {
             let backend = wanted.backend.choice().resolve().map_err(explain)?;
             match verify(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)? {
                 RedirectState::InSync => {
-                    say("as wanted");
+                    print_line("in sync");
                     Ok(())
                 }
                 RedirectState::NotInstalled => {
-                    Err(Failure::Failed("nothing of weft is installed".into()))
+                    Err(CommandError::Failed("no rules of weft are installed".into()))
                 }
-                RedirectState::Drifted(how) => {
-                    Err(Failure::Failed(format!("what is installed differs:\n{}", how.join("\n"))))
-                }
+                RedirectState::Drifted(how) => Err(CommandError::Failed(format!(
+                    "installed rules differ from the options:\n{}",
+                    how.join("\n")
+                ))),
             }
         }
-        Command::Diff(wanted) => {
+        RedirectCommand::Diff(wanted) => {
             let backend = wanted.backend.choice().resolve().map_err(explain)?;
             match verify(&wanted.redirect(), backend, &wanted.place.namespace()).map_err(explain)? {
                 RedirectState::InSync => return Ok(()),
-                RedirectState::NotInstalled => say("nothing of weft is installed"),
-                RedirectState::Drifted(how) => how.iter().for_each(|line| say(line)),
+                RedirectState::NotInstalled => print_line("no rules of weft are installed"),
+                RedirectState::Drifted(how) => how.iter().for_each(|line| print_line(line)),
             }
-            Err(Failure::Failed("what is installed is not what is wanted".into()))
+            Err(CommandError::Failed("installed rules differ from the options".into()))
         }
-        Command::Probe(wanted) => {
+        RedirectCommand::Probe(wanted) => {
             match probe(&wanted.redirect(), &wanted.place.namespace()).map_err(explain)? {
                 passed @ ProbeOutcome::NotRedirected(..) => {
-                    Err(Failure::Failed(passed.to_string()))
+                    Err(CommandError::Failed(passed.to_string()))
                 }
-                told => {
-                    say(&told.to_string());
+                outcome => {
+                    print_line(&outcome.to_string());
                     Ok(())
                 }
             }
         }
-        Command::Guard { file } => guard(&file, log),
-        Command::Remove(place) => remove_all(&place.namespace()).map_err(explain),
+        RedirectCommand::Guard { file } => guard(&file, log),
+        RedirectCommand::Remove(place) => remove_all(&place.namespace()).map_err(explain),
     }
 }
 
-/// Guards until a signal says to end.
-fn guard(file: &Path, log: &str) -> Result<(), Failure> {
-    weft_runtime::log::start(log).map_err(Failure::Usage)?;
+/// Maintains the redirects of a file until a shutdown signal.
+fn guard(file: &Path, log: &str) -> Result<(), CommandError> {
+    weft_runtime::log::start(log).map_err(CommandError::Usage)?;
     let drain = Drain::new(Duration::ZERO);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
-    let _guard = redirects::guard(file).map_err(Failure::Usage)?;
+    let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
+    let _guard = redirects::guard(file).map_err(CommandError::Usage)?;
     runtime.block_on(async {
-        drain_on_signals(&drain).map_err(|error| Failure::Failed(error.to_string()))?;
+        drain_on_signals(&drain).map_err(|error| CommandError::Failed(error.to_string()))?;
         drain.reached(Phase::Draining).await;
         Ok(())
     })
 }
 
-impl Wanted {
+impl RuleArgs {
     fn redirect(&self) -> RedirectConfig {
         RedirectConfig {
             owner: self.owner.clone(),
@@ -249,16 +248,16 @@ impl Wanted {
     }
 }
 
-impl Place {
+impl NamespaceArgs {
     fn namespace(&self) -> Namespace {
         self.netns.clone().map_or(Namespace::Own, Namespace::At)
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "handed over by map_err")]
-fn explain(error: RedirectError) -> Failure {
+#[allow(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
+fn explain(error: RedirectError) -> CommandError {
     match error {
-        RedirectError::Invalid(text) => Failure::Usage(text),
-        other => Failure::Failed(other.to_string()),
+        RedirectError::Invalid(text) => CommandError::Usage(text),
+        other => CommandError::Failed(other.to_string()),
     }
 }

@@ -13,55 +13,55 @@ use weft_runtime::listening::ListenReport;
 use weft_runtime::metrics::MetricsPage;
 use weft_runtime::problems::Problems;
 
-use super::data_plane::{DataPlane, Workload, access_writer};
-use super::{Failure, say};
-use crate::process::{self, Particulars, Setup};
+use super::data_plane::{DataPlaneArgs, WorkloadArgs, access_writer};
+use super::{CommandError, print_line};
+use crate::process::{self, DataPlaneSetup, RoleReport};
 use crate::sds;
 
 #[derive(Debug, Args)]
 #[command(
-    long_about = "A workload's certificate and what it trusts, for a proxy of another kind.\n\n\
-        Gets a certificate like a sidecar does, renews it, and serves it by SDS on a Unix socket, as `default`; the \
-        mesh's roots and revocation lists as `ROOTCA`. Whoever may open the socket gets the private key: it is for the \
-        user alone who runs this.",
+    long_about = "Serve workload certificates and trust bundles to Envoy over SDS.\n\n\
+        Obtains a certificate from the control plane, renews it, and serves it over SDS on a Unix socket as secret \
+        `default`; the trust bundle with its CRLs is secret `ROOTCA`. Every process that can open the socket can read \
+        the private key; the socket is accessible only to the user that runs the command.",
     after_help = "Examples:\n  \
         weft sds --control 10.0.0.2:15010 --trust root.pem --join-token-file token --service web --socket /run/weft/sds\n  \
-        then in Envoy: sds_config with a cluster whose endpoint is pipe: {path: /run/weft/sds}"
+        In Envoy: an sds_config whose cluster has the endpoint pipe: {path: /run/weft/sds}"
 )]
-pub(super) struct Arguments {
+pub(super) struct SdsArgs {
     #[command(flatten)]
-    data_plane: DataPlane,
+    data_plane: DataPlaneArgs,
     #[command(flatten)]
-    workload: Workload,
-    /// The socket.
+    workload: WorkloadArgs,
+    /// Path of the Unix socket to listen on
     #[arg(long, value_name = "PATH")]
     socket: PathBuf,
 }
 
-pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
+pub(super) fn run(arguments: &SdsArgs, log: &str) -> Result<(), CommandError> {
     let identity = arguments.workload.identity()?;
-    let Some(understood) = arguments.data_plane.understand(identity, |_| Problems::default())?
-    else {
+    let Some(options) = arguments.data_plane.resolve(identity, |_| Problems::default())? else {
         return Ok(());
     };
-    // It has no data to carry: its one worker waits for the end.
-    let begun = process::begin("sds", Some(NonZeroUsize::MIN), log).map_err(Failure::Failed)?;
+    // SDS carries no mesh traffic: the only worker waits for shutdown.
+    let prepared =
+        process::prepare("sds", Some(NonZeroUsize::MIN), log).map_err(CommandError::Failed)?;
     let served = watch::Sender::new(Arc::new(Snapshot::default()));
-    let setup = Setup {
-        bootstrap: understood.bootstrap,
-        enrolment: understood.enrolment,
-        ports: understood.ports,
-        patience: understood.patience,
+    let setup = DataPlaneSetup {
+        bootstrap: options.bootstrap,
+        enrolment: options.enrolment,
+        ports: options.ports,
+        grace_period: options.grace_period,
         access: access_writer()?,
-        particulars: Arc::new(SdsRole { served: served.subscribe() }),
+        role: Arc::new(SdsRole { served: served.subscribe() }),
     };
-    let mut process = begun.start(setup).map_err(Failure::Failed)?;
+    let mut process = prepared.start(setup).map_err(CommandError::Failed)?;
     let (socket, snapshots, drain) =
         (arguments.socket.clone(), process.snapshots(), process.drain());
     let listener = process.block_on(async { sds::listen(&socket) });
     let listener = listener
-        .map_err(|error| Failure::Failed(format!("--socket {}: {error}", socket.display())))?;
-    say(&format!("secrets are served at {}", socket.display()));
+        .map_err(|error| CommandError::Failed(format!("--socket {}: {error}", socket.display())))?;
+    print_line(&format!("serving secrets at {}", socket.display()));
     let reports = process.reports();
     let serving = served.subscribe();
     process.spawn(sds::run(listener, snapshots, served, drain.clone()));
@@ -75,30 +75,30 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
             tokio::join!(draining, reporting);
         }
     });
-    // Nobody listens there any more.
+    // The listener is closed.
     drop(std::fs::remove_file(&socket));
-    served.map_err(Failure::Failed)
+    served.map_err(CommandError::Failed)
 }
 
-/// Reports for readiness that the socket serves the secrets of a configuration, once there is one.
+/// Reports to the readiness check that the socket serves secrets, once a configuration has arrived.
 async fn report_serving(
     worker: usize,
     mut served: watch::Receiver<Arc<Snapshot>>,
     reports: UnboundedSender<ListenReport>,
 ) {
-    // The sender ends with the process.
+    // An error means that the process ends.
     if let Ok(served) = served.wait_for(|served| served.revision > 0).await {
         let report = ListenReport { worker, revision: served.revision, failures: Vec::new() };
         drop(reports.send(report));
     }
 }
 
-/// What it tells of itself.
+/// Metrics of `weft sds`.
 struct SdsRole {
     served: watch::Receiver<Arc<Snapshot>>,
 }
 
-impl Particulars for SdsRole {
+impl RoleReport for SdsRole {
     fn metrics(&self, page: &mut MetricsPage<'_>) {
         let count = self.served.borrow().secrets.len() as u64;
         page.gauge("weft_sds_secrets", "Secrets served over SDS.", count);

@@ -11,48 +11,48 @@ use weft_runtime::metrics::{MetricsPage, WorkerMetrics};
 use weft_sidecar::plan::SidecarPlan;
 use weft_sidecar::{SidecarLimits, SidecarShared, metrics, planner};
 
-use super::data_plane::{DataPlane, Workload, access_writer};
-use super::{Failure, values};
-use crate::process::{self, Particulars, Setup};
+use super::data_plane::{DataPlaneArgs, WorkloadArgs, access_writer};
+use super::{CommandError, values};
+use crate::process::{self, DataPlaneSetup, RoleReport};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weft sidecar -c reverse-proxy.yaml\n  \
     weft sidecar --control 10.0.0.2:15010 --trust root.pem --join-token-file token --service web")]
-pub(super) struct Arguments {
+pub(super) struct SidecarArgs {
     #[command(flatten)]
-    data_plane: DataPlane,
+    data_plane: DataPlaneArgs,
     #[command(flatten)]
-    workload: Workload,
-    /// How many connections one worker serves at most.
+    workload: WorkloadArgs,
+    /// Maximum number of client connections per worker
     #[arg(long, default_value_t = 15_000, value_name = "COUNT", value_parser = values::limit())]
     connection_limit: usize,
-    /// How many MiB one worker's connections of HTTP/2 may make it hold at most: their windows together.
+    /// Maximum total size of the HTTP/2 receive windows per worker, in MiB
     #[arg(long, default_value_t = 256, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=65_536))]
     window_limit: u64,
 }
 
-pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
+pub(super) fn run(arguments: &SidecarArgs, log: &str) -> Result<(), CommandError> {
     let identity = arguments.workload.identity()?;
-    let Some(understood) = arguments.data_plane.understand(identity, planner::check)? else {
+    let Some(options) = arguments.data_plane.resolve(identity, planner::check)? else {
         return Ok(());
     };
-    let begun = process::begin("sidecar", arguments.data_plane.workers, log);
-    let begun = begun.map_err(Failure::Failed)?;
+    let prepared = process::prepare("sidecar", arguments.data_plane.workers, log);
+    let prepared = prepared.map_err(CommandError::Failed)?;
     let worker_metrics = WorkerMetrics::<metrics::Metrics>::default();
     let access = access_writer()?;
     let plans = watch::Sender::new(Arc::new(SidecarPlan::default()));
     let receiver = plans.subscribe();
-    let particulars = SidecarRole { metrics: worker_metrics.clone(), plans: plans.subscribe() };
-    let setup = Setup {
-        bootstrap: understood.bootstrap,
-        enrolment: understood.enrolment,
-        ports: understood.ports,
-        patience: understood.patience,
+    let role = SidecarRole { metrics: worker_metrics.clone(), plans: plans.subscribe() };
+    let setup = DataPlaneSetup {
+        bootstrap: options.bootstrap,
+        enrolment: options.enrolment,
+        ports: options.ports,
+        grace_period: options.grace_period,
         access: access.clone(),
-        particulars: Arc::new(particulars),
+        role: Arc::new(role),
     };
-    let mut process = begun.start(setup).map_err(Failure::Failed)?;
+    let mut process = prepared.start(setup).map_err(CommandError::Failed)?;
     process.spawn(planner::run(process.snapshots(), plans, process.problems(), process.mark()));
     let shared = SidecarShared {
         plans: receiver,
@@ -67,16 +67,18 @@ pub(super) fn run(arguments: &Arguments, log: &str) -> Result<(), Failure> {
         mark: process.mark(),
         reports: process.reports(),
     };
-    process.serve(move |worker| weft_sidecar::run(shared.clone(), worker)).map_err(Failure::Failed)
+    process
+        .serve(move |worker| weft_sidecar::run(shared.clone(), worker))
+        .map_err(CommandError::Failed)
 }
 
-/// What a sidecar tells of itself.
+/// Metrics and state of a sidecar.
 struct SidecarRole {
     metrics: WorkerMetrics<metrics::Metrics>,
     plans: watch::Receiver<Arc<SidecarPlan>>,
 }
 
-impl Particulars for SidecarRole {
+impl RoleReport for SidecarRole {
     fn metrics(&self, page: &mut MetricsPage<'_>) {
         let plan = self.plans.borrow().clone();
         metrics::add_metrics(&self.metrics, &plan.crls, page);

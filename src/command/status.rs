@@ -1,4 +1,4 @@
-//! `weft status`: how it stands with a process, for people.
+//! `weft status`: the state of an agent or sidecar.
 
 use std::net::SocketAddr;
 
@@ -7,44 +7,44 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::{Failure, say};
-use crate::client::{self, Answer};
+use super::{CommandError, print_line};
+use crate::client::{self, HttpResponse};
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code 0 when it is ready, 1 when it is not.\n\nExamples:\n  \
+#[command(after_help = "Exit codes: 0 ready, 1 not ready, 2 usage error.\n\nExamples:\n  \
     weft status\n  \
     weft status --admin 127.0.0.1:15000 --json")]
-pub(super) struct Arguments {
-    /// The admin port of the agent or sidecar.
+pub(super) struct StatusArgs {
+    /// Admin address of the agent or sidecar
     #[arg(long, default_value = "127.0.0.1:15000", value_name = "ADDRESS")]
     admin: SocketAddr,
-    /// Print JSON.
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &StatusArgs) -> Result<(), CommandError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
+    let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
     let ask = |path| {
         let answer = runtime.block_on(client::get(arguments.admin, None, path, None));
-        answer.map_err(|error| Failure::Failed(format!("{}: {error}", arguments.admin)))
+        answer.map_err(|error| CommandError::Failed(format!("{}: {error}", arguments.admin)))
     };
     let ready = ask("/ready")?;
     let dump = ask("/config_dump")?;
     let dump: Value = serde_json::from_str(&dump.body)
-        .map_err(|error| Failure::Failed(format!("{}: {error}", arguments.admin)))?;
+        .map_err(|error| CommandError::Failed(format!("{}: {error}", arguments.admin)))?;
     let status = status(&ready, &dump);
     if arguments.json {
-        say(&format!("{status:#}"));
+        print_line(&format!("{status:#}"));
     } else {
-        lines(&status).iter().for_each(|line| say(line));
+        lines(&status).iter().for_each(|line| print_line(line));
     }
-    if ready.status == 200 { Ok(()) } else { Err(Failure::Failed("it is not ready".into())) }
+    if ready.status == 200 { Ok(()) } else { Err(CommandError::Failed("not ready".into())) }
 }
 
-/// What of a dump tells how it stands.
-fn status(ready: &Answer, dump: &Value) -> Value {
+/// The status fields of a config dump.
+fn status(ready: &HttpResponse, dump: &Value) -> Value {
     let waits_for = (ready.status != 200).then(|| ready.body.trim_end().to_owned());
     let mut status = Map::new();
     status.insert("ready".into(), (ready.status == 200).into());
@@ -65,7 +65,7 @@ fn status(ready: &Answer, dump: &Value) -> Value {
     status.into()
 }
 
-/// The same for people.
+/// The status as lines of text.
 fn lines(status: &Value) -> Vec<String> {
     let text = |pointer: &str| status.pointer(pointer).and_then(Value::as_str);
     let mut lines = vec![match text("/waits_for") {
@@ -74,10 +74,12 @@ fn lines(status: &Value) -> Vec<String> {
     }];
     let is = |pointer: &str| status.pointer(pointer).and_then(Value::as_bool).unwrap_or(false);
     lines.push(match text("/source/last_error") {
-        _ if !is("/source/control_plane") => "control      none: it runs by its file".to_owned(),
+        _ if !is("/source/control_plane") => {
+            "control      none: static configuration from a file".to_owned()
+        }
         _ if is("/source/connected") => "control      connected".to_owned(),
         Some(error) => format!("control      not connected: {error}"),
-        None => "control      not connected yet; its log tells more".to_owned(),
+        None => "control      not connected yet; see the log".to_owned(),
     });
     if let Some(table) = status.get("kernel_table").filter(|table| !table.is_null()) {
         let number = |field: &str| table.get(field).and_then(Value::as_u64).unwrap_or_default();
@@ -108,10 +110,11 @@ fn lines(status: &Value) -> Vec<String> {
         let dropped = redirect.get("dropped").and_then(Value::as_u64);
         let dropped = dropped.map(|packets| format!(", {packets} packets dropped"));
         let dns = redirect.get("dns").and_then(Value::as_bool);
-        let dns =
-            dns.map(|is| if is { ", with DNS" } else { ", without DNS: its server is silent" });
-        let told = [dropped.unwrap_or_default().as_str(), dns.unwrap_or_default()].concat();
-        lines.push(format!("redirects    {place}: {standing}{told}"));
+        let dns = dns.map(|is| {
+            if is { ", with DNS" } else { ", without DNS: the DNS server does not answer" }
+        });
+        let details = [dropped.unwrap_or_default().as_str(), dns.unwrap_or_default()].concat();
+        lines.push(format!("redirects    {place}: {standing}{details}"));
     }
     let services: Vec<[String; 5]> = list(status.get("services")).map(service).collect();
     if !services.is_empty() {
@@ -121,26 +124,26 @@ fn lines(status: &Value) -> Vec<String> {
     lines
 }
 
-/// What a trust store knows of revoked certificates.
+/// One line per CRL of a trust store.
 fn revocation(name: &str, store: &Value) -> Vec<String> {
     if store.get("checked").and_then(Value::as_bool) != Some(true) {
         return vec![format!("revocation   {name}: not checked")];
     }
-    let told = |list: &Value| {
+    let line = |list: &Value| {
         let text = |field: &str| list.get(field).and_then(Value::as_str).unwrap_or_default();
         let number = |field: &str| list.get(field).and_then(Value::as_i64).unwrap_or_default();
         let ends = OffsetDateTime::from_unix_timestamp(number("next_update"));
         let ends = ends.ok().and_then(|ends| ends.format(&Rfc3339).ok()).unwrap_or_default();
         format!(
-            "revocation   {name}: list {} of {} ({}), {} revoked, good until {ends}",
+            "revocation   {name}: CRL {} of {} ({}), {} revoked, valid until {ends}",
             text("number"),
             text("issuer"),
             text("speaks_of"),
             number("entries"),
         )
     };
-    let lists: Vec<String> = list(store.get("lists")).map(told).collect();
-    if lists.is_empty() { vec![format!("revocation   {name}: no lists")] } else { lists }
+    let lists: Vec<String> = list(store.get("lists")).map(line).collect();
+    if lists.is_empty() { vec![format!("revocation   {name}: no CRLs")] } else { lists }
 }
 
 fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {
@@ -155,7 +158,7 @@ fn service(service: &Value) -> [String; 5] {
     [text("listener"), text("path"), number("flows_open"), number("flows"), text("why")]
 }
 
-/// Rows in columns, each as wide as its widest field.
+/// A table of text, each column as wide as its widest cell.
 fn table(head: [&str; 5], rows: &[[String; 5]]) -> Vec<String> {
     let head = head.map(str::to_owned);
     let all: Vec<&[String; 5]> = [&head].into_iter().chain(rows).collect();
@@ -177,8 +180,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_told_in_lines_and_columns() {
-        let ready = Answer { status: 503, body: "redirects in /a: not checked yet\n".into() };
+    fn status_is_printed_as_lines_and_a_table_of_services() {
+        let ready =
+            HttpResponse { status: 503, body: "redirects in /a: not looked at yet\n".into() };
         let dump = json!({
             "source": {"control_plane": true, "connected": true, "rejected": {"listener x": "address: it is missing"}},
             "problems": ["cluster \"c\": endpoint 10.0.0.1:80 is left out"],
@@ -190,8 +194,8 @@ mod tests {
                 {"listener": "a-longer-one", "path": "proxy", "flows": 0, "flows_open": 0, "why": "that"},
             ],
         });
-        let wanted = "\
-ready        no: redirects in /a: not checked yet
+        let expected = "\
+ready        no: redirects in /a: not looked at yet
 control      connected
 connections  7 of 1000
 problem      cluster \"c\": endpoint 10.0.0.1:80 is left out
@@ -202,25 +206,28 @@ redirects    /run/netns/web: in force, with DNS
 SERVICE       PATH    OPEN  FLOWS  WHY
 echo          kernel  3     12     so
 a-longer-one  proxy   0     0      that";
-        assert_eq!(lines(&status(&ready, &dump)).join("\n"), wanted);
+        assert_eq!(lines(&status(&ready, &dump)).join("\n"), expected);
     }
 
     #[test]
-    fn who_leads_it_is_told() {
-        let ready = Answer { status: 200, body: String::new() };
-        for (source, wanted) in [
-            (json!({"control_plane": false, "connected": false}), "none: it runs by its file"),
+    fn control_plane_state_is_printed() {
+        let ready = HttpResponse { status: 200, body: String::new() };
+        for (source, expected) in [
             (
-                json!({"control_plane": true, "connected": false}),
-                "not connected yet; its log tells more",
+                json!({"control_plane": false, "connected": false}),
+                "none: static configuration from a file",
             ),
+            (json!({"control_plane": true, "connected": false}), "not connected yet; see the log"),
             (
                 json!({"control_plane": true, "connected": false, "last_error": "refused"}),
                 "not connected: refused",
             ),
         ] {
-            let told = lines(&status(&ready, &json!({"source": source})));
-            assert_eq!(told, ["ready        yes".to_owned(), format!("control      {wanted}")]);
+            let printed = lines(&status(&ready, &json!({"source": source})));
+            assert_eq!(
+                printed,
+                ["ready        yes".to_owned(), format!("control      {expected}")]
+            );
         }
     }
 }

@@ -156,7 +156,7 @@ fn flow_between_address_families_is_a_usage_error() {
         panic!("{:?}", cli.command);
     };
     let failure = flow::run(&arguments).expect_err("the families differ");
-    let Failure::Usage(text) = failure else {
+    let CommandError::Usage(text) = failure else {
         panic!("{failure:?}");
     };
     assert!(text.contains("must be of one address family"), "{text}");

@@ -1,4 +1,4 @@
-//! Parsers of option values. What they refuse is a usage error, before anything is started.
+//! Parsers for option values. clap reports their errors as usage errors before a command starts.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -6,28 +6,28 @@ use std::num::NonZeroUsize;
 use clap::builder::RangedU64ValueParser;
 use weft_runtime::log;
 
-/// The highest value of a limit on connections or flows.
+/// The highest accepted limit on connections or flows.
 const LIMIT: u64 = 1_000_000;
-/// More worker threads than this serve no host.
+/// The highest accepted number of worker threads.
 const WORKER_LIMIT: usize = 1024;
 
-/// A log filter.
+/// Parses a log filter.
 pub(super) fn log_filter(text: &str) -> Result<String, String> {
     log::check(text).map(|()| text.to_owned())
 }
 
-/// A limit on connections or flows of one worker.
+/// Parses a limit on the connections or flows of one worker.
 pub(super) fn limit() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=LIMIT)
 }
 
-/// A number of worker threads.
+/// Parses a number of worker threads.
 pub(super) fn workers(text: &str) -> Result<NonZeroUsize, String> {
     let count = text.parse().ok().filter(|count: &NonZeroUsize| count.get() <= WORKER_LIMIT);
     count.ok_or_else(|| format!("must be 1 to {WORKER_LIMIT}"))
 }
 
-/// `HOST:PORT`, where HOST is a name, an IPv4 address, or an IPv6 address in brackets.
+/// Parses `HOST:PORT`, where HOST is a name, an IPv4 address, or an IPv6 address in brackets.
 pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     let refuse = |why: &str| {
         Err(format!(
@@ -41,7 +41,7 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
         return refuse("the port is missing");
     };
     if port.parse().ok().is_none_or(|port: u16| port == 0) {
-        return refuse(&format!("port {port:?} is not 1 to 65535"));
+        return refuse(&format!("port {port:?} is not in 1 to 65535"));
     }
     let is_address = host.starts_with('[') && text.parse::<SocketAddr>().is_ok();
     if is_address || is_host_name(host) {
@@ -50,15 +50,15 @@ pub(super) fn host_and_port(text: &str) -> Result<String, String> {
     refuse(&format!("host {host:?} is neither a host name nor an IP address"))
 }
 
-/// A host name, without a port.
+/// Parses a host name or an IPv4 address, without a port.
 pub(super) fn host_name(text: &str) -> Result<String, String> {
     if is_host_name(text) {
         return Ok(text.to_owned());
     }
-    Err("must be a host name without a port: A-Z a-z 0-9 - _ and dots between labels".to_owned())
+    Err("must be a host name without a port: labels of A-Z a-z 0-9 - _ joined by dots".to_owned())
 }
 
-/// An address to connect from.
+/// Parses a local source address for upstream connections.
 pub(super) fn source_address(text: &str) -> Result<IpAddr, String> {
     let address: IpAddr = text.parse().map_err(|_| "must be an IP address".to_owned())?;
     if address.is_unspecified() || address.is_multicast() {
@@ -67,7 +67,7 @@ pub(super) fn source_address(text: &str) -> Result<IpAddr, String> {
     Ok(address)
 }
 
-/// A client or destination of a flow: `ADDRESS:PORT`.
+/// Parses the client or destination of a flow: `ADDRESS:PORT`.
 pub(super) fn flow_address(text: &str) -> Result<SocketAddr, String> {
     let address: SocketAddr = text
         .parse()
@@ -85,9 +85,9 @@ pub(super) fn flow_address(text: &str) -> Result<SocketAddr, String> {
     }
 }
 
-/// Whether a text is a host name or an IPv4 address (RFC 1123, section 2.1). Underscores occur in names of
-/// containers. A name whose last label is a number must be an IPv4 address: no top-level domain is one, and some
-/// resolvers read `1.2.3` as 1.2.0.3.
+/// Whether the text is a host name or an IPv4 address (RFC 1123, section 2.1). Underscores are accepted: container
+/// names have them. When the last label is a number, the text must be an IPv4 address: no top-level domain is a
+/// number, and some resolvers read `1.2.3` as 1.2.0.3.
 fn is_host_name(text: &str) -> bool {
     let is_label = |label: &str| {
         let is_name_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';

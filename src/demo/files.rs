@@ -1,4 +1,4 @@
-//! What the mesh is made of: the authority, its certificates and tokens, and `mesh.yaml`.
+//! The files of the demo mesh: the certificate authority, certificates, tokens and `mesh.yaml`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,29 +22,29 @@ use super::hosts::Host;
 
 pub(super) const TRUST_DOMAIN: &str = "mesh.local";
 
-/// The files of the demo's mesh, in one folder.
-pub(super) struct Files {
+/// The files of the demo mesh, in one directory.
+pub(super) struct DemoFiles {
     pub(super) folder: PathBuf,
     root: String,
-    signer: Signer,
+    signer: TokenSigner,
 }
 
-/// A certificate of the client, and the number by which it can be revoked.
+/// A client certificate with its key and serial number.
 pub(super) struct ClientCertificate {
     pub(super) serial: String,
     chain: String,
     key: String,
 }
 
-impl Files {
-    /// Makes the authority, the keys of a token issuer, and the folder they are in.
+impl DemoFiles {
+    /// Creates the certificate authority and the keys of a token issuer.
     pub(super) fn make(folder: &Path) -> Result<Self, String> {
         let state = folder.join("authority");
         let text = |error: &dyn std::error::Error| error.to_string();
         let files = Authority::create(TRUST_DOMAIN, wall_clock()).map_err(|error| text(&error))?;
         Store::create(&state, TRUST_DOMAIN, &files).map_err(|error| text(&error))?;
         write(&folder.join("root.pem"), &files.root_certificate)?;
-        let signer = Signer::make()?;
+        let signer = TokenSigner::make()?;
         write(&folder.join("jwks.json"), &signer.key_set())?;
         Ok(Self { folder: folder.to_owned(), root: files.root_certificate, signer })
     }
@@ -53,7 +53,7 @@ impl Files {
         self.folder.join(name).to_string_lossy().into_owned()
     }
 
-    /// Makes a join token for the sidecar of a service, or for the agent; gives its file.
+    /// Creates a join token for the sidecar of a service, or for the agent; returns the path of its file.
     pub(super) fn join_token(&self, name: &str, service: Option<&str>) -> Result<String, String> {
         let id = match service {
             Some(service) => identity(TRUST_DOMAIN, service),
@@ -83,7 +83,7 @@ impl Files {
         Store::open(&self.folder.join("authority")).map_err(|error| error.to_string())
     }
 
-    /// How the client does TLS with `web`: with a certificate, or without one.
+    /// The TLS configuration of the client for `web`, with or without a client certificate.
     pub(super) fn tls(
         &self,
         certificate: Option<&ClientCertificate>,
@@ -103,42 +103,42 @@ impl Files {
             .map_err(|error| text(&error))
     }
 
-    /// A token of the issuer that the mesh knows.
+    /// A token of the issuer that the mesh trusts.
     pub(super) fn token(&self) -> Result<String, String> {
         self.signer.token()
     }
 
-    /// A token that says the same and is signed by somebody else.
+    /// A token with the same claims, signed with another key.
     pub(super) fn forged_token() -> Result<String, String> {
-        Signer::make()?.token()
+        TokenSigner::make()?.token()
     }
 
-    /// Writes a file and gives its path.
+    /// Writes a file and returns its path.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<String, String> {
         write(&self.folder.join(name), text)?;
         Ok(self.path(name))
     }
 
-    /// Writes `mesh.yaml`, whole and at once.
-    pub(super) fn write_mesh(&self, mesh: &MeshFile<'_>) -> Result<(), String> {
+    /// Replaces `mesh.yaml` atomically.
+    pub(super) fn write_mesh(&self, mesh: &DemoMeshFile<'_>) -> Result<(), String> {
         let part = self.folder.join("mesh.yaml.part");
         write(&part, &mesh.text())?;
         std::fs::rename(&part, self.folder.join("mesh.yaml")).map_err(|error| error.to_string())
     }
 }
 
-/// The mesh of the story.
-pub(super) struct MeshFile<'a> {
+/// The content of `mesh.yaml`.
+pub(super) struct DemoMeshFile<'a> {
     pub(super) web: &'a Host,
     pub(super) orders: &'a [Host],
-    /// The replicas that also run the plain echo service.
+    /// The endpoints of the echo service.
     pub(super) echo: Vec<&'a Host>,
     pub(super) revocations: Vec<String>,
-    /// Who may call `orders`.
+    /// The service that may call `orders`.
     pub(super) caller: &'a str,
 }
 
-impl MeshFile<'_> {
+impl DemoMeshFile<'_> {
     fn text(&self) -> String {
         let list = |hosts: &mut dyn Iterator<Item = &Host>| {
             hosts
@@ -183,13 +183,13 @@ security:
     }
 }
 
-/// An issuer of tokens, ES256.
-struct Signer {
+/// A token issuer (ES256).
+struct TokenSigner {
     private: Vec<u8>,
     public: [u8; 64],
 }
 
-impl Signer {
+impl TokenSigner {
     fn make() -> Result<Self, String> {
         let id = identity(TRUST_DOMAIN, "idp").map_err(|error| error.to_string())?;
         let pending = request::make(&id).map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! Flows that the story's client opens to the echo service, over TCP and UDP.
+//! TCP and UDP flows of the demo client to the echo service.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -16,12 +16,12 @@ pub(super) struct EchoFlow {
     stream: BufReader<TcpStream>,
 }
 
-/// Opens a flow to a virtual address; gives it with the replica that answered.
+/// Opens a TCP flow to a virtual IP; returns it with the name of the endpoint that answered.
 pub(super) fn echo_flow(service: IpAddr) -> Result<(EchoFlow, String), String> {
     echo_flow_from(service, 0)
 }
 
-/// The same from a port of ours; 0: from any that is free.
+/// As [`echo_flow`], from this source port; 0: any free port.
 pub(super) fn echo_flow_from(service: IpAddr, port: u16) -> Result<(EchoFlow, String), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -34,34 +34,34 @@ pub(super) fn echo_flow_from(service: IpAddr, port: u16) -> Result<(EchoFlow, St
     };
     let stream = runtime
         .block_on(connecting)
-        .map_err(|error: io::Error| format!("the echo service: {error}"))?;
+        .map_err(|error: io::Error| format!("cannot connect to the echo service: {error}"))?;
     let mut flow = EchoFlow { runtime, stream: BufReader::new(stream) };
-    let replica = flow.hear()?;
+    let replica = flow.read_replica()?;
     Ok((flow, replica))
 }
 
 impl EchoFlow {
-    /// The address of its client.
+    /// The client address of the flow.
     pub(super) fn client(&self) -> Result<SocketAddr, String> {
         self.stream.get_ref().local_addr().map_err(|error| error.to_string())
     }
 
-    /// Says a line; gives the replica that answered.
+    /// Sends a line; returns the name of the endpoint that answered.
     pub(super) fn say(&mut self, text: &str) -> Result<String, String> {
         let line = format!("{text}\n");
         let sent = self.stream.get_mut().write_all(line.as_bytes());
         self.runtime.block_on(sent).map_err(|error| format!("the flow broke: {error}"))?;
-        self.hear()
+        self.read_replica()
     }
 
-    fn hear(&mut self) -> Result<String, String> {
-        let mut heard = String::new();
+    fn read_replica(&mut self) -> Result<String, String> {
+        let mut line = String::new();
         let reading = async {
-            tokio::time::timeout(Duration::from_secs(10), self.stream.read_line(&mut heard)).await
+            tokio::time::timeout(Duration::from_secs(10), self.stream.read_line(&mut line)).await
         };
         match self.runtime.block_on(reading) {
             Ok(Ok(read)) if read > 0 => {
-                Ok(heard.split_whitespace().next().unwrap_or_default().to_owned())
+                Ok(line.split_whitespace().next().unwrap_or_default().to_owned())
             }
             Ok(Ok(_)) => Err("the flow was closed".into()),
             Ok(Err(error)) => Err(format!("the flow broke: {error}")),
@@ -70,7 +70,7 @@ impl EchoFlow {
     }
 }
 
-/// Any address of ours from which a service can be reached.
+/// The unspecified address of the service's family.
 fn any(service: IpAddr) -> IpAddr {
     match service {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
@@ -78,8 +78,10 @@ fn any(service: IpAddr) -> IpAddr {
     }
 }
 
-/// Opens UDP flows to a virtual address; gives the replicas that answered. Each flow must keep its
-/// own.
+/// Opens UDP flows to a virtual IP; returns the names of the endpoints that answered.
+///
+/// # Errors
+/// A flow gets no answer, or moves to another endpoint.
 pub(super) async fn udp_flows(service: IpAddr, count: usize) -> Result<BTreeSet<String>, String> {
     let any = any(service);
     let mut replicas = BTreeSet::new();
@@ -89,14 +91,14 @@ pub(super) async fn udp_flows(service: IpAddr, count: usize) -> Result<BTreeSet<
         let first = datagram(&socket).await?;
         let second = datagram(&socket).await?;
         if first != second {
-            return Err(format!("a flow went to {first} and then to {second}"));
+            return Err(format!("a flow moved from {first} to {second}"));
         }
         replicas.insert(first);
     }
     Ok(replicas)
 }
 
-/// Sends a datagram, again when it is lost; gives the replica that answered.
+/// Sends a datagram, retries when it is lost; returns the name of the endpoint that answered.
 async fn datagram(socket: &UdpSocket) -> Result<String, String> {
     let mut buffer = [0; 256];
     for _ in 0..5 {
@@ -108,5 +110,5 @@ async fn datagram(socket: &UdpSocket) -> Result<String, String> {
             );
         }
     }
-    Err("no datagram came back".into())
+    Err("no answer to a datagram".into())
 }

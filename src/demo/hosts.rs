@@ -1,5 +1,5 @@
-//! Machines in a network namespace each, joined by a router: the namespace we are in. They have an
-//! address of either family, where the kernel has IPv6.
+//! Hosts, each in its own network namespace, connected by a router: the current namespace. Each host has an IPv4 address
+//! and, if the kernel supports it, an IPv6 address.
 
 use std::fs::File;
 use std::future::Future;
@@ -9,29 +9,29 @@ use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
 
-/// Makes hosts.
+/// Creates hosts.
 #[derive(Debug)]
 pub struct Network {
     count: u8,
     has_ipv6: bool,
 }
 
-/// A machine with one network card.
+/// A host with one network interface.
 #[derive(Debug, Clone)]
 pub struct Host {
-    /// Its name.
+    /// The name of the host and of its network namespace.
     pub name: String,
-    /// Its address.
+    /// The IPv4 address.
     pub address: Ipv4Addr,
-    /// Its other address.
+    /// The IPv6 address; none without IPv6.
     pub address6: Option<Ipv6Addr>,
 }
 
 impl Network {
-    /// Turns the namespace we are in into a router.
+    /// Turns the current network namespace into a router.
     ///
     /// # Errors
-    /// What the host does not allow.
+    /// A command or a sysctl fails, for example without permission.
     pub fn new() -> Result<Self, String> {
         ip("link set lo up")?;
         let switch_on =
@@ -45,10 +45,10 @@ impl Network {
         Ok(Self { count: 0, has_ipv6 })
     }
 
-    /// Makes a host, `10.90.N.2` and `fd90:N::2`, with the router as its way out.
+    /// Creates a host with the addresses `10.90.N.2` and `fd90:N::2`, and the router as its default gateway.
     ///
     /// # Errors
-    /// What the host does not allow.
+    /// A command or a sysctl fails, for example without permission.
     pub fn host(&mut self, name: &str) -> Result<Host, String> {
         self.count += 1;
         let n = self.count;
@@ -61,7 +61,7 @@ impl Network {
         ip(&format!("-n {name} link set eth0 up"))?;
         ip(&format!("-n {name} route add default via 10.90.{n}.1"))?;
         if self.has_ipv6 {
-            // Nobody else is there, so the kernel need not look for an address's second owner, and
+            // No other host has the address, so the kernel need not look for an address's second owner, and
             // the address can be used at once.
             ip(&format!("addr add fd90:{n:x}::1/64 dev to-{n} nodad"))?;
             ip(&format!("-n {name} addr add fd90:{n:x}::2/64 dev eth0 nodad"))?;
@@ -76,21 +76,21 @@ impl Network {
 }
 
 impl Host {
-    /// Its addresses.
+    /// All addresses of the host.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
         [IpAddr::V4(self.address)].into_iter().chain(self.address6.map(IpAddr::V6))
     }
 
-    /// The file of its network namespace.
+    /// The path of the network namespace.
     #[must_use]
     pub fn namespace(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.name)
     }
 
-    /// Runs `work` on a thread that is on this host. Processes that it starts are there too.
+    /// Runs `work` on a thread in the network namespace of this host. Processes that it starts inherit the namespace.
     ///
     /// # Errors
-    /// When the host cannot be entered.
+    /// The network namespace cannot be entered.
     pub fn on<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, String> {
         let path = self.namespace();
         let file = File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
@@ -107,7 +107,7 @@ impl Host {
     /// Runs asynchronous `work` on this host.
     ///
     /// # Errors
-    /// When the host cannot be entered.
+    /// The network namespace cannot be entered.
     pub fn run<T: Send>(&self, work: impl Future<Output = T> + Send) -> Result<T, String> {
         self.on(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -120,7 +120,7 @@ fn ip(arguments: &str) -> Result<(), String> {
     let output = Command::new("ip")
         .args(arguments.split_whitespace())
         .output()
-        .map_err(|error| format!("the command ip is needed (apt-get install iproute2): {error}"))?;
+        .map_err(|error| format!("cannot run ip (apt-get install iproute2): {error}"))?;
     if output.status.success() {
         return Ok(());
     }

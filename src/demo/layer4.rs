@@ -1,4 +1,4 @@
-//! The steps about the node: where flows go, who moves them, and what keeps the rules.
+//! Demo steps of the L4 agent: flow explanation, flow affinity and restored redirects.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -6,36 +6,40 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use serde_json::Value;
 use weft_agent::redirect;
 
-use super::files::MeshFile;
+use super::demo_mesh::{DemoMesh, await_redirect};
+use super::files::DemoMeshFile;
 use super::flows::{echo_flow, echo_flow_from, udp_flows};
 use super::hosts::Host;
 use super::roles::now;
 use super::service::ECHO_PORT;
-use super::stage::{Stage, await_redirect};
-use super::story::{expect, on_router, wait};
+use super::steps::{expect, on_router, wait};
 use crate::client::{config_dump, explain_flow};
 
-/// The virtual address of the echo service.
+/// The virtual IP of the echo service.
 const ECHO: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3));
 
-impl Stage {
+impl DemoMesh {
     pub(super) fn explained(&mut self) -> Result<String, String> {
         let mut found = String::new();
-        // From ports that nobody used before: when the agent carries flows, the kernel gives a client
-        // another port if its own was taken for another service within two minutes, and the agent
-        // sees that one.
+        // Unused source ports: on the proxy path the kernel rewrites the source port of a client when the port was used for
+        // another service within two minutes, and the agent would see the rewritten port.
         for port in 20_001..=20_003 {
             let host = self.client_host.clone();
             let (flow, replica) = host.on(|| echo_flow_from(ECHO, port))??;
             let client = flow.client()?;
-            let told = on_router(explain_flow("tcp", client, SocketAddr::new(ECHO, ECHO_PORT)))??;
-            let text = |field: &str| told.get(field).and_then(Value::as_str).unwrap_or("nothing");
-            let endpoint = told.pointer("/endpoints/0").and_then(Value::as_str).unwrap_or("none");
+            let explanation =
+                on_router(explain_flow("tcp", client, SocketAddr::new(ECHO, ECHO_PORT)))??;
+            let text =
+                |field: &str| explanation.get(field).and_then(Value::as_str).unwrap_or("none");
+            let endpoint =
+                explanation.pointer("/endpoints/0").and_then(Value::as_str).unwrap_or("none");
             let (path, why) = (text("path"), text("why"));
             let named =
                 self.orders.iter().find(|host| endpoint.starts_with(&format!("{}:", host.address)));
-            let named = named.map_or("nobody", |host| &host.name);
-            expect(named == replica, || format!("{client} was told {named}, and got {replica}"))?;
+            let named = named.map_or("no endpoint", |host| &host.name);
+            expect(named == replica, || {
+                format!("weft flow explain predicted {named} for {client}, but {replica} answered")
+            })?;
             found = format!("{client} goes to {replica} by the {path} path: {why}");
         }
         Ok(found)
@@ -49,14 +53,14 @@ impl Stage {
             await_redirect(wish)?;
             longest = longest.max(now() - removed);
         }
-        // A datagram on its way in that moment may have been lost, as datagrams may.
+        // A datagram in flight at that moment may be lost.
         let mut replicas = BTreeSet::new();
-        wait("UDP goes on", || {
+        wait("UDP flows are redirected again", || {
             let flows = self.client_host.run(udp_flows(ECHO, 10))?;
             Ok(flows.map(|reached| replicas = reached).is_ok())
         })?;
         Ok(format!(
-            "those of {} hosts were removed, the last was back after {} ms; UDP goes on over {replicas:?}",
+            "removed on {} hosts, restored within {} ms; UDP flows reach {replicas:?}",
             self.redirects.len(),
             longest.as_millis()
         ))
@@ -66,19 +70,19 @@ impl Stage {
         let host = self.client_host.clone();
         let (mut flow, first) = host.on(|| echo_flow(ECHO))??;
         let leaving =
-            self.orders.iter().find(|replica| replica.name != first).ok_or("no other replica")?;
+            self.orders.iter().find(|replica| replica.name != first).ok_or("no other endpoint")?;
         let staying: Vec<&Host> =
             self.orders.iter().filter(|replica| replica.name != leaving.name).collect();
-        self.files.write_mesh(&MeshFile { echo: staying, ..self.mesh() })?;
-        wait("the agent knows two endpoints", || {
+        self.files.write_mesh(&DemoMeshFile { echo: staying, ..self.mesh() })?;
+        wait("the agent has two endpoints", || {
             let dump = on_router(config_dump())??;
             let endpoints = dump.pointer("/endpoints/echo|7000/endpoints/0/lb_endpoints");
             Ok(endpoints.and_then(|list| list.as_array()).is_some_and(|list| list.len() == 2))
         })?;
         let same = flow.say("still there?")?;
-        expect(same == first, || format!("it moved from {first} to {same}"))?;
+        expect(same == first, || format!("the flow moved from {first} to {same}"))?;
         // What the agent has heard of reaches its workers a moment later.
-        wait("12 new flows in a row go elsewhere", || {
+        wait("12 consecutive new flows reach another endpoint", || {
             for _ in 0..12 {
                 let (_, replica) = host.on(|| echo_flow(ECHO))??;
                 if replica == leaving.name {
@@ -87,20 +91,22 @@ impl Stage {
             }
             Ok(true)
         })?;
-        let detail =
-            format!("the flow stayed on {first}; {} left and gets no new flow", leaving.name);
+        let detail = format!(
+            "the flow stayed on {first}; {} was removed and receives no new flows",
+            leaving.name
+        );
         self.files.write_mesh(&self.mesh())?;
         Ok(detail)
     }
 
     pub(super) fn datagrams(&mut self) -> Result<String, String> {
-        wait("the agent knows three endpoints", || {
+        wait("the agent has three endpoints", || {
             let dump = on_router(config_dump())??;
             let endpoints = dump.pointer("/endpoints/echo|7001~1udp/endpoints/0/lb_endpoints");
             Ok(endpoints.and_then(|list| list.as_array()).is_some_and(|list| list.len() == 3))
         })?;
         let mut replicas = BTreeSet::new();
-        wait("40 flows reach all three", || {
+        wait("40 flows reach all three endpoints", || {
             replicas = self.client_host.run(udp_flows(ECHO, 40))??;
             Ok(replicas.len() == 3)
         })?;

@@ -1,4 +1,4 @@
-//! A steady load: requests at even distances, whether or not the last was answered.
+//! Open-loop load test: requests at a constant rate, independent of response times.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,48 +7,48 @@ use std::time::Duration;
 use rustls::ClientConfig;
 
 use super::roles::now;
-use crate::client::{self, Caller};
+use crate::client::{self, HttpClient};
 
-/// How many connections carry it.
+/// The number of connections.
 const CONNECTIONS: u32 = 32;
 
-/// So many requests a second, for so long.
+/// The rate in requests per second and the duration of a load test.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Load {
+pub(super) struct LoadTest {
     pub(super) rate: u32,
     pub(super) seconds: u32,
 }
 
-/// What became of the requests.
+/// The result of a load test.
 #[derive(Debug, Default)]
-pub(super) struct Sent {
-    /// How long each took from when it was due, sorted.
+pub(super) struct LoadResult {
+    /// The latency of each request from its scheduled time, sorted.
     pub(super) times: Vec<Duration>,
     pub(super) errors: Vec<String>,
 }
 
-impl Sent {
-    /// The time in milliseconds that so many percent of the requests kept.
+impl LoadResult {
+    /// A percentile of the latency, in milliseconds.
     pub(super) fn at(&self, percent: usize) -> f64 {
         let index = self.times.len().saturating_sub(1) * percent / 100;
         self.times.get(index).copied().unwrap_or_default().as_secs_f64() * 1e3
     }
 }
 
-impl Load {
-    /// Sends it. Each connection has its own due times, so a slow answer delays no other.
+impl LoadTest {
+    /// Runs the load test. Each connection has its own schedule, so that a slow response delays no other connection.
     pub(super) async fn send(
         self,
         target: SocketAddr,
         tls: Arc<ClientConfig>,
         token: &str,
-    ) -> Result<Sent, String> {
+    ) -> Result<LoadResult, String> {
         let mut tasks = Vec::new();
         for index in 0..CONNECTIONS.min(self.rate) {
-            let caller = Caller::connect(target, Some(tls.clone())).await?;
+            let caller = HttpClient::connect(target, Some(tls.clone())).await?;
             tasks.push(tokio::spawn(self.one(index, caller, token.to_owned())));
         }
-        let mut all = Sent::default();
+        let mut all = LoadResult::default();
         for task in tasks {
             let sent = task.await.map_err(|error| error.to_string())?;
             all.times.extend(sent.times);
@@ -58,12 +58,12 @@ impl Load {
         Ok(all)
     }
 
-    async fn one(self, index: u32, mut caller: Caller, token: String) -> Sent {
+    async fn one(self, index: u32, mut caller: HttpClient, token: String) -> LoadResult {
         let connections = CONNECTIONS.min(self.rate);
         let distance = Duration::from_secs(1) * connections / self.rate;
         let count = self.rate * self.seconds / connections;
         let start = now() + distance * index / connections;
-        let mut sent = Sent::default();
+        let mut sent = LoadResult::default();
         for number in 0..count {
             let due = start + distance * number;
             tokio::time::sleep_until(due.into()).await;
@@ -80,13 +80,13 @@ impl Load {
     }
 }
 
-/// Memory in KiB and open files of the role on this host, as its metrics tell.
+/// Memory in KiB and open files of the process on this host, from its metrics.
 pub(super) async fn usage() -> Result<(u64, u64), String> {
     let page = client::metrics().await?;
     let value = |name: &str| {
         let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.and_then(|value| value.parse::<u64>().ok())
-            .ok_or_else(|| format!("there is no metric {name}"))
+            .ok_or_else(|| format!("missing metric {name}"))
     };
     Ok((value("process_resident_memory_bytes")? / 1024, value("process_open_fds")?))
 }

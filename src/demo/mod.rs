@@ -1,9 +1,11 @@
-//! A whole mesh on one machine: `weft demo`.
+//! `weft demo`: a mesh on one machine.
 //!
-//! [`namespace`] gives the demo a network of its own, without root; [`hosts`] makes machines in it;
-//! [`roles`] starts the real roles of weft there as processes, [`stage`] holds them together; [`story`]
-//! tells what a mesh does and checks every word of it, [`layer4`] what a node does. Nothing is left when it ends: the namespaces take it all along.
+//! [`namespace`] creates user, network, mount and PID namespaces without root. [`hosts`] creates a network namespace per
+//! host, and [`roles`] starts the processes of weft in them; [`demo_mesh`] is the running mesh. [`steps`] and [`layer4`]
+//! run the steps and check their results. When the first process ends, the kernel removes the namespaces with everything
+//! in them.
 
+mod demo_mesh;
 mod files;
 mod flows;
 pub mod hosts;
@@ -12,38 +14,37 @@ mod load;
 mod namespace;
 mod roles;
 pub mod service;
-mod stage;
-mod story;
+mod steps;
 
 use std::io::{IsTerminal as _, Write as _};
 
 use clap::Args;
 
-use crate::command::Failure;
-use crate::command::redirect::Tool;
+use crate::command::CommandError;
+use crate::command::redirect::BackendArg;
 
-/// What the demo is asked.
+/// The options of `weft demo`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Needs no root: it makes a user and network namespace of its own. Needs the command ip.\n\nExamples:\n  weft demo\n  weft demo --keep     leave it running, with commands to try"
+    after_help = "Runs in new user and network namespaces and needs no root. Requires the ip command (iproute2).\n\nExamples:\n  weft demo\n  weft demo --keep     keep the mesh running and print commands to try"
 )]
-pub struct Arguments {
-    /// Leave the mesh running, with the commands to try.
+pub struct DemoArgs {
+    /// Keep the mesh running after the last step and print commands to try
     #[arg(long)]
     keep: bool,
-    /// After the story, send so many requests a second through the agent and both sidecars.
+    /// After the last step, run a load test at this rate (requests per second) through the agent and both sidecars
     #[arg(long, value_name = "RATE", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     load: Option<u32>,
-    /// For how long, in seconds.
+    /// Duration of the load test, in seconds
     #[arg(long, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
-    /// What installs the redirects.
-    #[arg(long, value_enum, default_value_t = Tool::Auto)]
-    backend: Tool,
-    /// Which way flows go at the agent.
+    /// Backend that installs the redirects
+    #[arg(long, value_enum, default_value_t = BackendArg::Auto)]
+    backend: BackendArg,
+    /// Path of flows at the agent
     #[arg(long, default_value = "auto", value_parser = ["auto", "proxy"])]
     path: String,
-    /// The process inside the namespaces.
+    /// Set for the process inside the namespaces
     #[arg(long, hide = true)]
     inside: bool,
 }
@@ -52,25 +53,25 @@ pub struct Arguments {
 ///
 /// # Errors
 /// The first step that failed.
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub fn run(arguments: &DemoArgs) -> Result<(), CommandError> {
     if !arguments.inside {
-        return namespace::enter().map_err(Failure::Failed);
+        return namespace::enter().map_err(CommandError::Failed);
     }
-    namespace::settle().map_err(Failure::Failed)?;
-    let load = arguments.load.map(|rate| load::Load { rate, seconds: arguments.seconds });
+    namespace::settle().map_err(CommandError::Failed)?;
+    let load = arguments.load.map(|rate| load::LoadTest { rate, seconds: arguments.seconds });
     let backend = arguments.backend.choice().resolve();
-    let backend = backend.map_err(|error| Failure::Failed(error.to_string()))?;
-    story::tell(arguments.keep, load, backend, &arguments.path).map_err(Failure::Failed)
+    let backend = backend.map_err(|error| CommandError::Failed(error.to_string()))?;
+    steps::run(arguments.keep, load, backend, &arguments.path).map_err(CommandError::Failed)
 }
 
-/// Writes a line of the story.
+/// Prints a line and flushes it.
 fn line(text: &str) {
     let mut out = std::io::stdout().lock();
-    // A reader that has gone away wants no more lines.
+    // The reader may have closed the pipe.
     drop(writeln!(out, "{text}").and_then(|()| out.flush()));
 }
 
-/// Marks a step as done.
+/// Prints the result of a step.
 fn mark(done: bool, text: &str) {
     let colour = std::io::stdout().is_terminal();
     let (word, code) = if done { ("ok", 32) } else { ("FAILED", 31) };

@@ -1,7 +1,7 @@
-//! A user, network, mount and process namespace of the demo's own.
+//! The user, network, mount and PID namespaces of the demo.
 //!
-//! The first process enters them and starts itself again inside; that second process is the first
-//! of its process namespace, so that whatever it started ends with it, however it ends.
+//! The first process creates the namespaces and starts itself again inside. That second process is PID 1 of the PID
+//! namespace, so the kernel kills all its children when it ends.
 
 use std::fs;
 use std::os::unix::process::CommandExt as _;
@@ -13,12 +13,12 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{getgid, getuid};
 
-/// Enters namespaces, runs the demo in them and waits for it.
+/// Creates the namespaces, runs the demo in them and waits for it.
 pub(super) fn enter() -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
     let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
     if uid.is_root() {
-        unshare(spaces).map_err(|error| format!("no namespaces for the demo: {error}"))?;
+        unshare(spaces).map_err(|error| format!("cannot create namespaces: {error}"))?;
     } else {
         if unshare(spaces | CloneFlags::CLONE_NEWUSER).is_err() {
             return with_sudo();
@@ -35,9 +35,8 @@ pub(super) fn enter() -> Result<(), String> {
         // Debian keeps ip, nft and iptables where an ordinary user's PATH does not look.
         inside.env("PATH", format!("{path}:/usr/sbin:/sbin"));
     }
-    let status =
-        inside.status().map_err(|error| format!("the demo could not be started: {error}"))?;
-    if status.success() { Ok(()) } else { Err("the demo did not end well; see above".into()) }
+    let status = inside.status().map_err(|error| format!("cannot start the demo: {error}"))?;
+    if status.success() { Ok(()) } else { Err("the demo failed; see the output above".into()) }
 }
 
 fn map(file: &str, text: &str) -> Result<(), String> {
@@ -45,10 +44,10 @@ fn map(file: &str, text: &str) -> Result<(), String> {
         .map_err(|error| format!("/proc/self/{file}: {error}"))
 }
 
-/// The host forbids user namespaces: says which setting does, and goes on as root.
+/// Prints the setting that forbids user namespaces, and runs the demo with sudo.
 fn with_sudo() -> Result<(), String> {
     let setting = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
-    let mut reason = "this host forbids user namespaces".to_owned();
+    let mut reason = "user namespaces are disabled on this host".to_owned();
     if setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1" {
         reason += ": sysctl kernel.apparmor_restrict_unprivileged_userns is 1";
     } else if setting("/proc/sys/kernel/unprivileged_userns_clone") == "0" {
@@ -62,21 +61,21 @@ fn with_sudo() -> Result<(), String> {
     sudo.arg(own).args(std::env::args_os().skip(1));
     // Returns only when it could not be done.
     let error = sudo.exec();
-    Err(format!("{reason}, and sudo could not be run: {error}"))
+    Err(format!("{reason}; cannot run sudo: {error}"))
 }
 
-/// Makes the namespaces a place to live in. To be called first inside.
+/// Prepares mounts and signals. Must be called first inside the namespaces.
 pub(super) fn settle() -> Result<(), String> {
     set_pdeathsig(Signal::SIGKILL).map_err(|error| error.to_string())?;
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .map_err(|error| format!("mounts could not be made private: {error}"))?;
+        .map_err(|error| format!("cannot make the mounts private: {error}"))?;
     mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none)
-        .map_err(|error| format!("no private /run: {error}"))?;
+        .map_err(|error| format!("cannot mount a private /run: {error}"))?;
     end_on_signals()
 }
 
-/// The first process of a process namespace gets no default handling of signals.
+/// Installs signal handlers: PID 1 of a namespace has no default ones.
 fn end_on_signals() -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -94,7 +93,7 @@ fn end_on_signals() -> Result<(), String> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            super::line("\nended; nothing is left behind");
+            super::line("\nstopped; all namespaces are removed");
             std::process::exit(130);
         });
     };

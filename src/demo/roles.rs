@@ -1,4 +1,4 @@
-//! The roles of weft and the services, as processes on their hosts.
+//! Processes of the demo: the roles of weft and the services, each on its host.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -8,26 +8,26 @@ use std::time::{Duration, Instant};
 use super::hosts::Host;
 use crate::client;
 
-/// How long a role may take until it is ready.
+/// How long a process may take to become ready.
 const READY: Duration = Duration::from_secs(30);
 
-/// Processes, each ended when it is dropped.
+/// Starts processes. Dropping a [`DemoRole`] kills its process.
 #[derive(Debug)]
 pub(super) struct Roles {
     binary: PathBuf,
     logs: PathBuf,
 }
 
-/// One process.
+/// A running process.
 #[derive(Debug)]
-pub(super) struct Role {
+pub(super) struct DemoRole {
     name: String,
     child: Child,
     log: PathBuf,
 }
 
 impl Roles {
-    /// Starts processes of this very binary, with their logs in a folder.
+    /// Uses the current executable; the logs go to a directory.
     pub(super) fn new(logs: &Path) -> Result<Self, String> {
         let binary = std::env::current_exe().map_err(|error| error.to_string())?;
         std::fs::create_dir_all(logs).map_err(|error| format!("{}: {error}", logs.display()))?;
@@ -40,7 +40,7 @@ impl Roles {
         name: &str,
         host: Option<&Host>,
         arguments: &[&str],
-    ) -> Result<Role, String> {
+    ) -> Result<DemoRole, String> {
         let log = self.logs.join(format!("{name}.log"));
         let out = File::create(&log).map_err(|error| format!("{}: {error}", log.display()))?;
         let err = out.try_clone().map_err(|error| error.to_string())?;
@@ -50,18 +50,18 @@ impl Roles {
             Some(host) => host.on(|| command.spawn())?,
             None => command.spawn(),
         };
-        let child = spawned.map_err(|error| format!("{name} could not be started: {error}"))?;
-        Ok(Role { name: name.to_owned(), child, log })
+        let child = spawned.map_err(|error| format!("cannot start {name}: {error}"))?;
+        Ok(DemoRole { name: name.to_owned(), child, log })
     }
 }
 
-impl Role {
-    /// Waits until its admin port says that it is ready.
+impl DemoRole {
+    /// Waits until `/ready` of the admin port returns 200.
     pub(super) fn ready(&mut self, host: &Host) -> Result<(), String> {
         self.wait(host, client::is_ready)
     }
 
-    /// Waits until its admin port, on the router, says that it is ready.
+    /// Waits until `/ready` of the admin port on the router returns 200.
     pub(super) fn ready_on_router(&mut self) -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -87,7 +87,7 @@ impl Role {
 
     fn check(&mut self, deadline: Instant) -> Result<(), String> {
         if let Ok(Some(status)) = self.child.try_wait() {
-            return Err(format!("{} ended ({status}):\n{}", self.name, self.tail()));
+            return Err(format!("{} exited ({status}):\n{}", self.name, self.tail()));
         }
         if now() >= deadline {
             return Err(format!("{} was not ready within {READY:?}:\n{}", self.name, self.tail()));
@@ -96,18 +96,18 @@ impl Role {
         Ok(())
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills the process with SIGKILL.
     pub(super) fn kill(&mut self) -> Result<(), String> {
         self.child.kill().map_err(|error| error.to_string())?;
         self.child.wait().map(drop).map_err(|error| error.to_string())
     }
 
-    /// Its name.
+    /// The name of the process.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// The last lines of its log, without the records of single flows and requests.
+    /// The last lines of the log, without the access log.
     pub(super) fn tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('{')).collect();
@@ -119,15 +119,15 @@ impl Role {
     }
 }
 
-impl Drop for Role {
+impl Drop for DemoRole {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have exited already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
 }
 
-/// Lets others work for a moment, between two looks at an event that has no other sign.
+/// Sleeps between two polls.
 #[allow(
     clippy::disallowed_methods,
     reason = "the step between two polls, each bounded by a deadline"

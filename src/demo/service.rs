@@ -1,5 +1,5 @@
-//! The services of the demo: `web`, which asks `orders`, and `orders`; beside each, an echo over TCP
-//! and UDP that tells which replica answered. None of them knows anything of a mesh.
+//! The demo services: `web`, which calls `orders`, and `orders`. Each process also runs an echo service over TCP and UDP
+//! that returns the name of its endpoint. The services are not aware of the mesh.
 
 use std::cell::RefCell;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -17,54 +17,54 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::LocalSet;
 
-use crate::command::Failure;
+use crate::command::CommandError;
 
-/// The port of the service proper.
+/// The HTTP port of the service.
 pub(super) const HTTP_PORT: u16 = 8080;
-/// The port of the echo over TCP, and the next one over UDP.
+/// The TCP port of the echo service; its UDP port is the next one.
 pub(super) const ECHO_PORT: u16 = 7000;
-/// The same service, where no sidecar is in the way.
+/// A second HTTP port of the service, which is not redirected to the sidecar.
 pub(super) const DIRECT_PORT: u16 = 7002;
 
-/// What a service is asked.
+/// The options of `weft demo-service`.
 #[derive(Debug, Args)]
-pub struct Arguments {
-    /// Its name.
+pub struct DemoServiceArgs {
+    /// Name of the service
     #[arg(long)]
     name: String,
-    /// Which replica it is.
+    /// Name of this endpoint
     #[arg(long)]
     replica: String,
-    /// The service it asks, if any.
+    /// Address of the service that it calls
     #[arg(long)]
     asks: Option<SocketAddr>,
 }
 
-/// Runs a service until it is ended.
+/// Runs a service until the process is stopped.
 ///
 /// # Errors
-/// When it cannot listen.
-pub fn run(arguments: &Arguments) -> Result<(), Failure> {
-    let service = Rc::new(Service {
+/// A port cannot be bound.
+pub fn run(arguments: &DemoServiceArgs) -> Result<(), CommandError> {
+    let service = Rc::new(DemoService {
         name: arguments.name.clone(),
         replica: arguments.replica.clone(),
         asks: arguments.asks.map(|target| Asker { target, idle: RefCell::default() }),
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|error| Failure::Failed(error.to_string()))?;
+    let runtime = runtime.map_err(|error| CommandError::Failed(error.to_string()))?;
     LocalSet::new()
         .block_on(&runtime, serve(service))
-        .map_err(|error| Failure::Failed(error.to_string()))
+        .map_err(|error| CommandError::Failed(error.to_string()))
 }
 
 #[derive(Debug)]
-struct Service {
+struct DemoService {
     name: String,
     replica: String,
     asks: Option<Asker>,
 }
 
-async fn serve(service: Rc<Service>) -> std::io::Result<()> {
+async fn serve(service: Rc<DemoService>) -> std::io::Result<()> {
     // Bound to the IPv6 address, a socket takes both families; the other is for hosts without IPv6.
     let any = |port| {
         [SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), (Ipv4Addr::UNSPECIFIED, port).into()]
@@ -82,7 +82,7 @@ async fn serve(service: Rc<Service>) -> std::io::Result<()> {
     .map(drop)
 }
 
-async fn serve_http(listener: TcpListener, service: Rc<Service>) -> std::io::Result<()> {
+async fn serve_http(listener: TcpListener, service: Rc<DemoService>) -> std::io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
@@ -92,7 +92,7 @@ async fn serve_http(listener: TcpListener, service: Rc<Service>) -> std::io::Res
                 let service = service.clone();
                 async move { Ok::<_, std::convert::Infallible>(service.answer(request).await) }
             });
-            // A client that breaks off is no concern of a demo.
+            // The demo ignores clients that disconnect.
             drop(
                 hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), answer)
@@ -102,7 +102,7 @@ async fn serve_http(listener: TcpListener, service: Rc<Service>) -> std::io::Res
     }
 }
 
-impl Service {
+impl DemoService {
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let header = |name: &str| {
             request.headers().get(name).and_then(|v| v.to_str().ok()).map(str::to_owned)
@@ -135,8 +135,7 @@ impl Service {
     }
 }
 
-/// Asks another service as any program would: by its address, in plain HTTP, over connections that
-/// are kept for the next request.
+/// Calls another service by its address in plain HTTP, over pooled connections.
 #[derive(Debug)]
 struct Asker {
     target: SocketAddr,
@@ -192,8 +191,8 @@ impl Asker {
     }
 }
 
-/// Greets with the replica's name and gives every line back behind it.
-async fn serve_echo(listener: TcpListener, service: Rc<Service>) -> std::io::Result<()> {
+/// Sends the name of the endpoint, then echoes every line with that name in front.
+async fn serve_echo(listener: TcpListener, service: Rc<DemoService>) -> std::io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         let service = service.clone();
@@ -211,7 +210,7 @@ async fn serve_echo(listener: TcpListener, service: Rc<Service>) -> std::io::Res
     }
 }
 
-async fn serve_datagrams(socket: UdpSocket, service: Rc<Service>) -> std::io::Result<()> {
+async fn serve_datagrams(socket: UdpSocket, service: Rc<DemoService>) -> std::io::Result<()> {
     let mut buffer = [0; 2048];
     loop {
         let (_, from) = socket.recv_from(&mut buffer).await?;

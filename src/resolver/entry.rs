@@ -1,4 +1,4 @@
-//! What is known of one host name, and when it is looked up again. Sans-io.
+//! The state of one host name and the schedule of its lookups. Sans-io.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,29 +6,29 @@ use std::time::{Duration, Instant};
 
 use weft_model::{DnsFamily, DnsPolicy, OnEmptyAnswer};
 
-/// How many doublings of the backoff are computed; more would not change it.
+/// The limit on the exponent of the backoff; higher values exceed every maximum.
 const LARGEST_EXPONENT: u32 = 16;
-/// The random part of every interval: names that began together do not stay together.
+/// The random part of every interval, which spreads lookups over time.
 const SPREAD: f64 = 0.1;
 
-/// The answer to a question for the addresses of one family.
+/// The answer to a query for the addresses of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
-    /// It was not asked for.
+pub(super) enum FamilyAnswer {
+    /// The family was not queried.
     Unasked,
     /// Addresses, at least one, and how long they are valid.
     Addresses(Vec<IpAddr>, Duration),
     /// The name does not exist, or has no addresses of this family.
     Absent,
-    /// No answer, or one that says nothing about the name.
+    /// No answer, or an error.
     Failed(String),
 }
 
 /// The result of one lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) v4: Answer,
-    pub(super) v6: Answer,
+pub(super) struct LookupResult {
+    pub(super) v4: FamilyAnswer,
+    pub(super) v6: FamilyAnswer,
 }
 
 /// What a lookup changed.
@@ -44,20 +44,20 @@ pub(super) enum Event {
     Failed { error: String, kept: usize },
 }
 
-/// What is known of a name.
+/// The state of a host name.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct HostEntry {
     v4: Vec<IpAddr>,
     v6: Vec<IpAddr>,
     has_answered: bool,
     failures: u32,
     last_error: Option<String>,
-    /// When the next lookup begins; none while one is under way.
+    /// When the next lookup begins; none while one is running.
     due: Option<Instant>,
 }
 
-impl Entry {
-    /// A name to be looked up at once.
+impl HostEntry {
+    /// A name whose first lookup is due now.
     pub(super) fn new(now: Instant) -> Self {
         Self {
             v4: Vec::new(),
@@ -69,7 +69,7 @@ impl Entry {
         }
     }
 
-    /// Notes that a lookup is under way.
+    /// Marks a lookup as running.
     pub(super) fn begin(&mut self) {
         self.due = None;
     }
@@ -79,7 +79,7 @@ impl Entry {
         self.due
     }
 
-    /// Whether a lookup has ended, well or badly.
+    /// Whether a lookup has completed, with or without success.
     pub(super) fn has_answered(&self) -> bool {
         self.has_answered
     }
@@ -94,22 +94,25 @@ impl Entry {
         choose(family, &self.v4, &self.v6)
     }
 
-    /// Takes the result of a lookup. `random` is between 0 and 1.
+    /// Applies the result of a lookup and schedules the next one. `random` is between 0 and 1.
     pub(super) fn take(
         &mut self,
-        found: Found,
+        found: LookupResult,
         policy: &DnsPolicy,
         now: Instant,
         random: f64,
     ) -> Event {
-        let Found { v4, v6 } = found;
+        let LookupResult { v4, v6 } = found;
         let before = self.addresses(policy.family);
         let is_first = !std::mem::replace(&mut self.has_answered, true);
-        let is_absent = [&v4, &v6].iter().all(|a| matches!(a, Answer::Absent | Answer::Unasked));
+        let is_absent =
+            [&v4, &v6].iter().all(|a| matches!(a, FamilyAnswer::Absent | FamilyAnswer::Unasked));
         let error = match (&v4, &v6) {
-            // A server that answers for one family alone is common; its answer is good.
-            (Answer::Addresses(..), _) | (_, Answer::Addresses(..)) => None,
-            (Answer::Failed(error), _) | (_, Answer::Failed(error)) => Some(error.clone()),
+            // Some servers answer for one family only.
+            (FamilyAnswer::Addresses(..), _) | (_, FamilyAnswer::Addresses(..)) => None,
+            (FamilyAnswer::Failed(error), _) | (_, FamilyAnswer::Failed(error)) => {
+                Some(error.clone())
+            }
             _ => None,
         };
         let ttl = [&v4, &v6].iter().filter_map(|answer| answer.ttl()).min();
@@ -147,7 +150,7 @@ impl Entry {
     }
 }
 
-impl Answer {
+impl FamilyAnswer {
     fn ttl(&self) -> Option<Duration> {
         match self {
             Self::Addresses(_, ttl) => Some(*ttl),
@@ -156,16 +159,16 @@ impl Answer {
     }
 }
 
-fn update(kept: &mut Vec<IpAddr>, answer: Answer) {
+fn update(kept: &mut Vec<IpAddr>, answer: FamilyAnswer) {
     match answer {
-        Answer::Addresses(mut addresses, _) => {
-            // Servers rotate them; the order means nothing.
+        FamilyAnswer::Addresses(mut addresses, _) => {
+            // Servers rotate the order.
             addresses.sort_unstable();
             addresses.dedup();
             *kept = addresses;
         }
-        Answer::Absent => kept.clear(),
-        Answer::Unasked | Answer::Failed(_) => {}
+        FamilyAnswer::Absent => kept.clear(),
+        FamilyAnswer::Unasked | FamilyAnswer::Failed(_) => {}
     }
 }
 
@@ -188,17 +191,20 @@ fn choose(family: DnsFamily, v4: &[IpAddr], v6: &[IpAddr]) -> Arc<[IpAddr]> {
 mod tests {
     use super::*;
 
-    fn addresses(text: &[&str], ttl: u64) -> Answer {
+    fn addresses(text: &[&str], ttl: u64) -> FamilyAnswer {
         let parse = |text: &&str| text.parse().expect("an address");
-        Answer::Addresses(text.iter().map(parse).collect(), Duration::from_secs(ttl))
+        FamilyAnswer::Addresses(text.iter().map(parse).collect(), Duration::from_secs(ttl))
     }
 
-    fn v4(answer: Answer) -> Found {
-        Found { v4: answer, v6: Answer::Absent }
+    fn v4(answer: FamilyAnswer) -> LookupResult {
+        LookupResult { v4: answer, v6: FamilyAnswer::Absent }
     }
 
-    fn failed() -> Found {
-        Found { v4: Answer::Failed("SERVFAIL".into()), v6: Answer::Failed("SERVFAIL".into()) }
+    fn failed() -> LookupResult {
+        LookupResult {
+            v4: FamilyAnswer::Failed("SERVFAIL".into()),
+            v6: FamilyAnswer::Failed("SERVFAIL".into()),
+        }
     }
 
     fn start() -> Instant {
@@ -206,18 +212,18 @@ mod tests {
         Instant::now()
     }
 
-    fn shown(entry: &Entry, family: DnsFamily) -> Vec<String> {
+    fn shown(entry: &HostEntry, family: DnsFamily) -> Vec<String> {
         entry.addresses(family).iter().map(ToString::to_string).collect()
     }
 
-    fn wait(entry: &Entry, now: Instant) -> Duration {
+    fn wait(entry: &HostEntry, now: Instant) -> Duration {
         entry.due().expect("no lookup is under way") - now
     }
 
     #[test]
     fn addresses_are_kept_through_failures_and_looked_up_with_backoff() {
         let (now, policy) = (start(), DnsPolicy::default());
-        let mut entry = Entry::new(now);
+        let mut entry = HostEntry::new(now);
         entry.take(v4(addresses(&["10.0.0.2", "10.0.0.1"], 60)), &policy, now, 0.0);
         assert_eq!(wait(&entry, now), policy.refresh);
         let event = entry.take(failed(), &policy, now, 1.0);
@@ -240,9 +246,9 @@ mod tests {
         let now = start();
         for (on_empty_answer, left) in [(OnEmptyAnswer::Drop, 0), (OnEmptyAnswer::Keep, 1)] {
             let policy = DnsPolicy { on_empty_answer, ..DnsPolicy::default() };
-            let mut entry = Entry::new(now);
+            let mut entry = HostEntry::new(now);
             entry.take(v4(addresses(&["10.0.0.1"], 60)), &policy, now, 0.0);
-            let event = entry.take(v4(Answer::Absent), &policy, now, 0.0);
+            let event = entry.take(v4(FamilyAnswer::Absent), &policy, now, 0.0);
             assert_eq!(entry.addresses(policy.family).len(), left);
             assert_eq!(event == Event::Absent, left == 0);
         }
@@ -251,10 +257,11 @@ mod tests {
     #[test]
     fn absence_of_one_family_beside_a_failure_of_the_other_keeps_the_other() {
         let (now, policy) = (start(), DnsPolicy { family: DnsFamily::All, ..DnsPolicy::default() });
-        let mut entry = Entry::new(now);
-        let both = Found { v4: addresses(&["10.0.0.1"], 9), v6: addresses(&["fd00::1"], 9) };
+        let mut entry = HostEntry::new(now);
+        let both = LookupResult { v4: addresses(&["10.0.0.1"], 9), v6: addresses(&["fd00::1"], 9) };
         entry.take(both, &policy, now, 0.0);
-        let half = Found { v4: Answer::Failed("timeout".into()), v6: Answer::Absent };
+        let half =
+            LookupResult { v4: FamilyAnswer::Failed("timeout".into()), v6: FamilyAnswer::Absent };
         entry.take(half, &policy, now, 0.0);
         assert_eq!(shown(&entry, policy.family), ["10.0.0.1"]);
     }
@@ -264,7 +271,7 @@ mod tests {
         let now = start();
         for (respects_ttl, ttl, seconds) in [(true, 1, 1), (true, 0, 5), (false, 1, 5)] {
             let policy = DnsPolicy { respects_ttl, ..DnsPolicy::default() };
-            let mut entry = Entry::new(now);
+            let mut entry = HostEntry::new(now);
             entry.take(v4(addresses(&["10.0.0.1"], ttl)), &policy, now, 0.0);
             assert_eq!(wait(&entry, now), Duration::from_secs(seconds));
         }
@@ -273,7 +280,7 @@ mod tests {
     #[test]
     fn jitter_is_added_in_proportion_to_the_random_number() {
         let policy = DnsPolicy { jitter: Duration::from_secs(4), ..DnsPolicy::default() };
-        let (now, mut entry) = (start(), Entry::new(start()));
+        let (now, mut entry) = (start(), HostEntry::new(start()));
         entry.take(v4(addresses(&["10.0.0.1"], 60)), &policy, now, 1.0);
         assert_eq!(wait(&entry, now), policy.refresh.mul_f64(1.0 - SPREAD) + policy.jitter);
     }
@@ -290,9 +297,9 @@ mod tests {
             (DnsFamily::V6Only, true, false, &[]),
             (DnsFamily::All, true, true, &["10.0.0.1", "fd00::1"]),
         ] {
-            let answer = |has, text| if has { addresses(text, 60) } else { Answer::Absent };
-            let found = Found { v4: answer(has_v4, &v4), v6: answer(has_v6, &v6) };
-            let (now, mut entry) = (start(), Entry::new(start()));
+            let answer = |has, text| if has { addresses(text, 60) } else { FamilyAnswer::Absent };
+            let found = LookupResult { v4: answer(has_v4, &v4), v6: answer(has_v6, &v6) };
+            let (now, mut entry) = (start(), HostEntry::new(start()));
             let policy = DnsPolicy { family, ..DnsPolicy::default() };
             entry.take(found, &policy, now, 0.0);
             assert_eq!(shown(&entry, family), chosen, "{family:?} {has_v4} {has_v6}");
@@ -301,8 +308,8 @@ mod tests {
 
     #[test]
     fn name_of_this_host_keeps_both_families() {
-        let (now, mut entry) = (start(), Entry::new(start()));
-        let found = Found { v4: addresses(&["127.0.0.1"], 60), v6: addresses(&["::1"], 60) };
+        let (now, mut entry) = (start(), HostEntry::new(start()));
+        let found = LookupResult { v4: addresses(&["127.0.0.1"], 60), v6: addresses(&["::1"], 60) };
         entry.take(found, &DnsPolicy::default(), now, 0.0);
         assert_eq!(shown(&entry, DnsFamily::Auto), ["127.0.0.1", "::1"]);
     }

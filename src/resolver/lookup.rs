@@ -1,5 +1,5 @@
-//! One lookup, by the rules of this host: `/etc/hosts`, then the servers, search list and options of
-//! `/etc/resolv.conf`. Both files are read again when they change.
+//! DNS lookups with the settings of the host: `/etc/hosts`, then the servers, search list and options of
+//! `/etc/resolv.conf`. Both files are reloaded when they change.
 
 use std::future::Future;
 use std::io;
@@ -18,8 +18,8 @@ use hickory_resolver::{Hosts, Resolver, TokioResolver, system_conf};
 use tokio::time::timeout;
 use weft_model::{DnsFamily, DnsQuery};
 
-use super::entry::Answer;
-pub(super) use super::entry::Found;
+use super::entry::FamilyAnswer;
+pub(super) use super::entry::LookupResult;
 
 /// How long a lookup may take, with all tries, servers and search domains.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,14 +31,14 @@ const FAMILY_TIMEOUT: Duration = Duration::from_millis(500);
 const SEARCH_LIMIT: usize = 6;
 const FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
-/// Lookups by the files of this host.
+/// Creates lookups with the settings of the host.
 #[derive(Default)]
 pub(super) struct Lookups {
     stamps: [Option<(SystemTime, u64)>; 2],
     system: Option<Arc<System>>,
 }
 
-/// What the files of this host say.
+/// The parsed settings of the host.
 struct System {
     hosts: Hosts,
     resolver: TokioResolver,
@@ -47,11 +47,11 @@ struct System {
 }
 
 impl Lookups {
-    /// A lookup, which ends by itself.
+    /// A lookup that ends within [`LOOKUP_TIMEOUT`].
     pub(super) fn begin(
         &mut self,
         query: &DnsQuery,
-    ) -> Pin<Box<dyn Future<Output = Found> + Send + 'static>> {
+    ) -> Pin<Box<dyn Future<Output = LookupResult> + Send + 'static>> {
         let (name, family) = (query.name.clone(), query.policy.family);
         match self.system() {
             Ok(system) => Box::pin(async move { lookup(&system, &name, family).await }),
@@ -86,7 +86,7 @@ impl System {
         let dots = options.ndots;
         options.timeout = options.timeout.min(TRY_TIMEOUT);
         options.use_hosts_file = ResolveHosts::Never;
-        // When a name is looked up again is decided elsewhere.
+        // `entry` schedules lookups; a cache would delay them.
         options.cache_size = 0;
         let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
         *builder.options_mut() = options;
@@ -99,21 +99,24 @@ impl System {
     }
 }
 
-/// What `/etc/hosts` says; none when it does not have the name.
-fn in_hosts(hosts: &Hosts, name: &Name, family: DnsFamily) -> Option<Found> {
+/// The addresses in `/etc/hosts`; none when the file does not have the name.
+fn in_hosts(hosts: &Hosts, name: &Name, family: DnsFamily) -> Option<LookupResult> {
     let of = |kind| hosts.lookup_static_host(&Query::query(name.clone(), kind));
     let answers = [of(RecordType::A), of(RecordType::AAAA)];
     answers.iter().any(Option::is_some).then(|| {
-        let [v4, v6] = answers.map(|lookup| match lookup.as_ref().map_or(Answer::Absent, answer) {
-            // The file has no TTL, and the library's own is a day: the file is read again at the refresh interval.
-            Answer::Addresses(addresses, _) => Answer::Addresses(addresses, Duration::ZERO),
-            other => other,
-        });
-        Found { v4, v6 }.only(family)
+        let [v4, v6] =
+            answers.map(|lookup| match lookup.as_ref().map_or(FamilyAnswer::Absent, answer) {
+                // The file has no TTL, and the library's own is a day: the file is read again at the refresh interval.
+                FamilyAnswer::Addresses(addresses, _) => {
+                    FamilyAnswer::Addresses(addresses, Duration::ZERO)
+                }
+                other => other,
+            });
+        LookupResult { v4, v6 }.only(family)
     })
 }
 
-async fn lookup(system: &System, name: &str, family: DnsFamily) -> Found {
+async fn lookup(system: &System, name: &str, family: DnsFamily) -> LookupResult {
     let parsed = if name.is_ascii() { Name::from_ascii(name) } else { Name::from_utf8(name) };
     let parsed = match parsed {
         Ok(parsed) => parsed,
@@ -126,79 +129,81 @@ async fn lookup(system: &System, name: &str, family: DnsFamily) -> Found {
     let names = &names;
     let ask = |kind| async move {
         let asked = timeout(LOOKUP_TIMEOUT, search(system, names, kind)).await;
-        asked.unwrap_or_else(|_| Answer::Failed("no answer from a DNS server".into()))
+        asked.unwrap_or_else(|_| FamilyAnswer::Failed("no answer from a DNS server".into()))
     };
     let (asks_v4, asks_v6) = families(family);
-    let v4 = async { if asks_v4 { ask(RecordType::A).await } else { Answer::Unasked } };
-    let v6 = async { if asks_v6 { ask(RecordType::AAAA).await } else { Answer::Unasked } };
+    let v4 = async { if asks_v4 { ask(RecordType::A).await } else { FamilyAnswer::Unasked } };
+    let v6 = async { if asks_v6 { ask(RecordType::AAAA).await } else { FamilyAnswer::Unasked } };
     let mut found = both(v4, v6).await;
-    if family == DnsFamily::Auto && matches!(found.v4, Answer::Addresses(..)) {
+    if family == DnsFamily::Auto && matches!(found.v4, FamilyAnswer::Addresses(..)) {
         found.v6 = routed(found.v6);
     }
     found
 }
 
-/// Waits for both; for a second answer only a moment once there are addresses.
+/// Waits for both answers; after the first addresses, waits only [`FAMILY_TIMEOUT`] for the other family.
 async fn both(
-    v4: impl Future<Output = Answer> + Send,
-    v6: impl Future<Output = Answer> + Send,
-) -> Found {
-    fn patience(first: &Answer) -> Duration {
+    v4: impl Future<Output = FamilyAnswer> + Send,
+    v6: impl Future<Output = FamilyAnswer> + Send,
+) -> LookupResult {
+    fn remaining_wait(first: &FamilyAnswer) -> Duration {
         match first {
-            Answer::Addresses(..) => FAMILY_TIMEOUT,
-            Answer::Unasked | Answer::Absent | Answer::Failed(_) => LOOKUP_TIMEOUT,
+            FamilyAnswer::Addresses(..) => FAMILY_TIMEOUT,
+            FamilyAnswer::Unasked | FamilyAnswer::Absent | FamilyAnswer::Failed(_) => {
+                LOOKUP_TIMEOUT
+            }
         }
     }
-    let late = |_| Answer::Failed("no answer in time".into());
+    let late = |_| FamilyAnswer::Failed("no answer in time".into());
     tokio::pin!(v4, v6);
     tokio::select! {
         v4 = &mut v4 => {
-            let v6 = timeout(patience(&v4), v6).await.unwrap_or_else(late);
-            Found { v4, v6 }
+            let v6 = timeout(remaining_wait(&v4), v6).await.unwrap_or_else(late);
+            LookupResult { v4, v6 }
         }
         v6 = &mut v6 => {
-            let v4 = timeout(patience(&v6), v4).await.unwrap_or_else(late);
-            Found { v4, v6 }
+            let v4 = timeout(remaining_wait(&v6), v4).await.unwrap_or_else(late);
+            LookupResult { v4, v6 }
         }
     }
 }
 
-/// Asks for one candidate after the other. Absent is only what all of them say: a search domain whose
-/// server fails might have had the name.
-async fn search(system: &System, names: &[Name], kind: RecordType) -> Answer {
+/// Queries one candidate after the other. The result is `Absent` only if all candidates are absent: a search domain
+/// whose server fails might have the name.
+async fn search(system: &System, names: &[Name], kind: RecordType) -> FamilyAnswer {
     let mut failure = None;
     for name in names {
         match system.resolver.lookup(name.clone(), kind).await {
             Ok(found) => match answer(&found) {
-                Answer::Absent => {}
+                FamilyAnswer::Absent => {}
                 found => return found,
             },
             Err(error) if is_absence(&error) => {}
             Err(error) => failure = failure.or(Some(error)),
         }
     }
-    failure.map_or(Answer::Absent, |error| Answer::Failed(error.to_string()))
+    failure.map_or(FamilyAnswer::Absent, |error| FamilyAnswer::Failed(error.to_string()))
 }
 
-/// Whether a server has said that there are no such records.
+/// Whether the server answered that the records do not exist.
 fn is_absence(error: &NetError) -> bool {
     matches!(error, NetError::Dns(DnsError::NoRecordsFound(_)))
 }
 
-fn answer(lookup: &Lookup) -> Answer {
+fn answer(lookup: &Lookup) -> FamilyAnswer {
     let records = lookup.answers().iter();
     let found: Vec<(IpAddr, u32)> =
         records.filter_map(|record| Some((record.data.ip_addr()?, record.ttl))).collect();
     match found.iter().map(|(_, ttl)| *ttl).min() {
-        None => Answer::Absent,
+        None => FamilyAnswer::Absent,
         Some(ttl) => {
             let addresses = found.into_iter().map(|(address, _)| address).collect();
-            Answer::Addresses(addresses, Duration::from_secs(ttl.into()))
+            FamilyAnswer::Addresses(addresses, Duration::from_secs(ttl.into()))
         }
     }
 }
 
-/// The names to ask for, in order, by `search` and `ndots` of resolv.conf(5).
+/// The names to query, in order, according to `search` and `ndots` of resolv.conf(5).
 fn candidates(name: &Name, search: &[Name], dots: usize) -> Vec<Name> {
     let mut whole = name.clone();
     whole.set_fqdn(true);
@@ -222,30 +227,30 @@ fn families(family: DnsFamily) -> (bool, bool) {
     }
 }
 
-impl Found {
+impl LookupResult {
     fn only(self, family: DnsFamily) -> Self {
         let (v4, v6) = families(family);
-        let keep = |is_asked, answer| if is_asked { answer } else { Answer::Unasked };
+        let keep = |is_asked, answer| if is_asked { answer } else { FamilyAnswer::Unasked };
         Self { v4: keep(v4, self.v4), v6: keep(v6, self.v6) }
     }
 }
 
-/// Says that a lookup failed, for each family that it was for.
-pub(super) fn failed(family: DnsFamily, error: &str) -> Found {
-    let answer = || Answer::Failed(error.to_owned());
-    Found { v4: answer(), v6: answer() }.only(family)
+/// A failed result for each queried family.
+pub(super) fn failed(family: DnsFamily, error: &str) -> LookupResult {
+    let answer = || FamilyAnswer::Failed(error.to_owned());
+    LookupResult { v4: answer(), v6: answer() }.only(family)
 }
 
-/// Leaves out the IPv6 addresses that this host has no route to, where IPv4 would serve.
-fn routed(answer: Answer) -> Answer {
-    let Answer::Addresses(addresses, ttl) = answer else {
+/// Drops IPv6 addresses without a route; used only when there are IPv4 addresses.
+fn routed(answer: FamilyAnswer) -> FamilyAnswer {
+    let FamilyAnswer::Addresses(addresses, ttl) = answer else {
         return answer;
     };
     let routed: Vec<IpAddr> = addresses.into_iter().filter(|a| has_route(*a).is_ok()).collect();
-    if routed.is_empty() { Answer::Absent } else { Answer::Addresses(routed, ttl) }
+    if routed.is_empty() { FamilyAnswer::Absent } else { FamilyAnswer::Addresses(routed, ttl) }
 }
 
-/// Connecting a datagram socket sends nothing; it fails when there is no route.
+/// Connecting a datagram socket sends nothing; it fails without a route.
 fn has_route(address: IpAddr) -> io::Result<()> {
     UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?.connect(SocketAddr::new(address, 9))
 }
@@ -278,16 +283,16 @@ mod tests {
         let web = Name::from_ascii("web").expect("a name");
         let found = in_hosts(&hosts, &web, DnsFamily::All).expect("the file has it");
         let only = |address: &str| {
-            Answer::Addresses(vec![address.parse().expect("an address")], Duration::ZERO)
+            FamilyAnswer::Addresses(vec![address.parse().expect("an address")], Duration::ZERO)
         };
-        assert_eq!(found, Found { v4: only("10.0.0.1"), v6: only("fd00::1") });
+        assert_eq!(found, LookupResult { v4: only("10.0.0.1"), v6: only("fd00::1") });
     }
 
     #[tokio::test(start_paused = true)]
     async fn addresses_of_one_family_wait_only_a_moment_for_the_other() {
-        let v4 = || Answer::Addresses(vec![IpAddr::from([10, 0, 0, 1])], Duration::ZERO);
+        let v4 = || FamilyAnswer::Addresses(vec![IpAddr::from([10, 0, 0, 1])], Duration::ZERO);
         let found = both(std::future::ready(v4()), std::future::pending()).await;
         assert_eq!(found.v4, v4());
-        assert!(matches!(found.v6, Answer::Failed(_)), "{found:?}");
+        assert!(matches!(found.v6, FamilyAnswer::Failed(_)), "{found:?}");
     }
 }

@@ -1,7 +1,7 @@
-//! Host names to addresses, beside everything else: a lookup that gets no answer holds nothing back.
+//! Asynchronous DNS resolution. A lookup without an answer delays nothing else.
 //!
-//! `entry` decides what an answer does to what is known of a name, and when it is looked up again;
-//! `lookup` asks. Addresses are kept while lookups fail.
+//! `entry` holds the state of a host name and schedules lookups; `lookup` queries DNS servers. The last addresses stay in
+//! use while lookups fail.
 
 mod entry;
 mod lookup;
@@ -15,26 +15,24 @@ use tokio::task::{Id, JoinError, JoinSet};
 use weft_model::DnsQuery;
 use weft_xds::client::DnsAnswers;
 
-use entry::{Entry, Event};
-use lookup::{Found, Lookups};
+use entry::{Event, HostEntry};
+use lookup::{LookupResult, Lookups};
 
-/// How many names are looked up at once. A lookup without an answer takes 10 s, so this many silent
-/// names delay no other one.
+/// The maximum number of concurrent lookups. A lookup without an answer takes 10 s; this many of them delay no others.
 const CONCURRENT_LOOKUPS: usize = 128;
 
-/// What lookups failed last, for people: the reason by host name.
-pub type Failing = BTreeMap<String, String>;
+/// The error of the last lookup, by host name.
+pub type FailedLookups = BTreeMap<String, String>;
 
-/// Looks up what is wanted, again and again, until nothing wants it. Publishes the answers, and the
-/// names whose last lookup failed.
+/// Resolves the wanted names periodically. Publishes the addresses, and the names whose last lookup failed.
 pub async fn run(
     mut wanted: watch::Receiver<BTreeSet<DnsQuery>>,
     answers: watch::Sender<Arc<DnsAnswers>>,
-    failing: watch::Sender<Failing>,
+    failing: watch::Sender<FailedLookups>,
 ) {
     let mut lookups = Lookups::default();
-    let mut entries: BTreeMap<DnsQuery, Entry> = BTreeMap::new();
-    let mut running = Running::default();
+    let mut entries: BTreeMap<DnsQuery, HostEntry> = BTreeMap::new();
+    let mut running = RunningLookups::default();
     loop {
         let now = now();
         let room = CONCURRENT_LOOKUPS.saturating_sub(running.tasks.len());
@@ -45,7 +43,7 @@ pub async fn run(
                 running.begin(query, lookup);
             }
         }
-        let next = entries.values().filter_map(Entry::due).filter(|_| room > 0).min();
+        let next = entries.values().filter_map(HostEntry::due).filter(|_| room > 0).min();
         let mut is_new = false;
         tokio::select! {
             changed = wanted.changed() => {
@@ -55,7 +53,7 @@ pub async fn run(
                 let queries = wanted.borrow_and_update().clone();
                 entries.retain(|query, _| queries.contains(query));
                 for query in queries {
-                    entries.entry(query).or_insert_with(|| Entry::new(now));
+                    entries.entry(query).or_insert_with(|| HostEntry::new(now));
                 }
                 is_new = true;
             }
@@ -74,22 +72,25 @@ pub async fn run(
     }
 }
 
-/// The lookups under way.
+/// The running lookups.
 #[derive(Default)]
-struct Running {
-    tasks: JoinSet<Found>,
+struct RunningLookups {
+    tasks: JoinSet<LookupResult>,
     queries: HashMap<Id, DnsQuery>,
 }
 
-impl Running {
-    fn begin(&mut self, query: DnsQuery, lookup: impl Future<Output = Found> + Send + 'static) {
+impl RunningLookups {
+    fn begin(
+        &mut self,
+        query: DnsQuery,
+        lookup: impl Future<Output = LookupResult> + Send + 'static,
+    ) {
         let task = self.tasks.spawn(lookup);
         self.queries.insert(task.id(), query);
     }
 
-    /// The next lookup that ends, and how; none while there are none. A lookup that panics has failed, so that its
-    /// name is looked up again.
-    async fn next(&mut self) -> Option<(DnsQuery, Found)> {
+    /// Waits for the next result; none without running lookups. A lookup that panics counts as failed and is retried.
+    async fn next(&mut self) -> Option<(DnsQuery, LookupResult)> {
         let ended = self.tasks.join_next_with_id().await?;
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
         let query = self.queries.remove(&id)?;
@@ -101,8 +102,8 @@ impl Running {
     }
 }
 
-/// The names to look up now, those first that were never answered.
-fn due(entries: &BTreeMap<DnsQuery, Entry>, room: usize, now: Instant) -> Vec<DnsQuery> {
+/// The names that are due; names without a result come first.
+fn due(entries: &BTreeMap<DnsQuery, HostEntry>, room: usize, now: Instant) -> Vec<DnsQuery> {
     let mut due: Vec<(bool, Instant, &DnsQuery)> = entries
         .iter()
         .filter_map(|(query, entry)| Some((entry.has_answered(), entry.due()?, query)))
@@ -113,9 +114,9 @@ fn due(entries: &BTreeMap<DnsQuery, Entry>, room: usize, now: Instant) -> Vec<Dn
 }
 
 fn publish(
-    entries: &BTreeMap<DnsQuery, Entry>,
+    entries: &BTreeMap<DnsQuery, HostEntry>,
     answers: &watch::Sender<Arc<DnsAnswers>>,
-    failing: &watch::Sender<Failing>,
+    failing: &watch::Sender<FailedLookups>,
 ) {
     let known: DnsAnswers = entries
         .iter()
@@ -162,17 +163,17 @@ fn now() -> Instant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use entry::Answer;
+    use entry::FamilyAnswer;
     use weft_model::DnsPolicy;
 
     #[tokio::test]
     async fn lookup_that_panics_counts_as_failed() {
         let query = DnsQuery { name: "web.test".into(), policy: DnsPolicy::default() };
-        let mut running = Running::default();
+        let mut running = RunningLookups::default();
         running.begin(query.clone(), async { panic!("a mistake in a lookup") });
         let (ended, found) = running.next().await.expect("one lookup is under way");
         assert_eq!(ended, query);
-        assert!(matches!(found.v4, Answer::Failed(_)), "{found:?}");
+        assert!(matches!(found.v4, FamilyAnswer::Failed(_)), "{found:?}");
         assert!(running.next().await.is_none() && running.queries.is_empty());
     }
 }

@@ -10,43 +10,44 @@ use clap::Args;
 use weft_control::mesh::{Mesh, Port, Service, identity};
 use weft_model::{MethodRefusal, Redirect, SpiffeId, is_header_name, method_refusal};
 
-use super::{Failure, say};
-use decision::{Decision, Destination, Judged, Outcome, RulePlace, decide, port_of};
-use request::Request;
+use super::{CommandError, print_line};
+use decision::{
+    Destination, PolicyDecision, PolicyOutcome, RouteDecision, RuleLocation, decide, port_of,
+};
+use request::WhyRequest;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
     weft why -c mesh.yaml web orders:80 GET /orders/7\n  \
     weft why -c mesh.yaml spiffe://mesh.local/ns/default/sa/me database:5432\n  \
     weft why -c mesh.yaml web orders:80 GET /admin --token login --claim role=admin\n\n\
-    The routes of the mesh are followed as the caller's sidecar does: the command prints the rule that matches, \
-    and evaluates the policies of each destination for the path that arrives there. Routes are matched and policies \
-    evaluated by the functions that sidecars use. Exit codes: 0 allowed or redirected, 1 refused at a destination, \
-    2 usage or configuration error.")]
-pub(super) struct Arguments {
-    /// The mesh.
+    Evaluates the routes of the mesh like the caller's sidecar and prints the matching rule, then evaluates the policies \
+    of each destination for the path that arrives there, with the code that sidecars run.\n\n\
+    Exit codes: 0 allowed or redirected, 1 denied at a destination, 2 usage or configuration error.")]
+pub(super) struct WhyArgs {
+    /// Mesh configuration, YAML
     #[arg(short = 'c', long = "config", value_name = "FILE")]
     config: PathBuf,
-    /// The caller: a service, or a SPIFFE id, which is taken for that of a workload with a sidecar.
+    /// Caller: a service, or the SPIFFE ID of a workload with a sidecar
     caller: String,
-    /// The service and port that are called: SERVICE:PORT.
+    /// Called service and port, SERVICE:PORT
     callee: String,
-    /// The method; GET when left out.
+    /// HTTP method [default: GET]
     #[arg(default_value = "GET", hide_default_value = true, value_parser = method)]
     method: String,
-    /// The path with its query, such as /orders?id=7; / when left out.
+    /// Path with query, such as /orders?id=7 [default: /]
     #[arg(default_value = "/", hide_default_value = true, value_parser = target)]
     path: String,
-    /// The caller's address; required where a policy decides by from_addresses.
+    /// IP address of the caller; required when a policy uses from_addresses
     #[arg(long, value_name = "ADDRESS")]
     address: Option<IpAddr>,
-    /// The issuer of the token that the caller sends, by its name in mesh.yaml.
+    /// Issuer of the caller's token, by its name in mesh.yaml
     #[arg(long, value_name = "ISSUER")]
     token: Option<String>,
-    /// A claim of the token.
+    /// Claim of the token; can be repeated
     #[arg(long, value_name = "NAME=VALUE", requires = "token", value_parser = pair)]
     claim: Vec<(String, String)>,
-    /// A header of the request; host is SERVICE:PORT unless given.
+    /// Header of the request; can be repeated [default for host: SERVICE:PORT]
     #[arg(long, value_name = "NAME=VALUE", value_parser = header)]
     header: Vec<(String, String)>,
 }
@@ -76,7 +77,7 @@ fn method(text: &str) -> Result<String, String> {
             text.to_ascii_uppercase()
         )),
         Some(MethodRefusal::Trace) => Err("sidecars answer TRACE with 405".into()),
-        // The control plane enables CONNECT on no listener.
+        // The control plane does not enable CONNECT on any listener.
         None if text == "CONNECT" => Err("sidecars of the mesh answer CONNECT with 405".into()),
         None => Ok(text.to_owned()),
     }
@@ -87,26 +88,28 @@ fn target(text: &str) -> Result<String, String> {
     if text == "*" || (text.starts_with('/') && is_clean) {
         Ok(text.to_owned())
     } else {
-        Err("must start with / and have no blanks and no #, such as /orders?id=7".into())
+        Err("must start with / and contain no whitespace and no #, such as /orders?id=7".into())
     }
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
+pub(super) fn run(arguments: &WhyArgs) -> Result<(), CommandError> {
     let mesh = mesh(&arguments.config)?;
     let caller = caller(&mesh, &arguments.caller)?;
     let callee = callee(&mesh, &arguments.callee)?;
     if arguments.path == "*" && arguments.method != "OPTIONS" {
         let reason = "invalid path \"*\": must start with /; * is for method OPTIONS";
-        return Err(Failure::Usage(reason.into()));
+        return Err(CommandError::Usage(reason.into()));
     }
     let token = arguments.token.as_deref().map(|name| {
         let issuer = mesh.issuers.get(name);
         issuer.map(|issuer| (name, issuer.issuer.as_str())).ok_or_else(|| {
-            Failure::Usage(format!("there is no issuer {name:?} in security.issuers"))
+            CommandError::Usage(format!(
+                "unknown issuer {name:?}: must be a name in security.issuers"
+            ))
         })
     });
     let host = arguments.header.iter().find(|(name, _)| name.eq_ignore_ascii_case("host"));
-    let request = Request {
+    let request = WhyRequest {
         caller,
         method: &arguments.method,
         target: &arguments.path,
@@ -118,31 +121,33 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let from = mesh.services.get(&arguments.caller);
     match decide(&mesh, from, callee, &request) {
-        Decision::Direct { has_routes, outcome } => {
+        RouteDecision::Direct { has_routes, outcome } => {
             if has_routes {
                 let callee = &arguments.callee;
-                say(&format!("route: no rule matches; the request is sent to {callee} unchanged"));
+                print_line(&format!(
+                    "route: no rule matches; the request is sent to {callee} unchanged"
+                ));
             }
-            answer(&mesh, &callee.0.name, &outcome)
+            report_outcome(&mesh, &callee.0.name, &outcome)
         }
-        Decision::Routed { rule, destinations } => {
-            say(&format!("route: {}", words(&rule)));
-            destinations_of(&mesh, &request, &destinations)
+        RouteDecision::Routed { rule, destinations } => {
+            print_line(&format!("route: {}", rule_text(&rule)));
+            report_destinations(&mesh, &request, &destinations)
         }
-        Decision::Redirected { rule, redirect } => {
-            say(&format!("route: {}", words(&rule)));
-            say(&redirected(redirect));
+        RouteDecision::Redirected { rule, redirect } => {
+            print_line(&format!("route: {}", rule_text(&rule)));
+            print_line(&redirected(redirect));
             Ok(())
         }
     }
 }
 
-/// Prints what each destination decides.
-fn destinations_of(
+/// Prints the decision of each destination.
+fn report_destinations(
     mesh: &Mesh,
-    request: &Request<'_>,
+    request: &WhyRequest<'_>,
     destinations: &[Destination<'_>],
-) -> Result<(), Failure> {
+) -> Result<(), CommandError> {
     let total: u64 = destinations.iter().map(|one| u64::from(one.weight)).sum();
     let mut failures = Vec::new();
     for destination in destinations {
@@ -155,11 +160,11 @@ fn destinations_of(
             Some(after) => format!("path {:?} rewritten to {after:?}", request.target),
             None => format!("path {:?} unchanged", request.target),
         };
-        say(&format!("destination: {service}:{port}{share}, {path}"));
-        match answer(mesh, service, outcome) {
+        print_line(&format!("destination: {service}:{port}{share}, {path}"));
+        match report_outcome(mesh, service, outcome) {
             Ok(()) => {}
-            Err(Failure::Failed(text)) if destinations.len() > 1 => {
-                say(&text);
+            Err(CommandError::Failed(text)) if destinations.len() > 1 => {
+                print_line(&text);
                 failures.push(format!("{service}:{port}"));
             }
             Err(failure) => return Err(failure),
@@ -170,54 +175,59 @@ fn destinations_of(
     }
     let count = failures.len();
     let all = destinations.len();
-    Err(Failure::Failed(format!(
-        "refused at {count} of {all} destinations: {}",
+    Err(CommandError::Failed(format!(
+        "denied at {count} of {all} destinations: {}",
         failures.join(", ")
     )))
 }
 
-/// Prints what is allowed. What is refused is the failure.
-fn answer(mesh: &Mesh, service: &str, outcome: &Outcome) -> Result<(), Failure> {
+/// Prints why a request is allowed.
+///
+/// # Errors
+/// The policies deny the request, or need more options to decide.
+fn report_outcome(mesh: &Mesh, service: &str, outcome: &PolicyOutcome) -> Result<(), CommandError> {
     match outcome {
-        Outcome::NotEnforced(reason) => say(&format!("allowed: {reason}")),
-        Outcome::NoIdentity(reason) => return Err(Failure::Failed(format!("refused: {reason}"))),
-        Outcome::NeedsAddress(clause) => {
-            let clause = place(mesh, clause);
-            let reason = format!("--address is missing: {clause} decides by from_addresses");
-            return Err(Failure::Usage(reason));
+        PolicyOutcome::NotEnforced(reason) => print_line(&format!("allowed: {reason}")),
+        PolicyOutcome::NoIdentity(reason) => {
+            return Err(CommandError::Failed(format!("denied: {reason}")));
         }
-        Outcome::NeedsToken(issuers) => {
-            let reason = format!("it needs a token of {issuers}; set --token to send one");
-            return Err(Failure::Failed(format!("refused: {reason}")));
+        PolicyOutcome::NeedsAddress(clause) => {
+            let clause = clause_location(mesh, clause);
+            let reason = format!("missing --address: {clause} uses from_addresses");
+            return Err(CommandError::Usage(reason));
         }
-        Outcome::Judged(Judged { is_refused, clause, shadow }) => {
+        PolicyOutcome::NeedsToken(issuers) => {
+            let reason = format!("no token of issuer {issuers}; send one with --token");
+            return Err(CommandError::Failed(format!("denied: {reason}")));
+        }
+        PolicyOutcome::Evaluated(PolicyDecision { is_refused, clause, shadow }) => {
             let because = |clause: Option<&str>| match clause {
-                Some(clause) => place(mesh, clause),
-                None => format!("no policy of {service} allows it"),
+                Some(clause) => clause_location(mesh, clause),
+                None => format!("no policy of {service} allows the request"),
             };
             if let Some(shadow) = shadow {
                 let because = because(shadow.as_deref());
-                say(&format!("a policy with dry_run would refuse the request: {because}"));
+                print_line(&format!("dry_run policy would deny the request: {because}"));
             }
             let because = because(clause.as_deref());
             if *is_refused {
-                return Err(Failure::Failed(format!("refused: {because}")));
+                return Err(CommandError::Failed(format!("denied: {because}")));
             }
-            say(&format!("allowed: {because}"));
+            print_line(&format!("allowed: {because}"));
         }
     }
     Ok(())
 }
 
-/// Where a clause is in the file, and its name in access logs.
-fn place(mesh: &Mesh, clause: &str) -> String {
+/// The field path of a clause, and its name in access logs.
+fn clause_location(mesh: &Mesh, clause: &str) -> String {
     match mesh.place_of(clause) {
         Some(place) => format!("{place} ({clause} in access logs)"),
         None => clause.to_owned(),
     }
 }
 
-fn words(rule: &RulePlace<'_>) -> String {
+fn rule_text(rule: &RuleLocation<'_>) -> String {
     format!("{} of route {:?}", rule.path, rule.route)
 }
 
@@ -228,44 +238,54 @@ fn redirected(redirect: &Redirect) -> String {
     let changed: Vec<String> = changed.map(|(name, value)| format!("{name} {value:?}")).collect();
     let target =
         if changed.is_empty() { "an unchanged location".into() } else { changed.join(", ") };
-    format!("redirected: {status} to {target}; no service gets the request, no policy is evaluated")
+    format!(
+        "redirected: {status} to {target}; the request reaches no service and no policy is evaluated"
+    )
 }
 
-fn mesh(file: &Path) -> Result<Mesh, Failure> {
+fn mesh(file: &Path) -> Result<Mesh, CommandError> {
     let text = std::fs::read_to_string(file)
-        .map_err(|error| Failure::Usage(format!("{}: {error}", file.display())))?;
+        .map_err(|error| CommandError::Usage(format!("{}: {error}", file.display())))?;
     let folder = file.parent().unwrap_or_else(|| Path::new("."));
     Mesh::parse(&text, folder).map_err(|problems| {
         let name = file.display().to_string();
         let lines: Vec<String> = problems.iter().map(|p| p.in_file(name.clone())).collect();
-        Failure::Usage(lines.join("\n"))
+        CommandError::Usage(lines.join("\n"))
     })
 }
 
-fn caller(mesh: &Mesh, text: &str) -> Result<SpiffeId, Failure> {
+fn caller(mesh: &Mesh, text: &str) -> Result<SpiffeId, CommandError> {
     if text.starts_with("spiffe://") {
-        return SpiffeId::parse(text).map_err(|error| Failure::Usage(error.to_string()));
+        return SpiffeId::parse(text).map_err(|error| CommandError::Usage(error.to_string()));
     }
     if mesh.services.contains_key(text) {
-        return identity(&mesh.trust_domain, text).map_err(|e| Failure::Usage(e.to_string()));
+        return identity(&mesh.trust_domain, text).map_err(|e| CommandError::Usage(e.to_string()));
     }
-    Err(unknown(mesh, text, "a service or a SPIFFE id"))
+    Err(unknown(mesh, text, "a service or a SPIFFE ID"))
 }
 
-fn callee<'m>(mesh: &'m Mesh, text: &str) -> Result<(&'m Service, &'m Port), Failure> {
+fn callee<'m>(mesh: &'m Mesh, text: &str) -> Result<(&'m Service, &'m Port), CommandError> {
     let parts = text.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse().ok()?)));
     let Some((name, number)) = parts else {
-        return Err(Failure::Usage(format!("{text:?} is not of the form SERVICE:PORT")));
+        return Err(CommandError::Usage(format!(
+            "invalid destination {text:?}: must be SERVICE:PORT"
+        )));
     };
     let service = mesh.services.get(name).ok_or_else(|| unknown(mesh, name, "a service"))?;
     let port = port_of(service, number).ok_or_else(|| {
         let ports: Vec<String> = service.ports.iter().map(|port| port.port.to_string()).collect();
-        Failure::Usage(format!("{name} has no port {number}; it has {}", ports.join(", ")))
+        CommandError::Usage(format!(
+            "service {name} has no port {number}: must be one of {}",
+            ports.join(", ")
+        ))
     })?;
     Ok((service, port))
 }
 
-fn unknown(mesh: &Mesh, text: &str, what: &str) -> Failure {
+fn unknown(mesh: &Mesh, text: &str, what: &str) -> CommandError {
     let known: Vec<&str> = mesh.services.keys().map(String::as_str).collect();
-    Failure::Usage(format!("{text:?} is not {what} of the mesh; services are {}", known.join(", ")))
+    CommandError::Usage(format!(
+        "{text:?} is not {what} of the mesh: services are {}",
+        known.join(", ")
+    ))
 }

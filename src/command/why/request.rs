@@ -1,4 +1,4 @@
-//! A request as `weft why` asks about it, in the form that routes and policies judge.
+//! The request of `weft why`, in the form that routes and policies evaluate.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -6,9 +6,9 @@ use weft_control::mesh::Port;
 use weft_model::path::{PathReading, PathReadings};
 use weft_model::{RequestFacts, SpiffeId, query_parameter};
 
-/// A request as its caller sends it.
+/// A request as the caller sends it.
 #[derive(Debug)]
-pub(super) struct Request<'a> {
+pub(super) struct WhyRequest<'a> {
     pub(super) caller: SpiffeId,
     pub(super) method: &'a str,
     /// The path with its query.
@@ -22,18 +22,18 @@ pub(super) struct Request<'a> {
     pub(super) claims: &'a [(String, String)],
 }
 
-/// The request at one port, with the target that arrives there.
+/// The request as it arrives at one port, after rewrites.
 #[derive(Debug)]
 pub(super) struct Arrival<'a> {
-    request: &'a Request<'a>,
+    request: &'a WhyRequest<'a>,
     target: &'a str,
     port: &'a Port,
-    /// How services read the path, where there are several ways.
+    /// The possible readings of the path by services; none when there is only one.
     readings: Option<PathReadings>,
 }
 
 impl<'a> Arrival<'a> {
-    pub(super) fn new(request: &'a Request<'a>, target: &'a str, port: &'a Port) -> Self {
+    pub(super) fn new(request: &'a WhyRequest<'a>, target: &'a str, port: &'a Port) -> Self {
         let readings = match target {
             "*" => Some(PathReadings::of_asterisk()),
             _ => PathReadings::of(target.split('?').next().unwrap_or_default()),
@@ -53,37 +53,37 @@ impl<'a> Arrival<'a> {
         self.readings.as_ref()
     }
 
-    /// The request as it is routed: by the first reading of its path.
-    pub(super) fn routed(&self) -> Facts<'_> {
+    /// The request for route matching: with the first reading of its path.
+    pub(super) fn routed(&self) -> ArrivalFacts<'_> {
         self.facts(0)
     }
 
-    /// The request with each reading of its path.
-    pub(super) fn each(&self) -> impl Iterator<Item = Facts<'_>> {
+    /// The request for policies: once with each reading of its path.
+    pub(super) fn each(&self) -> impl Iterator<Item = ArrivalFacts<'_>> {
         let count = self.readings.as_ref().map_or(1, |readings| readings.iter().count());
         (0..count).map(|index| self.facts(index))
     }
 
-    fn facts(&self, index: usize) -> Facts<'_> {
+    fn facts(&self, index: usize) -> ArrivalFacts<'_> {
         let reading = self.readings.as_ref().and_then(|readings| readings.get(index));
-        Facts { arrival: self, reading }
+        ArrivalFacts { arrival: self, reading }
     }
 }
 
 /// A request with one reading of its path.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Facts<'a> {
+pub(super) struct ArrivalFacts<'a> {
     arrival: &'a Arrival<'a>,
     reading: Option<&'a PathReading>,
 }
 
-impl<'a> Facts<'a> {
-    fn request(&self) -> &'a Request<'a> {
+impl<'a> ArrivalFacts<'a> {
+    fn request(&self) -> &'a WhyRequest<'a> {
         self.arrival.request
     }
 }
 
-impl RequestFacts for Facts<'_> {
+impl RequestFacts for ArrivalFacts<'_> {
     fn method(&self) -> &str {
         self.request().method
     }
@@ -144,7 +144,7 @@ impl RequestFacts for Facts<'_> {
         Some(&self.request().caller)
     }
 
-    /// Where no address is given, no clause asks for one.
+    /// Without `--address`, no clause of the port uses the address.
     fn remote_address(&self) -> IpAddr {
         self.request().address.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
     }
@@ -153,7 +153,7 @@ impl RequestFacts for Facts<'_> {
         self.remote_address()
     }
 
-    /// No policy of `mesh.yaml` asks for it.
+    /// No policy of `mesh.yaml` uses the destination address.
     fn destination_address(&self) -> IpAddr {
         Ipv4Addr::UNSPECIFIED.into()
     }

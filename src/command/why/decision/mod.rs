@@ -1,5 +1,4 @@
-//! Where the routes of a mesh send a request, and what the policies of each destination decide. Pure: a mesh and a
-//! request give a decision.
+//! Evaluates the routes of a mesh for a request, and the policies of each destination. Does no I/O.
 
 use std::sync::Arc;
 
@@ -12,74 +11,74 @@ use weft_model::{
     evaluate_rbac_readings,
 };
 
-use super::request::{Arrival, Request};
+use super::request::{Arrival, WhyRequest};
 
-/// What happens to a request.
+/// How the routes of the called port handle a request.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Decision<'m> {
-    /// No route takes it: it goes to the service that was called.
+pub(super) enum RouteDecision<'m> {
+    /// No route matches: the request goes to the called service.
     Direct {
-        /// Whether the port has routes, of which none matches.
+        /// Whether the port has routes at all.
         has_routes: bool,
-        outcome: Outcome,
+        outcome: PolicyOutcome,
     },
-    /// A route sends it on.
-    Routed { rule: RulePlace<'m>, destinations: Vec<Destination<'m>> },
-    /// A route sends the caller elsewhere, so that no service gets the request.
-    Redirected { rule: RulePlace<'m>, redirect: &'m Redirect },
+    /// A route selects the destinations.
+    Routed { rule: RuleLocation<'m>, destinations: Vec<Destination<'m>> },
+    /// A route answers with a redirect; no service receives the request.
+    Redirected { rule: RuleLocation<'m>, redirect: &'m Redirect },
 }
 
-/// A rule of a route.
+/// The location of a rule in the mesh configuration.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct RulePlace<'m> {
+pub(super) struct RuleLocation<'m> {
     /// The name of the route.
     pub(super) route: &'m str,
     /// The path of the rule in the file, such as `routes[0].rules[1]`.
     pub(super) path: String,
 }
 
-/// A port of a service that a route sends requests to.
+/// A destination of a route: a port of a service.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Destination<'m> {
     pub(super) service: &'m str,
     pub(super) port: u16,
     pub(super) weight: u32,
-    /// The target that arrives there, where the route changes it.
+    /// The request target after the rewrite of the route; none when unchanged.
     pub(super) rewritten: Option<String>,
-    pub(super) outcome: Outcome,
+    pub(super) outcome: PolicyOutcome,
 }
 
-/// What the policies of a destination decide.
+/// The decision of the policies of a destination.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// No policy is enforced there, for this reason.
+pub(super) enum PolicyOutcome {
+    /// No policy is enforced at the destination, for this reason.
     NotEnforced(String),
     /// The caller cannot connect, for this reason.
     NoIdentity(String),
-    /// The clause with this name asks for the caller's address, which is not given.
+    /// The clause with this name uses the caller's address, which is not known.
     NeedsAddress(String),
-    /// A token of these issuers is missing.
+    /// The request lacks a token of these issuers.
     NeedsToken(String),
-    /// The policies are evaluated.
-    Judged(Judged),
+    /// The policies were evaluated.
+    Evaluated(PolicyDecision),
 }
 
-/// What policies say of a request. Clauses are given by their names in access logs.
+/// The result of the policies. Clauses have their access-log names.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Judged {
+pub(super) struct PolicyDecision {
     pub(super) is_refused: bool,
     pub(super) clause: Option<String>,
-    /// Set where a policy with `dry_run` would refuse the request; with its clause where one says so.
+    /// Set when a `dry_run` policy would deny the request; holds the deciding clause, if any.
     pub(super) shadow: Option<Option<String>>,
 }
 
-/// Decides about a request to a port of a service. `caller` is the service that sends it, if it is one.
+/// Evaluates a request to a port of a service. `caller` is the calling service; none for a SPIFFE ID.
 pub(super) fn decide<'m>(
     mesh: &'m Mesh,
     caller: Option<&Service>,
     callee: (&'m Service, &'m Port),
-    request: &Request<'_>,
-) -> Decision<'m> {
+    request: &WhyRequest<'_>,
+) -> RouteDecision<'m> {
     let (service, port) = callee;
     let judge = |service: &Service, port: &Port, target: &str| {
         outcome(mesh, caller, (service, port), &Arrival::new(request, target, port))
@@ -92,10 +91,12 @@ pub(super) fn decide<'m>(
     let found = has_routes.then(|| table.route(&sent.routed())).flatten();
     let taken = found.and_then(|found| Some((found, rule_of(mesh, callee, found)?)));
     let Some((found, (place, rule))) = taken else {
-        return Decision::Direct { has_routes, outcome: judge(service, port, request.target) };
+        return RouteDecision::Direct { has_routes, outcome: judge(service, port, request.target) };
     };
     let (backends, replacement) = match &rule.target {
-        RouteTarget::Redirect(redirect) => return Decision::Redirected { rule: place, redirect },
+        RouteTarget::Redirect(redirect) => {
+            return RouteDecision::Redirected { rule: place, redirect };
+        }
         RouteTarget::Backends { backends, prefix_replacement } => (backends, prefix_replacement),
     };
     let matched = &found.route.matches.path;
@@ -112,22 +113,22 @@ pub(super) fn decide<'m>(
             let rewritten = rewritten.clone();
             Some(Destination { service: name, port: *number, weight: *weight, rewritten, outcome })
         });
-    Decision::Routed { rule: place, destinations: destinations.collect() }
+    RouteDecision::Routed { rule: place, destinations: destinations.collect() }
 }
 
-/// The port of a service with a number. Two ports may have one number; policies are enforced on the one that is not
-/// UDP.
+/// The port of a service with this number. When a TCP and a UDP port share the number, returns the TCP port: UDP has no
+/// policies.
 pub(super) fn port_of(service: &Service, number: u16) -> Option<&Port> {
     let all = service.ports.iter().filter(|port| port.port == number);
     all.min_by_key(|port| port.protocol == Protocol::Udp)
 }
 
-/// The rule of the mesh that a route in the table of a port was made of; none for the one that leads to the service.
+/// The mesh rule from which a route of the port's route table was built; none for the default route to the service.
 fn rule_of<'m>(
     mesh: &'m Mesh,
     callee: (&Service, &Port),
     found: MatchedRoute<'_>,
-) -> Option<(RulePlace<'m>, &'m RouteRule)> {
+) -> Option<(RuleLocation<'m>, &'m RouteRule)> {
     let (service, port) = callee;
     let has_host = |route: &MeshRoute| match route.hostnames.as_slice() {
         [] => found.host.domains.iter().any(|domain| domain == "*"),
@@ -142,37 +143,40 @@ fn rule_of<'m>(
         };
         let (number, rule) = route.rules.iter().enumerate().find(is_found)?;
         let path = format!("routes[{index}].rules[{number}]");
-        Some((RulePlace { route: &route.name, path }, rule))
+        Some((RuleLocation { route: &route.name, path }, rule))
     })
 }
 
-/// What the policies of a port decide about a request that arrives there.
+/// Evaluates the policies of a port for a request that arrives there.
 fn outcome(
     mesh: &Mesh,
     caller: Option<&Service>,
     callee: (&Service, &Port),
     arrival: &Arrival<'_>,
-) -> Outcome {
+) -> PolicyOutcome {
     let (service, port) = callee;
     if !service.meshed {
         let name = &service.name;
         let reason = format!("service {name:?} is outside the mesh; no policy is enforced");
-        return Outcome::NotEnforced(reason);
+        return PolicyOutcome::NotEnforced(reason);
     }
     if port.protocol == Protocol::Udp {
-        return Outcome::NotEnforced("udp passes no sidecar; no policy is enforced".into());
+        return PolicyOutcome::NotEnforced("UDP bypasses sidecars; no policy is enforced".into());
     }
     if let Some(caller) = caller.filter(|caller| !caller.meshed) {
-        let reason = "it has meshed: false, so it has no certificate, and the handshake fails";
-        return Outcome::NoIdentity(format!("service {:?} has no identity: {reason}", caller.name));
+        let reason = "meshed: false, so it has no certificate and the TLS handshake fails";
+        return PolicyOutcome::NoIdentity(format!(
+            "service {:?} has no identity: {reason}",
+            caller.name
+        ));
     }
     if let Some(clause) = clause_by_address(mesh, service, port).filter(|_| !arrival.has_address())
     {
-        return Outcome::NeedsAddress(clause.to_owned());
+        return PolicyOutcome::NeedsAddress(clause.to_owned());
     }
     let checks = checks(mesh, service, port);
     if let Some(issuers) = missing_token(&checks, arrival) {
-        return Outcome::NeedsToken(issuers);
+        return PolicyOutcome::NeedsToken(issuers);
     }
     let rules: Vec<&RbacFilter> = checks
         .iter()
@@ -181,17 +185,17 @@ fn outcome(
             HttpFilter::Jwt(_) => None,
         })
         .collect();
-    let judgement = evaluate_rbac_readings(&rules.into_iter(), arrival.each());
+    let evaluation = evaluate_rbac_readings(&rules.into_iter(), arrival.each());
     let name = |clause: Option<&str>| clause.map(str::to_owned);
-    let shadow = judgement.shadow.filter(|shadow| shadow.refused);
-    Outcome::Judged(Judged {
-        is_refused: judgement.enforced.refused,
-        clause: name(judgement.enforced.policy.map(|by| &**by)),
-        shadow: shadow.map(|shadow| name(shadow.policy.map(|by| &**by))),
+    let shadow = evaluation.shadow.filter(|shadow| shadow.refused);
+    PolicyOutcome::Evaluated(PolicyDecision {
+        is_refused: evaluation.enforced.refused,
+        clause: name(evaluation.enforced.policy.map(|clause| &**clause)),
+        shadow: shadow.map(|shadow| name(shadow.policy.map(|clause| &**clause))),
     })
 }
 
-/// The clause of a port that decides by the caller's address.
+/// The name of a clause of the port that uses the caller's address.
 fn clause_by_address<'m>(mesh: &'m Mesh, service: &Service, port: &Port) -> Option<&'m str> {
     let policies = mesh.policies.iter().filter(|policy| policy.service == service.name);
     let mut clauses = policies.flat_map(|policy| policy.allow.iter().chain(&policy.deny));
@@ -199,7 +203,7 @@ fn clause_by_address<'m>(mesh: &'m Mesh, service: &Service, port: &Port) -> Opti
     deciding.map(|clause| clause.name.as_str())
 }
 
-/// The issuers of whom a token is required, when none of them is shown.
+/// The issuers of a required token that the request lacks; none when the token rules are met.
 fn missing_token(checks: &[HttpFilter], arrival: &Arrival<'_>) -> Option<String> {
     let policy: &JwtPolicy = checks.iter().find_map(|check| match check {
         HttpFilter::Jwt(policy) => Some(&**policy),
@@ -213,7 +217,7 @@ fn missing_token(checks: &[HttpFilter], arrival: &Arrival<'_>) -> Option<String>
     })
 }
 
-/// Whether a token of that issuer, or none, is what a request needs.
+/// Whether a request with a token of issuer `shown`, or without a token, meets the requirement.
 fn meets(requirement: &JwtRequirement, shown: Option<&str>) -> bool {
     match requirement {
         JwtRequirement::Provider(name, _) => shown == Some(&**name),
@@ -223,7 +227,7 @@ fn meets(requirement: &JwtRequirement, shown: Option<&str>) -> bool {
     }
 }
 
-/// The issuers that a requirement names.
+/// The names of the issuers in a requirement.
 fn names(requirement: &JwtRequirement) -> Vec<&str> {
     match requirement {
         JwtRequirement::Provider(name, _) => vec![&**name],

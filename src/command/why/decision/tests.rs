@@ -1,4 +1,4 @@
-//! Routes are followed, and the policies of each destination are judged by the path that arrives there.
+//! Tests of route evaluation, and of policies for the path that arrives at each destination.
 
 use std::path::Path;
 
@@ -48,9 +48,15 @@ fn mesh() -> Mesh {
 }
 
 /// The decision about a GET of `web`, or of another service.
-fn decided<'m>(mesh: &'m Mesh, from: &str, to: &str, target: &str, host: &str) -> Decision<'m> {
+fn decided<'m>(
+    mesh: &'m Mesh,
+    from: &str,
+    to: &str,
+    target: &str,
+    host: &str,
+) -> RouteDecision<'m> {
     let caller = SpiffeId::parse(&format!("spiffe://mesh.test/ns/default/sa/{from}"));
-    let request = Request {
+    let request = WhyRequest {
         caller: caller.expect("an id"),
         method: "GET",
         target,
@@ -65,26 +71,30 @@ fn decided<'m>(mesh: &'m Mesh, from: &str, to: &str, target: &str, host: &str) -
     decide(mesh, mesh.services.get(from), callee, &request)
 }
 
-fn judged(is_refused: bool, clause: Option<&str>) -> Outcome {
-    Outcome::Judged(Judged { is_refused, clause: clause.map(str::to_owned), shadow: None })
+fn judged(is_refused: bool, clause: Option<&str>) -> PolicyOutcome {
+    PolicyOutcome::Evaluated(PolicyDecision {
+        is_refused,
+        clause: clause.map(str::to_owned),
+        shadow: None,
+    })
 }
 
-fn rule(path: &str) -> RulePlace<'static> {
-    RulePlace { route: "r", path: path.to_owned() }
+fn rule(path: &str) -> RuleLocation<'static> {
+    RuleLocation { route: "r", path: path.to_owned() }
 }
 
-fn destination(service: &str, weight: u32, outcome: Outcome) -> Destination<'_> {
+fn destination(service: &str, weight: u32, outcome: PolicyOutcome) -> Destination<'_> {
     Destination { service, port: 80, weight, rewritten: None, outcome }
 }
 
 #[test]
-fn rewritten_path_is_judged_at_the_destination() {
+fn policies_of_destination_see_the_rewritten_path() {
     let mesh = mesh();
-    let check = |target: &str, arrives: &str, outcome: Outcome| {
+    let check = |target: &str, arrives: &str, outcome: PolicyOutcome| {
         let rewritten = Some(arrives.to_owned());
         let one = Destination { rewritten, ..destination("orders", 1, outcome) };
         let expected =
-            Decision::Routed { rule: rule("routes[1].rules[0]"), destinations: vec![one] };
+            RouteDecision::Routed { rule: rule("routes[1].rules[0]"), destinations: vec![one] };
         assert_eq!(decided(&mesh, "web", "orders", target, "orders"), expected, "{target}");
     };
     check("/v1/admin", "/v2/admin", judged(false, Some("orders.allow[0]")));
@@ -94,13 +104,13 @@ fn rewritten_path_is_judged_at_the_destination() {
 }
 
 #[test]
-fn each_destination_with_a_weight_is_judged() {
+fn every_weighted_destination_is_evaluated() {
     let mesh = mesh();
     let destinations = vec![
         destination("orders", 9, judged(false, Some("orders.allow[0]"))),
         destination("canary", 1, judged(true, None)),
     ];
-    let expected = Decision::Routed { rule: rule("routes[1].rules[1]"), destinations };
+    let expected = RouteDecision::Routed { rule: rule("routes[1].rules[1]"), destinations };
     assert_eq!(decided(&mesh, "web", "orders", "/split", "orders:80"), expected);
 }
 
@@ -108,7 +118,7 @@ fn each_destination_with_a_weight_is_judged() {
 fn redirect_reaches_no_destination() {
     let mesh = mesh();
     let decision = decided(&mesh, "web", "orders", "/old/x", "orders");
-    let Decision::Redirected { rule: place, redirect } = decision else {
+    let RouteDecision::Redirected { rule: place, redirect } = decision else {
         panic!("{decision:?}");
     };
     assert_eq!(place, rule("routes[1].rules[2]"));
@@ -119,14 +129,14 @@ fn redirect_reaches_no_destination() {
 fn host_name_selects_the_route() {
     let mesh = mesh();
     let destinations = vec![destination("canary", 1, judged(true, None))];
-    let expected = Decision::Routed { rule: rule("routes[0].rules[0]"), destinations };
+    let expected = RouteDecision::Routed { rule: rule("routes[0].rules[0]"), destinations };
     assert_eq!(decided(&mesh, "web", "orders", "/v1/x", "Other.test:80"), expected);
 }
 
 #[test]
-fn request_without_a_matching_rule_goes_to_the_service_that_was_called() {
+fn request_without_a_matching_rule_goes_to_the_called_service() {
     let mesh = mesh();
-    let direct = |has_routes, outcome| Decision::Direct { has_routes, outcome };
+    let direct = |has_routes, outcome| RouteDecision::Direct { has_routes, outcome };
     let decision = decided(&mesh, "web", "orders", "/v2/secret", "orders");
     assert_eq!(decision, direct(true, judged(true, Some("orders.deny[0]"))));
     let decision = decided(&mesh, "web", "canary", "/none", "canary");
@@ -134,20 +144,21 @@ fn request_without_a_matching_rule_goes_to_the_service_that_was_called() {
 }
 
 #[test]
-fn routes_of_a_service_outside_the_mesh_are_followed_by_callers_with_sidecars_alone() {
+fn routes_of_unmeshed_service_apply_only_to_callers_with_a_sidecar() {
     let mesh = mesh();
     let outside = || {
         let reason = "service \"legacy\" is outside the mesh; no policy is enforced";
-        Outcome::NotEnforced(reason.into())
+        PolicyOutcome::NotEnforced(reason.into())
     };
-    let expected = Decision::Direct { has_routes: false, outcome: outside() };
+    let expected = RouteDecision::Direct { has_routes: false, outcome: outside() };
     assert_eq!(decided(&mesh, "batch", "legacy", "/v1/admin", "legacy"), expected);
     let rewritten = Some("/v2/secret".to_owned());
     let outcome = judged(true, Some("orders.deny[0]"));
     let one = Destination { rewritten, ..destination("orders", 1, outcome) };
-    let expected = Decision::Routed { rule: rule("routes[1].rules[0]"), destinations: vec![one] };
+    let expected =
+        RouteDecision::Routed { rule: rule("routes[1].rules[0]"), destinations: vec![one] };
     assert_eq!(decided(&mesh, "web", "legacy", "/v1/secret", "legacy"), expected);
     let destinations = vec![destination("legacy", 1, outside())];
-    let expected = Decision::Routed { rule: rule("routes[1].rules[3]"), destinations };
+    let expected = RouteDecision::Routed { rule: rule("routes[1].rules[3]"), destinations };
     assert_eq!(decided(&mesh, "web", "orders", "/out", "orders"), expected);
 }

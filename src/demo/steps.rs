@@ -1,4 +1,4 @@
-//! The story: what a mesh does, a line a step, each checked.
+//! The steps of the demo. Each step exercises one feature of the mesh, checks the result and prints a line.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -9,72 +9,84 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use weft_agent::redirect::RedirectBackend;
 
-use super::files::{Files, MeshFile};
+use super::demo_mesh::{DemoMesh, web_address};
+use super::files::{DemoFiles, DemoMeshFile};
 use super::flows::{echo_flow, udp_flows};
-use super::load::{Load, usage};
+use super::load::{LoadTest, usage};
 use super::roles::{now, pause};
 use super::service::DIRECT_PORT;
-use super::stage::{Stage, web_address};
 use super::{line, mark};
-use crate::client::{Caller, config_dump, get};
+use crate::client::{HttpClient, config_dump, get};
 
-/// How long a change may take to arrive everywhere.
+/// How long a configuration change may take to reach every process.
 const CHANGE: Duration = Duration::from_secs(15);
-/// How many requests the table is made of.
+/// The number of requests per row of the latency table.
 const MEASURED: usize = 300;
 
-/// A role with its memory in KiB and its open files.
-type Usage = (String, (u64, u64));
+/// A process name with its memory in KiB and its number of open files.
+type ProcessUsage = (String, (u64, u64));
 
-/// A step: what was found, or why it failed.
-type Step = fn(&mut Stage) -> Result<String, String>;
+/// A step: returns the details to print, or the reason of the failure.
+type DemoStep = fn(&mut DemoMesh) -> Result<String, String>;
 
-/// Tells the story; the first step that fails ends it.
-pub(super) fn tell(
+/// Runs all steps; stops at the first that fails.
+pub(super) fn run(
     keep: bool,
-    load: Option<Load>,
+    load: Option<LoadTest>,
     backend: RedirectBackend,
     path: &str,
 ) -> Result<(), String> {
-    line("weft demo: a mesh of a control plane, an agent, web and three replicas of orders");
-    let mut stage = Stage::set(backend, path)?;
-    mark(true, "control plane, agent and four sidecars are ready, each on a host of its own");
-    line(&format!("         redirects installed by {backend}"));
-    let steps: [(&str, Step); 13] = [
-        ("traffic flows, and each service sees who called it", Stage::traffic_flows),
-        ("a client without a certificate is refused", Stage::no_certificate),
-        ("a token is asked for: none 401, forged 401, good 200", Stage::tokens),
-        ("orders is reached through its three replicas evenly", Stage::evenly),
-        ("weft tells where a flow goes and who moves it, and there it goes", Stage::explained),
-        ("a flow stays on its endpoint while endpoints change", Stage::sticky_flow),
-        ("UDP is balanced, and each flow keeps its endpoint", Stage::datagrams),
-        ("IPv6 clients are served in the same way", Stage::ipv6),
-        ("rules that somebody removes are back at once", Stage::repaired),
-        ("a bad mesh.yaml is rejected with the reason, the old one serves", Stage::bad_mesh),
+    line(
+        "weft demo: control plane, agent, service web with one endpoint, service orders with three endpoints",
+    );
+    let mut mesh = DemoMesh::start(backend, path)?;
+    mark(
+        true,
+        "control plane, agent and four sidecars are ready, each in its own network namespace",
+    );
+    line(&format!("         redirects installed with {backend}"));
+    let steps: [(&str, DemoStep); 13] = [
         (
-            "a revoked certificate loses its live connection, and is refused from then on",
-            Stage::revocation,
+            "requests succeed, and each service receives the SPIFFE ID of its caller",
+            DemoMesh::traffic_flows,
         ),
-        ("control plane killed: traffic goes on", Stage::control_killed),
-        ("how long requests take", Stage::measure),
+        ("client without a certificate is rejected", DemoMesh::no_certificate),
+        ("JWT is required: no token 401, forged token 401, valid token 200", DemoMesh::tokens),
+        ("requests are balanced evenly over the three endpoints of orders", DemoMesh::evenly),
+        ("weft flow explain predicts the endpoint and the path of a flow", DemoMesh::explained),
+        ("flow stays on its endpoint while endpoints change", DemoMesh::sticky_flow),
+        ("UDP flows are balanced, and each keeps its endpoint", DemoMesh::datagrams),
+        ("IPv6 clients are served", DemoMesh::ipv6),
+        ("removed redirect rules are restored", DemoMesh::repaired),
+        (
+            "invalid mesh.yaml is rejected with a reason; the last good configuration stays in force",
+            DemoMesh::bad_mesh,
+        ),
+        (
+            "revoked certificate: its connection is closed, new handshakes are rejected",
+            DemoMesh::revocation,
+        ),
+        ("control plane killed: requests still succeed", DemoMesh::control_killed),
+        ("request latency", DemoMesh::measure),
     ];
     for (text, step) in steps {
-        match step(&mut stage) {
+        match step(&mut mesh) {
             Ok(found) => {
                 mark(true, text);
                 found.lines().for_each(|detail| line(&format!("         {detail}")));
             }
             Err(reason) => {
                 mark(false, text);
-                stage.show_logs();
+                mesh.show_logs();
                 return Err(reason);
             }
         }
     }
-    line("every step as promised");
+    line("all steps succeeded");
     if let Some(load) = load {
-        let what = format!("{} requests a second for {} seconds", load.rate, load.seconds);
-        match stage.carry_load(&load) {
+        let what =
+            format!("load test: {} requests per second for {} seconds", load.rate, load.seconds);
+        match mesh.carry_load(&load) {
             Ok(found) => {
                 mark(true, &what);
                 found.lines().for_each(|detail| line(&format!("         {detail}")));
@@ -86,36 +98,36 @@ pub(super) fn tell(
         }
     }
     if keep {
-        stage.stay();
+        mesh.stay();
     }
     Ok(())
 }
 
-impl Stage {
+impl DemoMesh {
     fn traffic_flows(&mut self) -> Result<String, String> {
         let answer = self.ask(Some(&self.files.token()?))?;
         expect(answer.status == 200, || format!("status {}: {}", answer.status, answer.body))?;
         let said: serde_json::Value =
             serde_json::from_str(&answer.body).map_err(|error| error.to_string())?;
         let peer = |said: &serde_json::Value| {
-            said.get("peer").and_then(|p| p.as_str()).unwrap_or("nobody").to_owned()
+            said.get("peer").and_then(|p| p.as_str()).unwrap_or("no peer").to_owned()
         };
         let (caller, web) = (peer(&said), said.get("orders").map(peer).unwrap_or_default());
-        expect(caller.ends_with("/sa/client"), || format!("web saw {caller}"))?;
-        expect(web.ends_with("/sa/web"), || format!("orders saw {web}"))?;
-        Ok(format!("web was called by {caller}\norders was called by {web}"))
+        expect(caller.ends_with("/sa/client"), || format!("web received the caller {caller}"))?;
+        expect(web.ends_with("/sa/web"), || format!("orders received the caller {web}"))?;
+        Ok(format!("caller of web: {caller}\ncaller of orders: {web}"))
     }
 
     fn no_certificate(&mut self) -> Result<String, String> {
         let tls = self.files.tls(None)?;
         match self.client_host.run(get(web_address(), Some(tls), "/orders", None))? {
-            Err(reason) => Ok(format!("the handshake ended: {reason}")),
-            Ok(answer) => Err(format!("it was answered with {}", answer.status)),
+            Err(reason) => Ok(format!("handshake failed: {reason}")),
+            Ok(answer) => Err(format!("the request got status {}", answer.status)),
         }
     }
 
     fn tokens(&mut self) -> Result<String, String> {
-        let forged = Files::forged_token()?;
+        let forged = DemoFiles::forged_token()?;
         let good = self.files.token()?;
         for (token, expected) in
             [(None, 401), (Some(forged.as_str()), 401), (Some(good.as_str()), 200)]
@@ -148,11 +160,11 @@ impl Stage {
 
     fn ipv6(&mut self) -> Result<String, String> {
         if self.client_host.address6.is_none() {
-            return Ok("this host has no IPv6: not tried".into());
+            return Ok("skipped: IPv6 not available".into());
         }
         let token = self.files.token()?;
         let web = SocketAddr::from((Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 1), 80));
-        // Enough that both of web's addresses, one of either family, are chosen.
+        // Enough requests that both addresses of web (IPv4 and IPv6) are chosen.
         for _ in 0..12 {
             let asking = get(web, Some(self.tls()?), "/orders", Some(&token));
             let answer = self.client_host.run(asking)??;
@@ -167,18 +179,20 @@ impl Stage {
     }
 
     fn bad_mesh(&mut self) -> Result<String, String> {
-        self.files.write_mesh(&MeshFile { caller: "wbe", ..self.mesh() })?;
+        self.files.write_mesh(&DemoMeshFile { caller: "wbe", ..self.mesh() })?;
         let mut reason = String::new();
-        wait("the control plane rejects it", || {
+        wait("the control plane rejects mesh.yaml", || {
             let dump = self.control_host.run(config_dump())??;
             let rejected = dump.pointer("/rejected/0").and_then(|r| r.as_str()).unwrap_or_default();
             rejected.clone_into(&mut reason);
             Ok(!reason.is_empty())
         })?;
         let answer = self.ask(Some(&self.files.token()?))?;
-        expect(answer.status == 200, || format!("meanwhile traffic got {}", answer.status))?;
+        expect(answer.status == 200, || {
+            format!("a request got status {} meanwhile", answer.status)
+        })?;
         self.files.write_mesh(&self.mesh())?;
-        wait("the control plane takes the good one again", || {
+        wait("the control plane applies the valid mesh.yaml", || {
             let dump = self.control_host.run(config_dump())??;
             Ok(dump.pointer("/rejected/0").is_none())
         })?;
@@ -186,12 +200,13 @@ impl Stage {
     }
 
     fn revocation(&mut self) -> Result<String, String> {
-        let (files, tls) = (&self.files, self.files.tls(Some(&self.leaver))?);
-        let revoking = MeshFile { revocations: vec![self.leaver.serial.clone()], ..self.mesh() };
+        let (files, tls) = (&self.files, self.files.tls(Some(&self.revoked_client))?);
+        let revoking =
+            DemoMeshFile { revocations: vec![self.revoked_client.serial.clone()], ..self.mesh() };
         let (cut, refused) = self.client_host.run(async {
-            let mut live = Caller::connect(web_address(), Some(tls.clone())).await?;
+            let mut live = HttpClient::connect(web_address(), Some(tls.clone())).await?;
             let status = live.get("/", None).await?.status;
-            expect(status == 200, || format!("before it was revoked it got {status}"))?;
+            expect(status == 200, || format!("status {status} before the revocation"))?;
             files.write_mesh(&revoking)?;
             let since = now();
             live.ended().await?;
@@ -199,12 +214,14 @@ impl Stage {
             Ok::<_, String>((cut, get(web_address(), Some(tls), "/", None).await))
         })??;
         let Err(reason) = refused else {
-            return Err("the revoked certificate was taken once more".into());
+            return Err("the revoked certificate was accepted".into());
         };
         let other = self.ask(Some(&self.files.token()?))?;
-        expect(other.status == 200, || format!("the other certificate got {}", other.status))?;
+        expect(other.status == 200, || {
+            format!("the certificate that is not revoked got status {}", other.status)
+        })?;
         Ok(format!(
-            "its connection was cut {} ms after mesh.yaml named it; the next handshake ended: {reason}",
+            "connection closed {} ms after the revocation in mesh.yaml; next handshake failed: {reason}",
             cut.as_millis()
         ))
     }
@@ -214,13 +231,13 @@ impl Stage {
         let token = self.files.token()?;
         for _ in 0..20 {
             let answer = self.ask(Some(&token))?;
-            expect(answer.status == 200, || format!("a request got {}", answer.status))?;
+            expect(answer.status == 200, || format!("a request got status {}", answer.status))?;
         }
-        Ok("20 requests, each with a handshake of its own, were served".into())
+        Ok("20 of 20 requests succeeded, each over a new TLS connection".into())
     }
 
     fn measure(&mut self) -> Result<String, String> {
-        let replica = self.orders.first().ok_or("no replica")?;
+        let replica = self.orders.first().ok_or("no endpoint")?;
         let direct: SocketAddr = (replica.address, DIRECT_PORT).into();
         let token = self.files.token()?;
         let tls = self.tls()?;
@@ -244,9 +261,9 @@ impl Stage {
         ))
     }
 
-    /// Sends a steady load, and looks at memory and open files before and after.
-    fn carry_load(&self, load: &Load) -> Result<String, String> {
-        let look = || -> Result<Vec<Usage>, String> {
+    /// Sends requests at a constant rate, and compares memory and open files before and after.
+    fn carry_load(&self, load: &LoadTest) -> Result<String, String> {
+        let look = || -> Result<Vec<ProcessUsage>, String> {
             let mut all = vec![("agent".to_owned(), on_router(usage())??)];
             for host in [&self.web].into_iter().chain(&self.orders) {
                 all.push((host.name.clone(), host.run(usage())??));
@@ -254,7 +271,7 @@ impl Stage {
             Ok(all)
         };
         let (tls, token) = (self.tls()?, self.files.token()?);
-        let short = Load { seconds: 2, ..*load };
+        let short = LoadTest { seconds: 2, ..*load };
         self.client_host.run(short.send(web_address(), tls.clone(), &token))??;
         let before = look()?;
         let sent = self.client_host.run(load.send(web_address(), tls, &token))??;
@@ -282,16 +299,17 @@ pub(super) fn expect(good: bool, otherwise: impl FnOnce() -> String) -> Result<(
     if good { Ok(()) } else { Err(otherwise()) }
 }
 
-/// Looks until it is so, not longer than a change may take.
+/// Polls until the condition holds, for at most [`CHANGE`].
+///
+/// # Errors
+/// The deadline passes first, or a poll fails.
 pub(super) fn wait(
     what: &str,
-    mut is_so: impl FnMut() -> Result<bool, String>,
+    mut is_met: impl FnMut() -> Result<bool, String>,
 ) -> Result<(), String> {
     let deadline = now() + CHANGE;
-    while !is_so()? {
-        expect(now() < deadline, || {
-            format!("within {CHANGE:?} it did not come to pass that {what}")
-        })?;
+    while !is_met()? {
+        expect(now() < deadline, || format!("timed out after {CHANGE:?} waiting until {what}"))?;
         pause(Duration::from_millis(50));
     }
     Ok(())
@@ -302,18 +320,20 @@ pub(super) fn on_router<T>(work: impl Future<Output = T>) -> Result<T, String> {
     runtime.map(|runtime| runtime.block_on(work)).map_err(|error| error.to_string())
 }
 
-/// How long each of some requests took, over one connection.
+/// The duration of each of [`MEASURED`] requests over one connection.
 async fn timed(
     target: SocketAddr,
     tls: Option<Arc<ClientConfig>>,
     token: Option<String>,
 ) -> Result<Vec<Duration>, String> {
-    let mut caller = Caller::connect(target, tls).await?;
+    let mut caller = HttpClient::connect(target, tls).await?;
     let mut times = Vec::new();
     for _ in 0..MEASURED {
         let started = now();
         let answer = caller.get("/orders", token.as_deref()).await?;
-        expect(answer.status == 200, || format!("a measured request got {}", answer.status))?;
+        expect(answer.status == 200, || {
+            format!("a measured request got status {}", answer.status)
+        })?;
         times.push(now() - started);
     }
     Ok(times)

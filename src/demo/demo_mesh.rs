@@ -1,4 +1,4 @@
-//! The mesh while it runs: its hosts, its roles, and what the client can do.
+//! The running demo mesh: its hosts, its processes and its client.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,33 +7,33 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use weft_agent::redirect::{self, DesiredRedirects, RedirectBackend, RedirectError, RedirectState};
 
-use super::files::{ClientCertificate, Files, MeshFile};
+use super::files::{ClientCertificate, DemoFiles, DemoMeshFile};
 use super::hosts::{Host, Network};
 use super::line;
-use super::roles::{Role, Roles};
+use super::roles::{DemoRole, Roles};
 use super::service::{DIRECT_PORT, ECHO_PORT};
-use super::story::wait;
-use crate::client::{Answer, get};
+use super::steps::wait;
+use crate::client::{HttpResponse, get};
 use crate::redirects::parse;
 
-/// The mesh while it runs.
-pub(super) struct Stage {
-    pub(super) files: Files,
+/// The running demo mesh.
+pub(super) struct DemoMesh {
+    pub(super) files: DemoFiles,
     pub(super) control_host: Host,
     pub(super) client_host: Host,
     pub(super) web: Host,
     pub(super) orders: Vec<Host>,
-    pub(super) control: Role,
-    pub(super) others: Vec<Role>,
+    pub(super) control: DemoRole,
+    pub(super) others: Vec<DemoRole>,
     pub(super) client: ClientCertificate,
-    pub(super) leaver: ClientCertificate,
-    /// The redirects that the agent keeps, on every host.
+    pub(super) revoked_client: ClientCertificate,
+    /// The redirects that the agent maintains, on every host.
     pub(super) redirects: Vec<DesiredRedirects>,
 }
 
-impl Stage {
-    /// Sets it: every host, and every role until it is ready.
-    pub(super) fn set(backend: RedirectBackend, path: &str) -> Result<Self, String> {
+impl DemoMesh {
+    /// Creates every host, starts every process and waits until all are ready.
+    pub(super) fn start(backend: RedirectBackend, path: &str) -> Result<Self, String> {
         let folder = Path::new("/run/weft");
         std::fs::create_dir_all(folder)
             .map_err(|error| format!("{}: {error}", folder.display()))?;
@@ -44,8 +44,9 @@ impl Stage {
         let orders =
             (1..=3).map(|n| network.host(&format!("orders-{n}"))).collect::<Result<Vec<_>, _>>()?;
 
-        let files = Files::make(folder)?;
-        let (client, leaver) = (files.client_certificate()?, files.client_certificate()?);
+        let files = DemoFiles::make(folder)?;
+        let client = files.client_certificate()?;
+        let revoked_client = files.client_certificate()?;
         let agent_token = files.join_token("agent", None)?;
         let mut tokens = vec![files.join_token("web", Some("web"))?];
         for host in &orders {
@@ -75,10 +76,9 @@ impl Stage {
             None,
             &[&agent_arguments, &joined[..], &[&agent_token]].concat(),
         )?;
-        // Rules come first: a connection that is older than they are may be taken for a new one when
-        // the kernel first sees it.
+        // The rules must be installed before any connection: conntrack could treat an older connection as new.
         let in_force = redirects.iter().try_for_each(await_redirect);
-        in_force.map_err(|reason| format!("{reason}; the agent says:\n{}", agent.tail()))?;
+        in_force.map_err(|reason| format!("{reason}; log of the agent:\n{}", agent.tail()))?;
         for (host, token) in [&web].into_iter().chain(&orders).zip(&tokens) {
             let service = if host.name == "web" { "web" } else { "orders" };
             let name = format!("{}-service", host.name);
@@ -105,12 +105,12 @@ impl Stage {
             control,
             others,
             client,
-            leaver,
+            revoked_client,
             redirects,
         })
     }
 
-    /// The last lines of every log, when something went wrong.
+    /// Prints the last lines of every log after a failure.
     pub(super) fn show_logs(&self) {
         for role in [&self.control].into_iter().chain(&self.others) {
             line(&format!("  {}:\n{}", role.name(), role.tail()));
@@ -121,24 +121,24 @@ impl Stage {
         self.files.tls(Some(&self.client))
     }
 
-    /// Asks `web` for orders, with the client's certificate.
-    pub(super) fn ask(&self, token: Option<&str>) -> Result<Answer, String> {
+    /// Sends a request for `/orders` to `web`, with the client certificate.
+    pub(super) fn ask(&self, token: Option<&str>) -> Result<HttpResponse, String> {
         let tls = self.tls()?;
         self.client_host.run(get(web_address(), Some(tls), "/orders", token))?
     }
 
-    pub(super) fn mesh(&self) -> MeshFile<'_> {
+    pub(super) fn mesh(&self) -> DemoMeshFile<'_> {
         mesh(&self.web, &self.orders, &self.orders)
     }
 
-    /// Leaves the mesh running until the user ends it.
+    /// Keeps the mesh running until the user stops it.
     pub(super) fn stay(&self) {
         let pid = std::fs::read_link("/proc/self")
             .map(|path| path.display().to_string())
             .unwrap_or_default();
         let enter = format!("nsenter -t {pid} -U -n -m --preserve-credentials");
         line(
-            "\nthe mesh runs on; Ctrl-C ends it and removes everything. To try (as the same user):",
+            "\nthe mesh keeps running; Ctrl-C stops it and removes everything. Commands to try (as the same user):",
         );
         line(&format!(
             "  {enter} ip netns exec web curl -s http://10.96.0.2/orders          no token: 401"
@@ -147,7 +147,7 @@ impl Stage {
             "  {enter} ip netns exec orders-1 curl -s http://127.0.0.1:15000/config_dump"
         ));
         line(&format!(
-            "  {enter} curl -s http://127.0.0.1:15000/metrics                      the agent's"
+            "  {enter} curl -s http://127.0.0.1:15000/metrics                      metrics of the agent"
         ));
         line(&format!("  {enter} tail -f {}/logs/web.log", self.files.folder.display()));
         loop {
@@ -156,22 +156,28 @@ impl Stage {
     }
 }
 
-fn mesh<'a>(web: &'a Host, orders: &'a [Host], echo: &'a [Host]) -> MeshFile<'a> {
-    MeshFile { web, orders, echo: echo.iter().collect(), revocations: Vec::new(), caller: "web" }
+fn mesh<'a>(web: &'a Host, orders: &'a [Host], echo: &'a [Host]) -> DemoMeshFile<'a> {
+    DemoMeshFile {
+        web,
+        orders,
+        echo: echo.iter().collect(),
+        revocations: Vec::new(),
+        caller: "web",
+    }
 }
 
-/// Waits until rules are in force.
-pub(super) fn await_redirect(wish: &DesiredRedirects) -> Result<(), String> {
+/// Waits until the redirect rules are installed.
+pub(super) fn await_redirect(desired: &DesiredRedirects) -> Result<(), String> {
     let text = |error: RedirectError| error.to_string();
-    let backend = wish.backend.resolve().map_err(text)?;
-    wait("the rules are in force", || {
-        let verdict = redirect::verify(&wish.redirect, backend, &wish.namespace);
-        Ok(verdict.map_err(text)? == RedirectState::InSync)
+    let backend = desired.backend.resolve().map_err(text)?;
+    wait("the redirect rules are installed", || {
+        let state = redirect::verify(&desired.redirect, backend, &desired.namespace);
+        Ok(state.map_err(text)? == RedirectState::InSync)
     })
 }
 
-/// What is redirected where: on each workload's host to its sidecar, on the router to the agent. The
-/// agent keeps it in force.
+/// The redirects and their YAML text: on each workload host to the sidecar, on the router to the agent. The agent
+/// maintains them.
 fn redirects(
     web: &Host,
     orders: &[Host],
@@ -193,8 +199,8 @@ fn redirects(
             ECHO_PORT + 1
         );
     }
-    let wishes = parse(&text).map_err(|problems| format!("redirects.yaml: {problems:?}"))?;
-    Ok((wishes, text))
+    let desired = parse(&text).map_err(|problems| format!("redirects.yaml: {problems:?}"))?;
+    Ok((desired, text))
 }
 
 pub(super) fn web_address() -> SocketAddr {
