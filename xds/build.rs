@@ -1,6 +1,5 @@
-//! Builds two things into `OUT_DIR`: the descriptors of the xDS types, from the .proto files that
-//! the crate `envoy-types` ships (so nothing is vendored and no protoc is needed), and the
-//! certificate service.
+//! Generates two files in `OUT_DIR`: the descriptors of the xDS types, from the .proto files of the crate `envoy-types`
+//! (so that no .proto file is vendored and no protoc is needed), and the code of the certificate service.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -9,7 +8,7 @@ use std::{env, fs};
 
 use prost::Message;
 
-/// The files whose messages a configuration may hold; their imports come along.
+/// The files with the messages that a configuration may contain; their imports are included.
 const ROOTS: &[&str] = &[
     "envoy/config/bootstrap/v3/bootstrap.proto",
     "envoy/service/discovery/v3/discovery.proto",
@@ -40,7 +39,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let root = proto_root()?;
     let includes: Vec<PathBuf> =
         fs::read_dir(&root)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
-    // Without the comments: every process that reads a configuration keeps these for life.
+    // Without comments, because every process keeps the descriptors in memory.
     let mut compiler = protox::Compiler::new(&includes)?;
     let descriptors = compiler.include_imports(true).open_files(ROOTS)?.file_descriptor_set();
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
@@ -54,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn proto_root() -> Result<PathBuf, Box<dyn Error>> {
     let manifest = Path::new(&env::var("CARGO_MANIFEST_DIR")?).join("Cargo.toml");
     let output = Command::new(env::var("CARGO")?)
-        // Only what was fetched for this target is there: cargo does not unpack other platforms' crates.
+        // Only crates for this target are listed: cargo does not unpack crates of other platforms.
         .args(["metadata", "--format-version", "1", "--offline", "--filter-platform"])
         .arg(env::var("TARGET")?)
         .arg("--manifest-path")

@@ -366,7 +366,7 @@ impl AgentPlan {
         sequence: u32,
     ) -> Option<&Arc<AgentTarget>> {
         let draw = flow.hash(tcp.flow_key, sequence, !self.seed);
-        self.targets.get(&WeightedCluster::draw(&tcp.clusters, draw)?.name)
+        self.targets.get(&WeightedCluster::pick(&tcp.clusters, draw)?.name)
     }
 
     /// Whether connections accepted by this listener may be hashed with the sequence numbers of their SYNs.

@@ -491,7 +491,7 @@ fn unauthenticated_requests_are_refused_before_their_messages_are_read() {
         let answer = send(control.listen, method, &body, &identity);
         assert_eq!(answer.header("grpc-status"), Some("8"), "{method}: {answer:?}");
         let message = answer.header("grpc-message").unwrap_or_default().replace("%20", " ");
-        assert_eq!(message, "a request of 65011712 bytes is larger than the limit of 16777216");
+        assert_eq!(message, "message of 65011712 bytes is larger than the limit of 16777216 bytes");
     }
     let grown = control.resident_bytes().saturating_sub(before);
     assert!(

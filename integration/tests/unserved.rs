@@ -108,7 +108,8 @@ fn two_listeners_at_one_address_fail_the_check_and_readiness() {
         let port = port::free();
         let tcp = |name| tcp_listener(name, at(port), json!({"cluster": "service"}));
         let case = Case::new(role, &[tcp("one"), tcp("two")], &[service()]);
-        let reason = format!("listener \"two\": address 127.0.0.1:{port} is taken by listener");
+        let reason =
+            format!("listener \"two\": address 127.0.0.1:{port} is already used by listener");
         case.assert_check_fails(&reason);
         case.until_unready(&case.start(), &reason);
     }

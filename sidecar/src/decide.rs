@@ -139,7 +139,7 @@ pub(crate) fn decide<'p>(
     match &route.action {
         RouteAction::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let cluster =
-                WeightedCluster::draw(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
+                WeightedCluster::pick(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
             let is_grpc = head.is_grpc();
             let levels = found.mutations(Some(cluster));
             let changes = HeaderChanges::of(levels, || variables(&*cluster.name));

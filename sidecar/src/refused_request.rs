@@ -50,7 +50,7 @@ impl<'p> RefusedRequest<'p> {
 /// A weighted choice among the clusters of a route.
 fn drawn(action: &RouteAction) -> Option<&WeightedCluster> {
     match action {
-        RouteAction::Forward { clusters, .. } => WeightedCluster::draw(clusters, fastrand::u32(..)),
+        RouteAction::Forward { clusters, .. } => WeightedCluster::pick(clusters, fastrand::u32(..)),
         RouteAction::Redirect(_) | RouteAction::Respond { .. } => None,
     }
 }

@@ -50,7 +50,7 @@ pub(crate) async fn proxy(
     let destination = connection.destination;
     let mut line = TcpAccessLine::new(connection, tcp.access_log, worker);
     let plan = worker.plan();
-    let cluster = WeightedCluster::draw(&tcp.clusters, fastrand::u32(..));
+    let cluster = WeightedCluster::pick(&tcp.clusters, fastrand::u32(..));
     let Some(target) = cluster.and_then(|cluster| plan.target(&cluster.name)).cloned() else {
         return line.deny(Denial::NoEndpoint);
     };

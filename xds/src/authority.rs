@@ -1,8 +1,7 @@
-//! The certificate service: a request goes in, a certificate chain comes out.
+//! The certificate service: signs certificate requests over gRPC.
 //!
-//! The shape is Istio's `istio.v1.auth.IstioCertificateService`, so its agents and ours are
-//! interchangeable. Here is only the transport; who may have which certificate is decided behind
-//! [`CertificateSigner`].
+//! The API is Istio's `istio.v1.auth.IstioCertificateService`, so Istio's agents can use it. This module is the
+//! transport only; a [`CertificateSigner`] decides which client gets which certificate.
 
 use std::sync::Arc;
 
@@ -30,23 +29,23 @@ mod generated {
     include!(concat!(env!("OUT_DIR"), "/istio.v1.auth.rs"));
 }
 
-/// Who asks for a certificate, as far as it could be proved.
+/// The credentials of a client that requests a certificate.
 #[derive(Debug, Clone, Default)]
 pub struct Applicant {
-    /// The id of its present certificate, proved by mutual TLS.
+    /// The SPIFFE ID of its current certificate, verified by mutual TLS.
     pub peer: Option<SpiffeId>,
-    /// The bearer token it sent.
+    /// The bearer token of the request (a join token).
     pub token: Option<String>,
 }
 
-/// Why a certificate is not given.
+/// Why a certificate was not issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SignError {
-    /// The applicant proved nothing that entitles it.
+    /// The applicant's credentials do not permit the certificate.
     Denied(String),
-    /// The request itself is wrong.
+    /// The request is invalid.
     Invalid(String),
-    /// The authority cannot sign now.
+    /// The authority cannot sign at the moment.
     Unavailable(String),
 }
 
@@ -58,22 +57,22 @@ impl std::fmt::Display for SignError {
     }
 }
 
-/// Decides and signs.
+/// Authorizes and signs certificate requests.
 pub trait CertificateSigner: Send + Sync + 'static {
-    /// Gives the chain for a PEM request: the leaf first, the root last.
+    /// Signs a PEM request and returns the chain, leaf first, root last.
     ///
     /// # Errors
-    /// Why not.
+    /// When the applicant may not have the certificate, the request is invalid, or the authority cannot sign.
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError>;
 
-    /// Whether an applicant may ask at all: its request is not read otherwise. Nothing is used up by that.
+    /// Checks an applicant's credentials before its request is read. Does not consume a join token.
     ///
     /// # Errors
-    /// Why not.
+    /// When the applicant has neither a valid certificate nor a valid join token.
     fn admits(&self, applicant: &Applicant) -> Result<(), SignError>;
 }
 
-/// Lets in those who may ask.
+/// The request gate of the certificate service: admits applicants with valid credentials.
 pub(crate) fn gate<S: CertificateSigner>(signer: Arc<S>) -> RequestGate {
     Arc::new(move |head| {
         let peer = head.extensions.get::<Peer>().and_then(|peer| peer.id.clone());
@@ -97,7 +96,7 @@ impl From<SignError> for Status {
     }
 }
 
-/// The service around a [`CertificateSigner`].
+/// The gRPC service of a [`CertificateSigner`].
 #[derive(Debug)]
 pub(crate) struct CertificateService<S>(pub(crate) Arc<S>);
 
@@ -121,13 +120,14 @@ impl<S: CertificateSigner> IstioCertificateService for CertificateService<S> {
     }
 }
 
-/// Asks the authority behind `dial` to sign a request. `token` proves who we are until we hold a
-/// first certificate.
+/// Requests a certificate from the certificate service behind `dialer`. `token` is the join token for a first
+/// certificate.
 ///
 /// # Errors
-/// [`SignError::Denied`] and [`SignError::Invalid`] are final; the other is worth another try.
+/// [`SignError::Denied`] and [`SignError::Invalid`] are final; after [`SignError::Unavailable`] the request can be
+/// retried.
 pub async fn request_certificate(
-    dial: &Dialer,
+    dialer: &Dialer,
     request_pem: String,
     token: Option<&str>,
 ) -> Result<Vec<String>, SignError> {
@@ -135,11 +135,13 @@ pub async fn request_certificate(
         Request::new(IstioCertificateRequest { csr: request_pem, validity_duration: 0 });
     if let Some(token) = token {
         let value: MetadataValue<Ascii> = format!("Bearer {token}").parse().map_err(|_| {
-            SignError::Invalid("the join token has characters that no header may have".into())
+            SignError::Invalid(
+                "invalid join token: must have only characters allowed in a header".into(),
+            )
         })?;
         request.metadata_mut().insert("authorization", value);
     }
-    let mut client = IstioCertificateServiceClient::new(dial.channel());
+    let mut client = IstioCertificateServiceClient::new(dialer.channel());
     match client.create_certificate(request).await {
         Ok(response) => Ok(response.into_inner().cert_chain),
         Err(status) => {

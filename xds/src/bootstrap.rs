@@ -1,7 +1,7 @@
-//! Envoy bootstrap files: static resources, and the server to ask for more.
+//! Envoy bootstrap files: the node, static resources, and the xDS server.
 //!
-//! A configuration written for Envoy, within our subset, runs unchanged. The file is read with the
-//! same translation as what comes over xDS, and with the same strictness.
+//! A configuration for Envoy that uses only supported features works unchanged. The file is translated with the same
+//! code and the same strictness as resources from xDS.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -23,43 +23,43 @@ use crate::{json_form, translate};
 
 const MESSAGE: &str = "envoy.config.bootstrap.v3.Bootstrap";
 
-/// A bootstrap file, read.
+/// A parsed bootstrap file.
 #[derive(Debug, Clone)]
 pub struct Bootstrap {
-    /// Who we say we are to an xDS server.
+    /// The node that is sent to the xDS server.
     pub node: XdsNode,
-    /// The resources that stand in the file.
+    /// The static resources.
     pub resources: Snapshot,
-    /// The server to ask for more; none: the file is all there is.
+    /// The xDS server; none: the static resources are the whole configuration.
     pub ads: Option<AdsSource>,
-    /// Where the admin port listens.
+    /// The address of the admin port.
     pub admin: Option<SocketAddr>,
-    /// What has no effect here or weakens security.
+    /// Settings without effect and settings that weaken security.
     pub notes: Notes,
 }
 
 /// An aggregated discovery service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdsSource {
-    /// Whether only changes are sent, or the whole state.
+    /// The variant of the xDS protocol.
     pub variant: XdsVariant,
     /// The static cluster that serves it.
     pub cluster: Name,
-    /// What each stream says beside its messages (`initial_metadata`), such as a token.
+    /// The gRPC metadata of each stream (`initial_metadata`), such as a token.
     pub metadata: HeaderMap,
 }
 
-/// A mistake in a file, with its place.
+/// An error in a configuration file, with its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
-    /// The line, from 1; 0 when the text says it.
+    /// The line, from 1; 0 when the text contains it.
     pub line: u64,
     /// The field and the reason.
     pub text: String,
 }
 
 impl ConfigError {
-    /// The problem with its file, as `FILE:LINE: FIELD: REASON`.
+    /// The error with its file, as `FILE:LINE: FIELD: REASON`.
     #[must_use]
     pub fn in_file(&self, file: impl fmt::Display) -> String {
         match self.line {
@@ -80,10 +80,10 @@ impl fmt::Display for ConfigError {
 }
 
 impl Bootstrap {
-    /// Reads a bootstrap file, YAML or JSON.
+    /// Parses a bootstrap file, YAML or JSON.
     ///
     /// # Errors
-    /// Every mistake that could be found, each with its line and field.
+    /// All errors that were found, each with its line and field.
     pub fn parse(text: &str) -> Result<Self, Vec<ConfigError>> {
         let located = Located::parse(text).map_err(|text| vec![ConfigError { line: 0, text }])?;
         let (message, mistakes) = json_form::read(MESSAGE, &located);
@@ -133,18 +133,18 @@ impl Bootstrap {
     }
 }
 
-/// The mistakes of a file, and what must not be blamed on other parts of it.
+/// The errors of a file, and the names that must not be reported as missing because of them.
 #[derive(Default)]
 struct Refusals {
     all: Vec<FieldError>,
-    /// How many of them are mistakes of the form: the first ones.
+    /// How many of them are syntax errors: the first ones.
     malformed: usize,
     /// The names of resources that are in the file and were refused.
     names: BTreeSet<String>,
 }
 
 impl Refusals {
-    /// Whether a part of the file has a mistake of form, so that what is missing there says nothing.
+    /// Whether a part of the file has a syntax error, so that fields may be missing because of it.
     fn is_malformed(&self, path: &str) -> bool {
         let forms = self.all.iter().take(self.malformed);
         forms
@@ -152,7 +152,7 @@ impl Refusals {
             .any(|rest| rest.is_empty() || rest.starts_with('.') || rest.starts_with('['))
     }
 
-    /// Reads a section of the file, unless its form is wrong.
+    /// Reads a section of the file, unless it has a syntax error.
     fn section<'f, T>(
         &mut self,
         bootstrap: &mut MessageReader<'f>,
@@ -165,13 +165,13 @@ impl Refusals {
 
     fn insert(&mut self, snapshot: &mut Snapshot, resource: Resource, path: &str) {
         if let Some(name) = translate::insert(snapshot, resource) {
-            let reason = format!("invalid name {name:?}: another resource has it");
+            let reason = format!("invalid name {name:?}: another resource has the same name");
             self.all.push(FieldError { path: format!("{path}.name"), reason });
         }
     }
 
-    /// The cluster of the xDS server is in the file, and proves who the server is where it speaks TLS:
-    /// whoever could pose as the server could set every policy.
+    /// Checks that the cluster of the xDS server is in the file, and verifies the server's certificate when it uses TLS:
+    /// a server that impersonates it could set every policy.
     fn check_server(&mut self, resources: &Snapshot, ads: &AdsSource) {
         const PATH: &str = "dynamic_resources.ads_config.grpc_services[0].envoy_grpc.cluster_name";
         let Some(cluster) = resources.clusters.get(&ads.cluster) else {
@@ -179,7 +179,7 @@ impl Refusals {
         };
         if cluster.tls.as_ref().is_some_and(|tls| tls.validation.is_none()) {
             let reason = format!(
-                "invalid cluster {:?}: the TLS of an xDS server needs trusted_ca, without it any \
+                "invalid cluster {:?}: TLS to an xDS server must have trusted_ca, otherwise any \
                  server could set the configuration",
                 ads.cluster
             );
@@ -187,7 +187,7 @@ impl Refusals {
         }
     }
 
-    /// With no server to ask, every name must be found in the file.
+    /// Checks, without an xDS server, that every referenced name is in the file.
     fn check_references(&mut self, resources: &Snapshot) {
         let identity = MissingReference::Secret(translate::WORKLOAD_IDENTITY.into());
         for missing in resources.missing().iter().filter(|missing| **missing != identity) {
@@ -202,13 +202,13 @@ impl Refusals {
         | MissingReference::Addresses(name)
         | MissingReference::Secret(name)) = missing;
         if !self.names.contains(&**name) {
-            let reason = format!("{missing} is referred to and not defined");
+            let reason = format!("missing {missing}: a resource refers to it");
             self.all.push(FieldError { path: path.to_owned(), reason });
         }
     }
 }
 
-/// Reads the resources that are in the file.
+/// Reads the static resources.
 fn static_resources(
     mut fixed: MessageReader<'_>,
     refusals: &mut Refusals,
@@ -249,8 +249,8 @@ fn static_resources(
     resources
 }
 
-/// Names a listener that has no name by its place in the file. Envoy makes up a UUID, which says
-/// less in logs and changes with every start.
+/// Names a listener without a name by its index in the file. Envoy generates a UUID, which is less useful in logs and
+/// changes with every start.
 fn named(kind: ResourceKind, mut message: DynamicMessage, index: usize) -> DynamicMessage {
     if kind == ResourceKind::Listener && translate::name_of(kind, &message).is_empty() {
         message.set_field_by_name("name", Value::String(format!("listeners[{index}]")));
@@ -259,7 +259,7 @@ fn named(kind: ResourceKind, mut message: DynamicMessage, index: usize) -> Dynam
 }
 
 fn node(mut node: MessageReader<'_>) -> XdsNode {
-    // Which program this is, it says by itself.
+    // The client sets its own user agent.
     node.harmless(&["user_agent_name", "user_agent_version", "user_agent_build_version"]);
     XdsNode { id: node.text("id"), cluster: node.text("cluster"), described: node.into_bytes() }
 }
@@ -273,8 +273,9 @@ fn ads(mut dynamic: MessageReader<'_>) -> Result<AdsSource, FieldError> {
         if let Some(mut config) = dynamic.child(field) {
             config.harmless(&["resource_api_version"]);
             if config.child("ads").is_none() {
-                return Err(config
-                    .refuse("", "only ads is supported: every type comes over the one stream"));
+                return Err(
+                    config.refuse("", "only ads is supported: all types use one aggregated stream")
+                );
             }
         }
     }
@@ -284,20 +285,22 @@ fn ads(mut dynamic: MessageReader<'_>) -> Result<AdsSource, FieldError> {
         "DELTA_GRPC" | "AGGREGATED_DELTA_GRPC" => XdsVariant::Delta,
         "GRPC" | "AGGREGATED_GRPC" => XdsVariant::StateOfTheWorld,
         other => {
-            return Err(config
-                .refuse("api_type", format!("{other} is not supported; GRPC and DELTA_GRPC are")));
+            return Err(config.refuse(
+                "api_type",
+                format!("unsupported API type {other}: must be GRPC or DELTA_GRPC"),
+            ));
         }
     };
     let mut services = config.children("grpc_services");
     let Some(mut service) = services.drain(..).next() else {
-        return Err(config.refuse("grpc_services", "it is empty; it names the server"));
+        return Err(config.refuse("grpc_services", "must name the xDS server"));
     };
     let metadata = initial_metadata(service.children("initial_metadata"))?;
     let mut grpc = service.required_child("envoy_grpc")?;
     Ok(AdsSource { variant, cluster: Arc::from(grpc.required_text("cluster_name")?), metadata })
 }
 
-/// Reads `HeaderValue`s that go with each stream.
+/// Reads the `HeaderValue`s for the metadata of each stream.
 fn initial_metadata(values: Vec<MessageReader<'_>>) -> Result<HeaderMap, FieldError> {
     let mut metadata = MetadataMap::new();
     for mut header in values {
@@ -306,7 +309,7 @@ fn initial_metadata(values: Vec<MessageReader<'_>>) -> Result<HeaderMap, FieldEr
         if value.is_empty() {
             value = header.bytes("raw_value");
         }
-        // The name of a header may be shown, its value never: it may be a token.
+        // Errors may show the key, never the value: it may be a token.
         if RESERVED.contains(&name.as_str()) {
             let reason = format!("invalid metadata key {name:?}: gRPC sets it");
             return Err(header.refuse("key", reason));
@@ -327,7 +330,7 @@ fn initial_metadata(values: Vec<MessageReader<'_>>) -> Result<HeaderMap, FieldEr
     Ok(metadata.into_headers())
 }
 
-/// What gRPC says in headers itself.
+/// Headers that gRPC sets itself.
 const RESERVED: [&str; 5] =
     ["te", "content-type", "grpc-message", "grpc-message-type", "grpc-status"];
 
@@ -351,7 +354,7 @@ static_resources:
 "#;
 
     #[test]
-    fn a_file_names_its_server_and_its_resources() {
+    fn server_and_resources_of_a_file_are_read() {
         let bootstrap = Bootstrap::parse(GOOD).expect("a good file");
         assert_eq!(bootstrap.node.id, "web-1");
         assert_eq!(
@@ -367,7 +370,7 @@ static_resources:
     }
 
     #[test]
-    fn all_mistakes_are_reported_in_the_order_of_lines() {
+    fn all_errors_are_reported_in_the_order_of_lines() {
         let text = GOOD
             .replace("cluster_name: control}}]", "cluster_name: absent}}]")
             .replace("STRICT_DNS", "NOT_A_TYPE");
@@ -377,7 +380,7 @@ static_resources:
         };
         let shown = lines(&text);
         assert_eq!(shown.len(), 2, "{shown:?}");
-        assert!(shown[0].contains("line 7: ") && shown[0].contains("\"absent\" is referred to"));
+        assert!(shown[0].contains("line 7: ") && shown[0].contains("missing cluster \"absent\""));
         assert!(shown[1].contains("line 11: static_resources.clusters[0].type: invalid value"));
 
         let text = GOOD
@@ -385,17 +388,18 @@ static_resources:
             .replace("DELTA_GRPC", "REST");
         let shown = lines(&text);
         assert_eq!(shown.len(), 2, "{shown:?}");
-        assert!(shown[0].contains("line 7: dynamic_resources.ads_config.api_type: REST"));
+        let api_type = "line 7: dynamic_resources.ads_config.api_type: unsupported API type REST";
+        assert!(shown[0].contains(api_type), "{shown:?}");
         let policy = "line 12: static_resources.clusters[0].lb_policy: CLUSTER_PROVIDED";
         assert!(shown[1].contains(policy), "{shown:?}");
 
-        // What refers to a part that is refused itself is not blamed beside it.
+        // A reference to a refused resource is not reported in addition.
         let shown = lines(&GOOD.replace("type: STRICT_DNS", "type: 77"));
         assert_eq!(shown.len(), 1, "{shown:?}");
     }
 
     #[test]
-    fn listeners_without_names_are_named_by_their_places() {
+    fn listeners_without_names_are_named_by_their_index() {
         let listener = |port: u16, name: &str| {
             format!(
                 "  - {{{name} use_original_dst: true, address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}}}\n"
@@ -409,7 +413,7 @@ static_resources:
     }
 
     #[test]
-    fn metadata_that_grpc_sets_itself_is_refused_and_values_are_not_shown() {
+    fn reserved_metadata_is_refused_and_values_are_not_shown() {
         let with = |header: &str| {
             let from = "{envoy_grpc: {cluster_name: control}}";
             let to =
@@ -418,7 +422,7 @@ static_resources:
         };
         let ads = with("{key: Authorization, value: Bearer x}").expect("a good file").ads;
         let metadata = ads.expect("a server").metadata;
-        assert_eq!(metadata.get("authorization").expect("it is there"), "Bearer x");
+        assert_eq!(metadata.get("authorization").expect("the header is set"), "Bearer x");
         assert!(!format!("{metadata:?}").contains("Bearer"), "{metadata:?}");
         for (header, reason) in [
             ("{key: grpc-status, value: x}", "gRPC sets it"),
@@ -432,7 +436,7 @@ static_resources:
     }
 
     #[test]
-    fn an_unknown_field_is_refused_with_its_line() {
+    fn unknown_field_is_refused_with_its_line() {
         let problems =
             Bootstrap::parse(&GOOD.replace("api_type", "api_tipe")).expect_err("unknown field");
         let text = problems[0].to_string();

@@ -1,4 +1,4 @@
-//! The descriptors of every message a configuration may hold, and their forms as text and bytes.
+//! The protobuf descriptors of every message that a configuration may contain; encoding and decoding by them.
 
 use std::sync::LazyLock;
 
@@ -23,23 +23,23 @@ pub(crate) fn message(full_name: &str) -> Option<MessageDescriptor> {
 /// Decodes the bytes of a message of a known type.
 ///
 /// # Errors
-/// Says that the type is unknown, or why the bytes are no such message.
+/// When the type is unknown, or the bytes are not a valid message of it.
 pub(crate) fn decode(type_url: &str, bytes: &[u8]) -> Result<DynamicMessage, String> {
     let name = type_url.rsplit('/').next().unwrap_or(type_url);
     let kind = message(name).ok_or_else(|| format!("unsupported type {name:?}"))?;
-    DynamicMessage::decode(kind, bytes).map_err(|error| format!("the bytes are no {name}: {error}"))
+    DynamicMessage::decode(kind, bytes).map_err(|error| format!("invalid {name} message: {error}"))
 }
 
-/// Builds a message from its proto3 JSON form, as written by this crate itself.
+/// Encodes a message from its proto3 JSON form, as written by this crate.
 ///
 /// # Errors
-/// When the form does not fit the message: a mistake of ours.
+/// When the JSON does not fit the message, which is a bug.
 pub(crate) fn from_json(full_name: &str, value: serde_json::Value) -> Result<Vec<u8>, String> {
     let kind = message(full_name).ok_or_else(|| format!("unknown message {full_name}"))?;
     wire::encode(&kind, &value).map_or_else(|| by_reflection(&kind, value), Ok)
 }
 
-/// The same by the library, for every form there is.
+/// The same with `prost-reflect`, which supports every JSON form.
 pub(crate) fn by_reflection(
     kind: &MessageDescriptor,
     value: serde_json::Value,

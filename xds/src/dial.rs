@@ -1,4 +1,4 @@
-//! How a gRPC channel gets its connection: from whoever holds the certificates.
+//! Opens the connections of gRPC channels. The caller provides the connections, because it holds the certificates.
 
 use std::future::Future;
 use std::io;
@@ -18,10 +18,10 @@ pub trait DialedConnection: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> DialedConnection for T {}
 
-/// The outcome of a dial.
+/// The future of a dialed connection.
 pub type DialFuture = Pin<Box<dyn Future<Output = io::Result<Box<dyn DialedConnection>>> + Send>>;
 
-/// Opens a connection to a server. TLS, when there is any, is finished when it resolves.
+/// Opens connections to a server. With TLS, the handshake is complete when the future resolves.
 #[derive(Clone)]
 pub struct Dialer {
     open: Arc<dyn Fn() -> DialFuture + Send + Sync>,
@@ -34,23 +34,23 @@ impl std::fmt::Debug for Dialer {
     }
 }
 
-/// How much the server may send before we have read: HTTP/2's window for the connection and for
-/// each stream. The `h2` crate counts tiny frames against half of it.
+/// The HTTP/2 flow-control window of the connection and of each stream, in bytes. The `h2` crate counts tiny frames
+/// against half of it.
 const WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 impl Dialer {
-    /// Dials by calling `open`.
+    /// A dialer that calls `open` for each connection.
     pub fn new(open: impl Fn() -> DialFuture + Send + Sync + 'static) -> Self {
         Self { open: Arc::new(open), metadata: HeaderMap::new() }
     }
 
-    /// The same, with metadata for each stream.
+    /// Adds gRPC metadata to each stream.
     #[must_use]
     pub fn with_metadata(self, metadata: HeaderMap) -> Self {
         Self { metadata, ..self }
     }
 
-    /// A request of a stream.
+    /// A gRPC request with the metadata.
     pub(crate) fn request<T>(&self, messages: T) -> tonic::Request<T> {
         let metadata = MetadataMap::from_headers(self.metadata.clone());
         tonic::Request::from_parts(metadata, tonic::Extensions::default(), messages)
@@ -62,8 +62,8 @@ impl Dialer {
         (self.open)()
     }
 
-    /// A channel that dials when it is first used, and again when the connection is lost. A server
-    /// that stops answering is noticed by HTTP/2 pings.
+    /// A channel that dials on first use and after the connection is lost. HTTP/2 PINGs detect a server that stops
+    /// answering.
     pub(crate) fn channel(&self) -> Channel {
         Endpoint::from_static("http://control.weft")
             .initial_connection_window_size(WINDOW_BYTES)

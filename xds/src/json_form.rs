@@ -1,13 +1,11 @@
-//! Reads a message from YAML or JSON with the latitude of Envoy's own parser, and finds every
-//! mistake of the form at once.
+//! Reads a protobuf message from YAML or JSON as leniently as Envoy's parser, and reports all syntax errors at once.
 //!
-//! Beyond the JSON form that protobuf defines, Envoy's parser accepts: enum names in any case, one
-//! value where a list is meant, a duration and a wrapped value as an object (`{seconds: 5}`,
-//! `{value: 5}`), booleans as text, null for an absent field. `Any` values of types that are not
-//! compiled in keep their type URL and lose their content: what reads such a value refuses it by
-//! its type, what ignores it never sees the difference.
+//! In addition to protobuf's JSON form, Envoy's parser accepts: enum names in any case, a single value in place of a
+//! list, a duration or a wrapped value as an object (`{seconds: 5}`, `{value: 5}`), booleans as text, and null for an
+//! absent field. An `Any` of an unknown type keeps its type URL and loses its content: code that reads it refuses the
+//! type, and code that ignores it does not need the content.
 //!
-//! How deep messages nest is bounded where the file is parsed ([`Located::parse`]).
+//! [`Located::parse`] limits the nesting of messages.
 
 use prost_reflect::bytes::Bytes;
 use prost_reflect::prost::Message as _;
@@ -19,12 +17,12 @@ use crate::descriptor;
 use crate::located::{Located, Scalar, YamlNode};
 use crate::translate::FieldError;
 
-/// How much of a wrong value an error shows.
+/// The longest value that an error shows, in bytes.
 const SHOWN_LIMIT_BYTES: usize = 64;
-/// The most seconds of a duration: 10,000 years, protobuf's own limit.
+/// The most seconds of a duration: 10,000 years, protobuf's limit.
 const SECONDS_LIMIT: i64 = 315_576_000_000;
 
-/// Reads a message of a known type, and gives the mistakes beside what could be read.
+/// Reads a message of a known type; returns the readable part and the errors.
 pub(crate) fn read(full_name: &str, file: &Located) -> (Option<DynamicMessage>, Vec<FieldError>) {
     let mut reader = JsonReader { mistakes: Vec::new() };
     let Some(kind) = descriptor::message(full_name) else {
@@ -84,7 +82,7 @@ impl JsonReader {
         }
     }
 
-    /// The fields of a message that has no form of its own.
+    /// The fields of a message without a special JSON form.
     fn fields(
         &mut self,
         kind: &MessageDescriptor,
@@ -201,7 +199,7 @@ impl JsonReader {
         };
         any.set_field_by_name("type_url", Value::String(url.clone()));
         if let Some(kind) = descriptor::message(name) {
-            // A type with a JSON form of its own has it in this field.
+            // A type with a special JSON form has it in this field.
             let value = map.get("value").filter(|_| name.starts_with("google.protobuf."));
             let message = match value {
                 Some(value) => self.message(&kind, value, &join(path, "value"))?,
@@ -215,7 +213,7 @@ impl JsonReader {
         Some(any)
     }
 
-    /// A message of a form of its own that Envoy reads as protobuf defines it.
+    /// A message with a special JSON form that Envoy reads exactly as protobuf defines it.
     fn by_library(
         &mut self,
         kind: &MessageDescriptor,
@@ -235,12 +233,12 @@ fn is_null(node: &Located) -> bool {
     matches!(node.node(), YamlNode::Scalar(Scalar::Null))
 }
 
-/// Whether null is a value of the field, rather than its absence.
+/// Whether null is a value of the field rather than its absence.
 fn takes_null(field: &FieldDescriptor) -> bool {
     field.kind().as_message().is_some_and(|kind| kind.full_name() == "google.protobuf.Value")
 }
 
-/// The field that excludes this one: itself under its other name, or another of its `oneof`.
+/// The field that excludes this one: itself in its other spelling, or another field of its `oneof`.
 fn already_set(message: &DynamicMessage, field: &FieldDescriptor) -> Option<String> {
     if message.has_field(field) {
         return Some(format!("{} under another spelling", field.name()));
@@ -249,7 +247,7 @@ fn already_set(message: &DynamicMessage, field: &FieldDescriptor) -> Option<Stri
     Some(other.name().to_owned())
 }
 
-/// A node as an error names it. Never its content when it is long: a private key may be in it.
+/// A node as shown in errors. A long value is not shown: it may contain a private key.
 fn shown(node: &Located) -> String {
     match node.node() {
         YamlNode::Map(_) => "object".to_owned(),
@@ -269,7 +267,7 @@ fn scalar_shown(scalar: &Scalar) -> String {
     }
 }
 
-/// A value of a kind that is no message.
+/// A value of a kind other than a message.
 fn scalar(kind: &Kind, value: &Scalar) -> Result<Value, String> {
     let whole = |least: i128, most: i128| whole(value, least, most);
     let wide = |least: i64, most: u64| whole(i128::from(least), i128::from(most));
@@ -333,7 +331,7 @@ fn real(value: &Scalar) -> Result<f64, String> {
     number.ok_or_else(|| format!("invalid {}: expected a number", scalar_shown(value)))
 }
 
-/// A boolean. The words are those of YAML 1.1, which Envoy's parser speaks.
+/// A boolean. Accepts the words of YAML 1.1, as Envoy's parser does.
 fn flag(value: &Scalar) -> Result<bool, String> {
     let word = match value {
         Scalar::Bool(flag) => return Ok(*flag),
@@ -375,7 +373,7 @@ fn choice(descriptor: &EnumDescriptor, value: &Scalar) -> Result<Value, String> 
     })
 }
 
-/// A duration as text: seconds with up to nine places, and `s`.
+/// A duration as text: seconds with up to nine decimal places, and `s`.
 fn duration(kind: &MessageDescriptor, node: &Located) -> Result<DynamicMessage, String> {
     let invalid = || {
         format!("invalid {}: expected seconds such as 0.25s, or {{seconds, nanos}}", shown(node))
@@ -427,13 +425,13 @@ mod tests {
         (message.expect("a message"), mistakes)
     }
 
-    /// The canonical form that a text has the meaning of.
+    /// Checks that a text gives the same message as its canonical JSON form.
     fn means(kind: &str, text: &str, canonical: serde_json::Value) {
         let (message, mistakes) = read_text(kind, text);
         assert_eq!(mistakes, Vec::<String>::new(), "{text}");
         let kind = descriptor::message(kind).expect("a known message");
         let canonical = DynamicMessage::deserialize(kind, canonical).expect("the canonical form");
-        // By their bytes: the messages' own `Debug` never ends.
+        // Compares bytes, because `Debug` of these messages does not terminate.
         assert_eq!(message.encode_to_vec(), canonical.encode_to_vec(), "{text}");
     }
 
@@ -444,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn forms_that_envoy_takes_mean_what_they_mean_to_envoy() {
+    fn lenient_forms_give_the_same_message_as_in_envoy() {
         for text in ["type: strict_dns", "type: Strict_Dns", "type: 1", "type: '1'"] {
             means(CLUSTER, text, json!({"type": "STRICT_DNS"}));
         }
@@ -479,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn any_of_an_unknown_type_keeps_its_type_alone() {
+    fn any_of_an_unknown_type_keeps_only_its_type_url() {
         let text =
             "transport_socket: {name: a, typed_config: {'@type': type.googleapis.com/a.B, x: [1]}}";
         let any = json!({"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}});
@@ -496,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_with_what_is_accepted() {
+    fn errors_state_the_accepted_values() {
         let cases = [
             ("type: strict-dns", "type: invalid value \"strict-dns\": expected one of STATIC"),
             ("type: 99", "type: invalid number 99: expected one of"),

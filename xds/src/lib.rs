@@ -1,8 +1,8 @@
-//! How a mesh process hears of its configuration.
+//! The xDS client, the xDS server, and Envoy bootstrap files.
 //!
-//! Three sources lead to the same place: an Envoy [`bootstrap`] file, a stream from any xDS server
-//! ([`client`]), and what our own control plane publishes ([`server`]). All of them pass
-//! [`translate`], which is where protobuf ends: what leaves this crate is [`weft_model`].
+//! Configuration comes from an Envoy [`bootstrap`] file or from any xDS server ([`client`]); weft's own control plane
+//! publishes it with [`server`]. [`translate`] converts between protobuf and [`weft_model`]; no other crate handles
+//! protobuf.
 
 pub mod authority;
 pub mod bootstrap;

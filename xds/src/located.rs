@@ -1,4 +1,4 @@
-//! Where in a YAML or JSON file a field stands, so that every mistake can name its line.
+//! Parses YAML and JSON files with the line of each field, so that errors can name it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +11,7 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 
 use crate::bootstrap::ConfigError;
 
-/// A file's fields with their lines.
+/// A value of a file, with the lines of its fields.
 #[derive(Debug, Deserialize)]
 pub struct Located(Spanned<YamlNode>);
 
@@ -27,7 +27,7 @@ pub(crate) enum YamlNode {
 #[derive(Debug, Default)]
 pub(crate) struct YamlMap {
     pub(crate) values: BTreeMap<String, Located>,
-    /// The names of fields that occur more than once; of their values the last counts.
+    /// The names of repeated fields; the last value is used.
     pub(crate) repeated: Vec<String>,
 }
 
@@ -39,7 +39,7 @@ impl Deref for YamlMap {
     }
 }
 
-/// A value that holds no others.
+/// A value that is neither a map nor a list.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Scalar {
     Null,
@@ -49,15 +49,14 @@ pub(crate) enum Scalar {
     Text(String),
 }
 
-/// How many values a file may have, and how much text is in them: 100,000 services fit.
+/// The most values of a file, and the most bytes of text in them: enough for 100,000 services.
 const NODE_LIMIT: usize = 10_000_000;
 const SCALAR_LIMIT_BYTES: usize = 256 * 1024 * 1024;
 
-/// Reads a value from a file, YAML or JSON, without the lines of its fields: a mistake that serde finds has its
-/// line nevertheless.
+/// Deserializes a YAML or JSON file. The lines of fields are not kept, but an error of serde has its line.
 ///
 /// # Errors
-/// The text is not YAML, exceeds the limits of size, or does not fit the type.
+/// When the text is not YAML, exceeds the size limits, or does not fit the type.
 pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
         let line = error.location().map_or(0, |location| location.line());
@@ -66,27 +65,26 @@ pub fn read<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
 }
 
 fn options() -> serde_saphyr::Options {
-    // The file is the operator's own, and 10,000 services are more nodes than the reader expects.
+    // The file is trusted, and 10,000 services have more nodes than the library's default limit.
     let budget = serde_saphyr::budget! {
         max_nodes: NODE_LIMIT,
         max_events: 2 * NODE_LIMIT,
         max_total_scalar_bytes: SCALAR_LIMIT_BYTES,
     };
-    // Never with the lines around a mistake: a private key may be in them.
+    // Errors must not show lines of the file: they may contain a private key.
     serde_saphyr::options! { budget: budget, with_snippet: false }
 }
 
 impl Located {
-    /// Reads a file, YAML or JSON.
+    /// Parses a YAML or JSON file.
     ///
     /// # Errors
-    /// The text is not YAML, or exceeds the limits of size. The message names line and column.
+    /// When the text is not YAML, or exceeds the size limits. The message has line and column.
     pub fn parse(text: &str) -> Result<Self, String> {
         serde_saphyr::from_str_with_options(text, options()).map_err(|error| error.to_string())
     }
 
-    /// The same of a file that may have a field more than once, to find its other mistakes: of the values the
-    /// last counts.
+    /// Parses a file that may have repeated fields, to find its other errors: the last value of a field is used.
     ///
     /// # Errors
     /// Those of [`Self::parse`].
@@ -101,8 +99,8 @@ impl Located {
         &self.0.value
     }
 
-    /// The text of the field with this name in each item of the list at the root that has the name `list`; none where
-    /// an item has no such text. A number counts as the text that it is written by.
+    /// The text of `field` in each item of the root's list `list`; none for an item without such a text. A number is
+    /// returned as text.
     #[must_use]
     pub fn texts_of(&self, list: &str, field: &str) -> Vec<Option<String>> {
         let YamlNode::Map(root) = self.node() else { return Vec::new() };
@@ -118,8 +116,8 @@ impl Located {
         items.iter().map(text).collect()
     }
 
-    /// The line of a field such as `services[0].ports[1].port`, counted from 1. A field that is not
-    /// there has the line of the nearest one around it.
+    /// The line, from 1, of a field such as `services[0].ports[1].port`. A missing field has the line of the nearest
+    /// field around it.
     #[must_use]
     pub fn line_of(&self, path: &str) -> u64 {
         let mut here = self;
@@ -140,7 +138,7 @@ impl Located {
     }
 }
 
-/// The other spelling that a field may have in the JSON form of protobuf.
+/// The lowerCamelCase spelling of a field, which protobuf's JSON form also accepts.
 fn camel_case(name: &str) -> String {
     let mut words = name.split('_');
     let mut camel = words.next().unwrap_or_default().to_owned();
@@ -241,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_of_a_list_are_those_of_each_item() {
+    fn texts_of_returns_the_field_of_each_list_item() {
         let text = "a: [{b: one}, {c: two}, {b: [x]}, {b: 3}, four]\nd: {b: five}\n";
         let located = Located::parse(text).expect("YAML");
         let texts = [Some("one".into()), None, None, Some("3".into()), None];
@@ -250,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_finds_its_line() {
+    fn line_of_a_path_is_found() {
         let text = "a:\n  - b: 1\n    c:\n      x.y: 2\n  - b: 3\n";
         let located = Located::parse(text).expect("YAML");
         let check = |path: &str, line| assert_eq!(located.line_of(path), line, "{path}");

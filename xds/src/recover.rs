@@ -1,8 +1,7 @@
-//! Reads a value from a file that has mistakes, so that all of them are reported in one run.
+//! Deserializes a file with errors, so that all of them are reported in one run.
 //!
-//! serde ends at the first mistake. Here a mistake is noted with its place, what has it is left out, and
-//! reading begins again, until what is left fits the type. A field that must be there and is not gets a
-//! placeholder for the rest of the reading.
+//! serde stops at the first error. Here an error is recorded with its path, the value with the error is omitted, and
+//! deserialization starts again, until the rest fits the type. A missing required field gets a placeholder value.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,24 +13,24 @@ use serde::forward_to_deserialize_any;
 
 use crate::located::{Located, Scalar, YamlMap, YamlNode};
 
-/// How many mistakes are looked for: each begins the reading again.
+/// The most errors that are looked for: each one restarts the deserialization.
 const MISTAKES_LIMIT: usize = 50;
 
-/// The reason of a mistake where a field that must be there is missing.
+/// The error text of a missing required field.
 pub const MISSING: &str = "this field is missing";
 
-/// What could be read of a file, and what is wrong with the rest.
+/// The deserializable part of a file, and the errors of the rest.
 #[derive(Debug)]
 pub struct Recovered<T> {
-    /// The value without what has mistakes; none where the mistakes leave nothing.
+    /// The value without the parts that have errors; none when nothing is left.
     pub value: Option<T>,
-    /// The mistakes: paths, and what is wrong there. Not sorted.
+    /// The errors: path and reason. Not sorted.
     pub mistakes: Vec<(String, String)>,
     omitted: BTreeSet<String>,
 }
 
 impl<T> Recovered<T> {
-    /// Where in the file a path of [`Self::value`] leads: list items that were left out count there.
+    /// Converts a path of [`Self::value`] to the path in the file: omitted list items count there.
     #[must_use]
     pub fn path_in_file(&self, path: &str) -> String {
         let mut found = String::new();
@@ -53,7 +52,7 @@ impl<T> Recovered<T> {
         found
     }
 
-    /// Whether a value at this path of the file was left out, or is a placeholder, or lies in one.
+    /// Whether the value at this path of the file was omitted, is a placeholder, or is inside one.
     #[must_use]
     pub fn is_omitted(&self, path: &str) -> bool {
         self.omitted.iter().any(|left_out| {
@@ -62,7 +61,7 @@ impl<T> Recovered<T> {
         })
     }
 
-    /// Whether a value at this path of the file, or below it, was left out or is a placeholder.
+    /// Whether the value at this path of the file, or a value below it, was omitted or is a placeholder.
     #[must_use]
     pub fn is_incomplete(&self, path: &str) -> bool {
         let is_below = |left_out: &str| {
@@ -74,7 +73,7 @@ impl<T> Recovered<T> {
     }
 }
 
-/// Reads a file as far as it can be read.
+/// Deserializes a file as far as possible.
 #[must_use]
 pub fn recover<T: DeserializeOwned>(file: &Located) -> Recovered<T> {
     let mut state = RecoveryState::default();
@@ -98,20 +97,20 @@ pub fn recover<T: DeserializeOwned>(file: &Located) -> Recovered<T> {
     Recovered { value, mistakes: mistakes.into_iter().collect(), omitted }
 }
 
-/// What is known of a file's mistakes.
+/// The errors found so far.
 #[derive(Default)]
 struct RecoveryState {
-    /// The paths of values that are left out.
+    /// The paths of omitted values.
     left_out: BTreeSet<String>,
-    /// The paths of fields that must be there and are not.
+    /// The paths of missing required fields.
     placeholders: BTreeSet<String>,
     mistakes: BTreeMap<String, String>,
-    /// Mistakes that do not end a reading: unknown fields, and repeated ones.
+    /// Errors that do not stop the deserialization: unknown and repeated fields.
     non_fatal: RefCell<BTreeMap<String, String>>,
 }
 
 impl RecoveryState {
-    /// Notes why a reading ended; whether another can go further.
+    /// Records why deserialization stopped; returns whether another attempt can get further.
     fn note(&mut self, error: ReadError) -> bool {
         let path = error.path.unwrap_or_default();
         if let ReadErrorReason::Missing(field) = error.reason {
@@ -122,7 +121,7 @@ impl RecoveryState {
             return self.placeholders.insert(missing);
         }
         if self.placeholders.contains(&path) {
-            // The type takes no placeholder: what holds the field is left out.
+            // The type does not accept the placeholder: the value around the field is omitted.
             let around = path.rsplit_once('.').map_or("", |(around, _)| around);
             return !around.is_empty() && self.left_out.insert(around.to_owned());
         }
@@ -135,10 +134,10 @@ fn join(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
-/// Why a reading ended.
+/// Why deserialization stopped.
 #[derive(Debug)]
 struct ReadError {
-    /// Where; none until it is known.
+    /// The path of the value; none until it is known.
     path: Option<String>,
     reason: ReadErrorReason,
 }
@@ -195,7 +194,7 @@ impl de::Error for ReadError {
     }
 }
 
-/// A value as an operator wrote it.
+/// A value as written in the file.
 fn shown(found: de::Unexpected<'_>) -> String {
     match found {
         de::Unexpected::Str(text) => format!("{text:?}"),
@@ -210,7 +209,7 @@ fn shown(found: de::Unexpected<'_>) -> String {
     }
 }
 
-/// What serde expects, without the names of types.
+/// The text for what serde expects, without Rust type names.
 fn describe_expected(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> String {
     let is_whole = matches!(found, de::Unexpected::Unsigned(_) | de::Unexpected::Signed(_));
     let number = |range: &str| match is_whole {
@@ -232,7 +231,7 @@ fn describe_expected(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> 
     }
 }
 
-/// A value, and where it is; no node: a placeholder.
+/// A deserializer of one value and its path; without a node, of a placeholder.
 struct NodeDeserializer<'a> {
     node: Option<&'a Located>,
     path: String,
@@ -254,23 +253,23 @@ impl<'a> NodeDeserializer<'a> {
         }
         let mut entries = Vec::new();
         for (name, node) in &fields.values {
-            let place = match known {
+            let child = match known {
                 Some(_) => join(&path, name),
                 None => format!("{path}[{name:?}]"),
             };
             match known {
                 Some(known) if !known.contains(&name.as_str()) => {
                     let known = known.join(", ");
-                    add(place, format!("unknown field {name:?}: must be one of {known}"));
+                    add(child, format!("unknown field {name:?}: must be one of {known}"));
                 }
-                _ if state.left_out.contains(&place) => {}
-                _ => entries.push((name.clone(), Self { node: Some(node), path: place, state })),
+                _ if state.left_out.contains(&child) => {}
+                _ => entries.push((name.clone(), Self { node: Some(node), path: child, state })),
             }
         }
         for name in known.unwrap_or_default() {
-            let place = join(&path, name);
-            if state.placeholders.contains(&place) {
-                entries.push(((*name).to_owned(), Self { node: None, path: place, state }));
+            let child = join(&path, name);
+            if state.placeholders.contains(&child) {
+                entries.push(((*name).to_owned(), Self { node: None, path: child, state }));
             }
         }
         entries.into_iter()
@@ -303,7 +302,7 @@ impl<'a> NodeDeserializer<'a> {
     }
 }
 
-/// Reads by `read`, and says of a mistake where it is.
+/// Calls `read`, and adds the path to its error.
 fn with_path<'a, T>(
     at: NodeDeserializer<'a>,
     read: impl FnOnce(NodeDeserializer<'a>) -> Result<T, ReadError>,
@@ -336,7 +335,7 @@ impl<'de> de::Deserializer<'de> for NodeDeserializer<'_> {
             Some(YamlNode::Map(map)) => with_path(self, |at| {
                 visitor.visit_map(MapDeserializer::new(at.entries(map, Some(fields))))
             }),
-            // serde would take the items for the fields in order.
+            // serde would read the items as the fields in order.
             Some(YamlNode::List(_)) => with_path(self, |_| {
                 Err(de::Error::invalid_type(de::Unexpected::Seq, &"a map of fields"))
             }),
@@ -460,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_found_with_its_place() {
+    fn every_error_is_reported_with_its_path() {
         let found = of("nmae: x\nships:\n- {name: a, port: x, kind: huge}\n- 7\n\
             - {port: 70000, port: 1, address: 10.0}\n- {name: d, port: 4, knid: 1, kind: large}\n\
             harbours: {one: {depth: 300, address: 1.1.1.1}, two: {depth: 1}, three: []}\n");
@@ -484,7 +483,7 @@ mod tests {
                 "ships[3].knid: unknown field \"knid\": must be one of name, port, kind, address",
             ]
         );
-        let fleet = found.value.as_ref().expect("the rest can be read");
+        let fleet = found.value.as_ref().expect("the rest is valid");
         let names: Vec<&str> = fleet.ships.iter().map(|ship| ship.name.as_str()).collect();
         assert_eq!(names, ["a", "", "d"]);
         assert!(matches!(fleet.ships[2].kind, Kind::Large));
@@ -497,11 +496,11 @@ mod tests {
     }
 
     #[test]
-    fn file_without_mistakes_is_read_whole() {
+    fn file_without_errors_is_deserialized() {
         let found = of("{name: 7, ships: [{name: a, port: 1, address: \"::1\"}], \
             harbours: {one: {depth: 3, address: 127.0.0.1}}}");
         assert!(found.mistakes.is_empty(), "{:?}", found.mistakes);
-        let fleet = found.value.expect("it is right");
+        let fleet = found.value.expect("a valid file");
         assert_eq!((fleet.name.as_str(), fleet.ships[0].port), ("7", 1));
         assert!(fleet.ships[0].address.is_some());
         let harbour = fleet.harbours.get("one").expect("it is in the file");
@@ -509,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn file_of_another_kind_has_one_mistake() {
+    fn file_with_a_list_at_its_root_has_one_error() {
         let found = of("[1, 2]");
         assert!(found.value.is_none());
         let expected = ("".to_owned(), "invalid value [...]: must be a map of fields".to_owned());

@@ -1,5 +1,5 @@
-//! The bytes of messages from their proto3 JSON form, as this crate writes it, without the message in between: a
-//! control plane with thousands of services writes hundreds of thousands of them.
+//! Encodes messages directly from the proto3 JSON form that this crate writes, without a `DynamicMessage` in between: a
+//! control plane with thousands of services encodes hundreds of thousands of resources.
 
 use prost_reflect::prost::encoding::{WireType, encode_key, encode_varint};
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
@@ -7,8 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::descriptor;
 
-/// The bytes of a message. None where the form has something that is not written here, or does not fit the
-/// message.
+/// The encoded message. None when the JSON uses something that is not supported here, or does not fit the message.
 pub(crate) fn encode(kind: &MessageDescriptor, value: &Value) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
     message(kind, value, &mut bytes)?;
@@ -38,7 +37,7 @@ fn fields<'v>(
     for (name, value) in object {
         let field = kind.get_field_by_json_name(name).or_else(|| kind.get_field_by_name(name))?;
         if let Some(choice) = field.containing_oneof() {
-            // Two of one choice are a mistake.
+            // Two fields of one `oneof` are invalid.
             if choices.contains(&choice) {
                 return None;
             }
@@ -105,7 +104,7 @@ fn map(field: &FieldDescriptor, entries: &Map<String, Value>, out: &mut Vec<u8>)
     Some(())
 }
 
-/// A value that is not a message. What is the default of a field that cannot be absent is not written.
+/// A value other than a message. The default value of a field without presence is not written.
 fn scalar(field: &FieldDescriptor, value: &Value, out: &mut Vec<u8>) -> Option<()> {
     let is_written = |is_default: bool| field.supports_presence() || !is_default;
     match field.kind() {
@@ -133,7 +132,7 @@ fn scalar(field: &FieldDescriptor, value: &Value, out: &mut Vec<u8>) -> Option<(
     Some(())
 }
 
-/// A boolean, a number or a name of an enumeration, as it is on the wire.
+/// The wire value of a boolean, a number or an enum name.
 fn whole(kind: &Kind, value: &Value) -> Option<u64> {
     match kind {
         Kind::Bool => value.as_bool().map(u64::from),
@@ -164,7 +163,7 @@ fn any(object: &Map<String, Value>, out: &mut Vec<u8>) -> Option<()> {
     Some(())
 }
 
-/// Such as `15s` or `0.25s`.
+/// A duration such as `15s` or `0.25s`.
 fn duration(text: &str, out: &mut Vec<u8>) -> Option<()> {
     let number = text.strip_suffix('s')?;
     let (seconds, fraction) = number.split_once('.').unwrap_or((number, "0"));
@@ -247,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_mean_what_those_of_the_library_mean() {
+    fn bytes_decode_to_the_same_message_as_the_librarys() {
         let any = |name: &str, mut value: Value| {
             value["@type"] = format!("{}{name}", descriptor::TYPE_URL_PREFIX).into();
             value

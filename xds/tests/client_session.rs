@@ -347,7 +347,7 @@ fn a_refusal_names_the_resource_and_the_place() {
     let status = request.error_detail.as_ref().expect("a refusal");
     assert_eq!(
         (status.code, status.message.as_str()),
-        (3, "Listener \"evil\": address: it is missing")
+        (3, "Listener \"evil\": address: this field is missing")
     );
     assert_eq!(outcome.rejections.len(), 1);
 }

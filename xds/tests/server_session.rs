@@ -518,5 +518,8 @@ fn a_stream_that_leaves_too_many_names_to_answer_ends() {
     let (first, second) = names.split_at(90_000);
     assert_eq!(ask(first, &[]), Ok(0));
     assert_eq!(ask(&[], first), Ok(0));
-    assert_eq!(ask(second, &[]), Err("more than 100000 names of one type"));
+    assert_eq!(
+        ask(second, &[]),
+        Err("too many names of one resource type: at most 100000 are accepted")
+    );
 }

@@ -117,7 +117,7 @@ impl RequestHead {
             self.target = target;
         }
         let readings = match rules.ambiguous {
-            AmbiguousPath::RouteAsSent => PathReadings::behind_path_as_sent(self.path()),
+            AmbiguousPath::RouteAsSent => PathReadings::with_path_as_sent_first(self.path()),
             AmbiguousPath::RouteNormalized => PathReadings::of(self.path()),
             AmbiguousPath::Refuse => None,
         };

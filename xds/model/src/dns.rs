@@ -1,4 +1,4 @@
-//! Host names that stand for endpoints: what is resolved, how often, and what becomes of the addresses.
+//! DNS clusters: which host names are resolved, how often, and which endpoints the answers give.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -43,11 +43,11 @@ pub struct DnsPolicy {
     pub failure_max: Duration,
     /// Which addresses are used (`dns_lookup_family`).
     pub family: DnsFamily,
-    /// What becomes of the addresses of a name that no longer exists.
+    /// What happens to the addresses of a name that no longer exists.
     pub on_empty_answer: OnEmptyAnswer,
 }
 
-/// The interval between lookups when the cluster has none: Envoy's.
+/// The default interval between lookups, the same as Envoy's.
 pub const DEFAULT_DNS_REFRESH: Duration = Duration::from_secs(5);
 
 impl Default for DnsPolicy {
@@ -79,16 +79,16 @@ pub enum DnsFamily {
     All,
 }
 
-/// What an authoritative answer without addresses (NXDOMAIN, or no records) does to the last ones.
+/// What happens to the last addresses when an authoritative answer has none (NXDOMAIN, or no records).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum OnEmptyAnswer {
-    /// They are dropped, as Envoy does for `STRICT_DNS`.
+    /// The addresses are dropped, as Envoy does for `STRICT_DNS`.
     Drop,
-    /// They are kept, as Envoy does for `LOGICAL_DNS`.
+    /// The addresses are kept, as Envoy does for `LOGICAL_DNS`.
     Keep,
 }
 
-/// A host name and how it is resolved: the key of what is remembered about it.
+/// A host name and how it is resolved: the key under which answers are cached.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DnsQuery {
     /// The host name.

@@ -1,4 +1,4 @@
-//! What identifies a flow, and the hash that every agent of a mesh agrees on.
+//! The identity of a flow (5-tuple), and its hash, which is the same on every agent of a mesh.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -23,7 +23,7 @@ impl Transport {
         }
     }
 
-    /// The word in names, logs and rules.
+    /// The name in logs and in firewall rules.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -32,24 +32,24 @@ impl Transport {
         }
     }
 
-    /// The seed of flows of this protocol: the mesh's own, told apart so that the ports of one do not
-    /// foretell the endpoints of the other.
+    /// The hash seed for this protocol, derived from the mesh's seed. TCP and UDP have different seeds, so that the
+    /// endpoint of a TCP flow does not reveal that of a UDP flow with the same ports.
     #[must_use]
     pub fn seed(self, seed: u32) -> u32 {
         seed ^ u32::from(self.number()) << 24
     }
 }
 
-/// What of a flow decides about its endpoint.
+/// Which parts of a flow are hashed to choose its endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FlowKey {
     /// The 5-tuple: flows of one client spread over the endpoints.
     #[default]
     FiveTuple,
-    /// The client's address: all its flows of a protocol go to one endpoint.
+    /// The client's address: all of its flows of one protocol go to one endpoint.
     SourceAddress,
-    /// The 5-tuple and, of TCP, the sequence number of the SYN: a client that uses a port again goes to
-    /// an endpoint anew.
+    /// The 5-tuple and, for TCP, the sequence number of the SYN: a new connection from the same port may go to
+    /// another endpoint.
     WithSequence,
 }
 
@@ -61,26 +61,25 @@ impl FlowKey {
     }
 }
 
-/// The 5-tuple of a flow: who talks to which service address over what.
+/// The 5-tuple of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowTuple {
     /// The transport protocol.
     pub transport: Transport,
     /// The client's address and port.
     pub client: SocketAddr,
-    /// The address and port the client aimed at: its original destination.
+    /// The original destination: the address and port that the client connected to.
     pub destination: SocketAddr,
 }
 
 impl FlowTuple {
-    /// The flow's hash under the mesh's `seed`: the same on every node and in the kernel.
+    /// The flow's hash with the mesh's `seed`: the same on every node and in the kernel.
     ///
-    /// It is what nf_tables computes by `jhash saddr . sport . daddr . dport seed SEED` before it
-    /// scales it, with the protocol's number in the topmost byte of the seed: each field in network
-    /// order and filled up to four bytes; by [`FlowKey::SourceAddress`], `jhash saddr`, and by
-    /// [`FlowKey::WithSequence`] with `tcp sequence` behind the rest. `sequence` is that of the SYN, and
-    /// of no account otherwise. A mapped IPv4 address counts as IPv4. The seed, where it is kept secret,
-    /// keeps a client from crafting tuples that all fall on one endpoint.
+    /// It equals the value of the nf_tables expression `jhash saddr . sport . daddr . dport seed SEED` before scaling,
+    /// with the protocol number in the most significant byte of the seed. Each field is in network order and padded to
+    /// four bytes. With [`FlowKey::SourceAddress`] the expression is `jhash saddr`; with [`FlowKey::WithSequence`],
+    /// `tcp sequence` is appended. `sequence` is the SYN's and is only used for that key. An IPv4-mapped IPv6 address
+    /// counts as IPv4. While the seed is secret, a client cannot craft tuples that all go to one endpoint.
     #[must_use]
     pub fn hash(&self, key: FlowKey, sequence: u32, seed: u32) -> u32 {
         let seed = self.transport.seed(seed);
@@ -96,35 +95,35 @@ impl FlowTuple {
         }
     }
 
-    fn hash_all(&self, behind: &[u8], seed: u32) -> u32 {
+    fn hash_all(&self, suffix: &[u8], seed: u32) -> u32 {
         let [client, destination] = [self.client, self.destination];
-        let ports = [client, destination].map(|address| filled(address.port()));
+        let ports = [client, destination].map(|address| padded(address.port()));
         let ips = [client, destination].map(|address| address.ip().to_canonical());
         let mut key = [0; 44];
         let mut length = 0;
         let mut put = |bytes: &[u8]| {
-            let places = key.iter_mut().skip(length);
-            places.zip(bytes).for_each(|(place, byte)| *place = *byte);
+            let free = key.iter_mut().skip(length);
+            free.zip(bytes).for_each(|(target, byte)| *target = *byte);
             length += bytes.len();
         };
         for (ip, port) in ips.into_iter().zip(ports) {
             match (ip, ips) {
                 (IpAddr::V4(v4), [IpAddr::V4(_), IpAddr::V4(_)]) => put(&v4.octets()),
-                (ip, _) => put(&wide(ip)),
+                (ip, _) => put(&ipv6_octets(ip)),
             }
             put(&port);
         }
-        put(behind);
+        put(suffix);
         jhash(key.get(..length).unwrap_or_default(), seed)
     }
 }
 
-fn filled(port: u16) -> [u8; 4] {
+fn padded(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
     [high, low, 0, 0]
 }
 
-fn wide(address: IpAddr) -> [u8; 16] {
+fn ipv6_octets(address: IpAddr) -> [u8; 16] {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
         IpAddr::V6(v6) => v6.octets(),
@@ -144,8 +143,8 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_is_written_down() {
-        // Changing this number moves every flow of every running mesh.
+    fn flow_hash_has_a_fixed_value() {
+        // A change of this number would move every flow of every running mesh to another endpoint.
         let hash = |client: &str, seed| tuple(client).hash(FlowKey::FiveTuple, 0, seed);
         assert_eq!(hash("10.0.0.1:4000", 7), 1_559_211_547);
         assert_ne!(hash("10.0.0.1:4000", 7), hash("10.0.0.1:4001", 7));
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn by_its_address_a_client_has_one_hash() {
+    fn source_address_key_ignores_the_client_port() {
         let hash = |client: &str| tuple(client).hash(FlowKey::SourceAddress, 0, 7);
         assert_eq!(hash("10.0.0.1:4000"), hash("10.0.0.1:4001"));
         assert_ne!(hash("10.0.0.1:4000"), hash("10.0.0.2:4000"));
@@ -162,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sequence_counts_where_it_is_wanted_and_there_is_one() {
+    fn sequence_number_is_hashed_only_for_tcp_and_only_on_request() {
         let tcp = tuple("10.0.0.1:4000");
         let hash = |sequence| tcp.hash(FlowKey::WithSequence, sequence, 7);
         assert_ne!(hash(1), hash(2));

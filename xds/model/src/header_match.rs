@@ -1,5 +1,5 @@
-//! Conditions on headers (`envoy.config.route.v3.HeaderMatcher`), as Envoy 1.40 decides them. What is said
-//! of Envoy here was measured by running it beside the sidecar (`integration/tests/envoy_matchers`).
+//! Conditions on headers (`envoy.config.route.v3.HeaderMatcher`), with the results of Envoy 1.40. Statements about
+//! Envoy's behaviour were measured by running it beside the sidecar (`integration/tests/envoy_matchers`).
 
 use crate::{RequestFacts, StringMatch};
 
@@ -8,33 +8,32 @@ use crate::{RequestFacts, StringMatch};
 pub struct HeaderMatch {
     /// The name, lower case.
     pub name: String,
-    /// What the header must be.
+    /// The condition on the header's value.
     pub check: HeaderCheck,
-    /// Whether the answer is turned around. A condition on the value of a missing header is not met,
-    /// turned around or not.
+    /// Whether the result is inverted. A condition on the value of a missing header is never met, inverted or not.
     pub invert: bool,
     /// Whether a missing header counts as one with an empty value (`treat_missing_header_as_empty`).
     pub missing_is_empty: bool,
 }
 
-/// What a header must be.
+/// A condition on a header's value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HeaderCheck {
-    /// It is there, whatever its value.
+    /// The header is present, with any value.
     Present,
-    /// It is there and its value matches.
+    /// The header is present and its value matches.
     Value(StringMatch),
-    /// Its value is a decimal number from `start` up to `end` exclusive (`range_match`).
+    /// The value is a decimal number from `start` up to `end` exclusive (`range_match`).
     Range {
         /// The first number.
         start: i64,
-        /// The number behind the last.
+        /// The end of the range, exclusive.
         end: i64,
     },
 }
 
 impl HeaderMatch {
-    /// The condition that a header has such a value. `name` is lower case.
+    /// The condition that a header's value matches. `name` is lower case.
     #[must_use]
     pub fn new(name: &str, value: StringMatch) -> Self {
         Self {
@@ -45,10 +44,10 @@ impl HeaderMatch {
         }
     }
 
-    /// Whether the request meets it.
+    /// Whether the request meets the condition.
     ///
-    /// Of several lines of one name each is compared alone, and one suffices; inverted, none may match.
-    /// Headers of which Envoy keeps one line ([`is_joined`]) are compared with all their values joined.
+    /// When a header occurs several times, each value is compared alone and one match suffices; inverted, none may
+    /// match. Headers that Envoy stores as one value ([`is_joined`]) are compared with all their values joined.
     #[must_use]
     pub fn matches(&self, facts: &dyn RequestFacts) -> bool {
         let mut is_there = false;
@@ -80,8 +79,8 @@ impl HeaderCheck {
             Self::Present => true,
             Self::Value(wanted) => wanted.matches(value),
             Self::Range { start, end } => {
-                // As `absl::SimpleAtoi` reads it: a sign and leading zeros are fine, and a number that
-                // does not fit 64 bits is none.
+                // Same as `absl::SimpleAtoi`: a sign and leading zeros are accepted, a number that does not fit
+                // 64 bits is not.
                 let number = str::from_utf8(value.trim_ascii()).ok();
                 let number = number.and_then(|text| text.parse::<i64>().ok());
                 number.is_some_and(|number| (*start..*end).contains(&number))
@@ -90,8 +89,8 @@ impl HeaderCheck {
     }
 }
 
-/// Whether all lines of a header are one value with commas, as Envoy 1.40 keeps them: those with a place
-/// of their own in its header map. Measured with two lines of each of 130 known names.
+/// Whether Envoy 1.40 joins repeated values of a header with commas: those that have an inline slot in its header map.
+/// Measured with two values of each of 130 known names.
 #[must_use]
 pub fn is_joined(name: &str) -> bool {
     const NAMES: [&str; 36] = [
@@ -135,7 +134,7 @@ pub fn is_joined(name: &str) -> bool {
     NAMES.binary_search(&name).is_ok()
 }
 
-/// Compares the values of a header joined with commas. Only several of them cost an allocation.
+/// Compares the values of a header joined with commas. Allocates only when there are several.
 fn fits_joined(name: &str, facts: &dyn RequestFacts, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool {
     let mut lines = 0;
     facts.has_header(name, &mut |_| {
@@ -147,7 +146,7 @@ fn fits_joined(name: &str, facts: &dyn RequestFacts, fits: &mut dyn FnMut(&[u8])
     }
     let mut joined: Vec<u8> = Vec::new();
     facts.has_header(name, &mut |value| {
-        // Envoy leaves empty lines out: `a` beside an empty line is `a`, on either side.
+        // Envoy skips empty values: `a` and an empty value give `a`, in either order.
         if !joined.is_empty() && !value.is_empty() {
             joined.push(b',');
         }
@@ -168,7 +167,7 @@ mod tests {
         TestRequest { headers: headers.collect(), ..TestRequest::default() }
     }
 
-    /// Which of a missing header, an empty one, `a`, `b` before `a`, and `b` are met.
+    /// The results for a missing header, an empty value, `a`, `b` and `a`, and `b`.
     fn met(check: HeaderCheck, invert: bool, missing_is_empty: bool) -> [bool; 5] {
         let matcher = HeaderMatch { name: "x".into(), check, invert, missing_is_empty };
         let values: [&[&str]; 5] = [&[], &[""], &["a"], &["b", "a"], &["b"]];
@@ -222,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_compared_alone_unless_envoy_joins_them() {
+    fn repeated_header_values_are_compared_alone_unless_envoy_joins_them() {
         let check = |name: &str, wanted: &str, values: &[&str], expected: bool| {
             let found = plain(name, wanted).matches(&with(name, values));
             assert_eq!(found, expected, "{name}: {values:?} is {wanted}");

@@ -1,4 +1,4 @@
-//! How HTTP is served: what a listener understands, admits and adds, and where it draws its limits.
+//! HTTP settings of a listener: versions, filters, limits, timeouts, and the headers it adds or normalizes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,48 +6,47 @@ use std::time::Duration;
 use crate::{JwtPolicy, Name, RbacFilter, RouteTable};
 
 /// How requests are served
-/// (`envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`). What Envoy
-/// has no field for stands in the filter chain's metadata, under `weft`.
+/// (`envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`). Settings without an Envoy
+/// field are in the filter chain's metadata, under `weft`; they are marked "weft metadata" here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpService {
-    /// The HTTP versions that are understood.
+    /// The supported HTTP versions.
     pub codec: Codec,
     /// Where the routes come from.
     pub routes: RouteSource,
-    /// What a request passes, in order, before it is routed.
+    /// The filters that a request passes before it is routed, in order.
     pub filters: Vec<HttpFilter>,
-    /// How large a request's head may be, and how much one connection may ask for.
+    /// Limits of requests and connections.
     pub limits: HttpLimits,
-    /// How long a client may take.
+    /// Timeouts towards clients.
     pub timeouts: HttpTimeouts,
-    /// What becomes of a path before anything looks at it.
+    /// How a path is normalized before it is authorized and routed.
     pub path: PathRules,
-    /// What is done with requests that others might read in another way.
+    /// How requests are handled that other HTTP parsers could interpret differently (request smuggling).
     pub desync: DesyncMode,
-    /// What the service is told of the client's address.
+    /// How `x-forwarded-*` headers are set.
     pub forwarded: ForwardedHeaders,
-    /// What becomes of the port in `host`.
+    /// How the port in `host` is normalized.
     pub host_port: HostPort,
-    /// What becomes of fields with `_` in their names.
+    /// How headers with `_` in their names are handled.
     pub underscores: HeadersWithUnderscores,
-    /// What a connection or a stream may become.
+    /// The allowed protocol upgrades.
     pub upgrades: Upgrades,
-    /// What of the client's certificate is told to the service (`forward_client_cert_details`).
+    /// Which headers describe the client's certificate to the service (`forward_client_cert_details`).
     pub client_certificate: ClientCertificateDetails,
-    /// The keys of `x-forwarded-client-cert` beside `By` and `Hash`, in the order in which they are
-    /// written (`set_current_client_cert_details`).
+    /// The keys of `x-forwarded-client-cert` besides `By` and `Hash`, in the order in which they are written
+    /// (`set_current_client_cert_details`).
     pub certificate_keys: Vec<CertificateKey>,
-    /// How HTTP/1.1 is written and read (`http_protocol_options`).
+    /// Options of HTTP/1.1 (`http_protocol_options`).
     pub http1: Http1Options,
-    /// Whether and how clients of HTTP/2 are asked for a sign of life
-    /// (`http2_protocol_options.connection_keepalive`).
+    /// HTTP/2 keepalive PINGs to clients; none: no PINGs (`http2_protocol_options.connection_keepalive`).
     pub keepalive: Option<Keepalive>,
-    /// Whether a line is written per request (`access_log`).
+    /// Whether an access log line is written per request (`access_log`).
     pub access_log: bool,
 }
 
 impl HttpService {
-    /// A service with these routes, and with the defaults for everything else.
+    /// A service with these routes and default settings.
     #[must_use]
     pub fn new(routes: RouteSource) -> Self {
         Self {
@@ -71,28 +70,28 @@ impl HttpService {
     }
 }
 
-/// How much a client may send at once.
+/// Limits of requests and connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpLimits {
-    /// The most bytes of a request head (`max_request_headers_kb`).
+    /// The most bytes of a request head: request line and headers (`max_request_headers_kb`).
     pub head_bytes: usize,
-    /// The most bytes of a request's target (ours: `target_limit_bytes`; as many as `head_bytes` unless set).
+    /// The most bytes of a request target (weft metadata: `target_limit_bytes`; default: `head_bytes`).
     pub target_bytes: usize,
-    /// The most bytes of one header, its name and value (ours: `field_limit_bytes`; as many as `head_bytes`
-    /// unless set).
+    /// The most bytes of one header, name and value together (weft metadata: `field_limit_bytes`; default:
+    /// `head_bytes`).
     pub header_bytes: usize,
-    /// The most fields of a head (`common_http_protocol_options.max_headers_count`).
+    /// The most headers of a request (`common_http_protocol_options.max_headers_count`).
     pub header_count: usize,
-    /// How many requests a connection may bring; none: any number
+    /// The most requests of a connection; none: no limit
     /// (`common_http_protocol_options.max_requests_per_connection`).
     pub requests_per_connection: Option<u32>,
-    /// How many streams of HTTP/2 may be open at once
+    /// The most concurrent HTTP/2 streams of a connection
     /// (`http2_protocol_options.max_concurrent_streams`).
     pub streams: u32,
 }
 
 impl Default for HttpLimits {
-    /// Envoy's, but fewer streams than its 2^31, since each costs a task.
+    /// Envoy's defaults, with fewer streams than its 2^31 - 1, because each stream is a task.
     fn default() -> Self {
         Self {
             head_bytes: 60 * 1024,
@@ -105,29 +104,29 @@ impl Default for HttpLimits {
     }
 }
 
-/// How long a client may take.
+/// Timeouts towards clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpTimeouts {
-    /// For the head of a request, from its first byte (`request_headers_timeout`).
+    /// For a request head, from its first byte to its last (`request_headers_timeout`).
     pub head: Duration,
-    /// For a whole request with its body; none: for ever (`request_timeout`).
+    /// For a whole request with its body; none: no limit (`request_timeout`).
     pub request: Option<Duration>,
-    /// How long a connection may be without a request, and without a PING
+    /// How long a connection may have neither a request nor a PING
     /// (`common_http_protocol_options.idle_timeout`).
     pub idle: Duration,
-    /// How long a request under way may be without a byte in either direction; none: for ever. A gRPC
-    /// call has none unless it was set (`stream_idle_timeout`).
+    /// How long a request in flight may have no byte in either direction. gRPC calls have no limit unless it is set
+    /// (`stream_idle_timeout`).
     pub stream_idle: StreamIdle,
-    /// How long a client may take no byte of a response, or an endpoint no byte of a request, while there
-    /// are some (ours: `stall_timeout_ms`); none: as long as a request may be silent.
+    /// How long a client may read no byte of a pending response, or an endpoint no byte of a pending request (weft
+    /// metadata: `stall_timeout_ms`); none: as long as `stream_idle`.
     pub stall: Option<Duration>,
-    /// How long a connection may live before it is asked to end; none: for ever
+    /// The longest lifetime of a connection before it is drained; none: no limit
     /// (`common_http_protocol_options.max_connection_duration`).
     pub age: Option<Duration>,
 }
 
 impl Default for HttpTimeouts {
-    /// Envoy's, but for the head: Envoy waits without a limit, which a slow client turns against it.
+    /// Envoy's defaults, except for `head`: Envoy has no limit, which allows slow-client attacks.
     fn default() -> Self {
         Self {
             head: Duration::from_secs(15),
@@ -141,26 +140,26 @@ impl Default for HttpTimeouts {
 }
 
 impl HttpTimeouts {
-    /// How long a receiver may take nothing while there is something to take.
+    /// How long a receiver may read no byte of pending data.
     #[must_use]
     pub fn stall_limit(&self) -> Duration {
-        let silence = self.stream_idle.limit(false);
-        self.stall.or(silence).unwrap_or(Duration::MAX)
+        let stream_idle = self.stream_idle.limit(false);
+        self.stall.or(stream_idle).unwrap_or(Duration::MAX)
     }
 }
 
-/// How long a request under way may be silent.
+/// The idle timeout of a request in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum StreamIdle {
-    /// Nothing was said: five minutes, and for ever for gRPC, whose streams wait for events.
+    /// Not configured: five minutes; no limit for gRPC, whose streams may wait for events.
     #[default]
     Unset,
-    /// So long; none: for ever.
+    /// Configured; none: no limit.
     Set(Option<Duration>),
 }
 
 impl StreamIdle {
-    /// The limit for a request.
+    /// The timeout for a request; none: no limit.
     #[must_use]
     pub fn limit(self, is_grpc: bool) -> Option<Duration> {
         match self {
@@ -171,7 +170,7 @@ impl StreamIdle {
     }
 }
 
-/// What becomes of a path before it is matched, authorized and forwarded.
+/// How a path is normalized before it is authorized, routed and forwarded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PathRules {
     /// Whether dot segments are resolved and unreserved characters decoded (RFC 3986, section 6.2.2;
@@ -179,55 +178,55 @@ pub struct PathRules {
     pub normalize: bool,
     /// Whether empty segments are removed (`merge_slashes`).
     pub merge_slashes: bool,
-    /// What is done with encoded slashes.
+    /// How encoded slashes are handled.
     pub escaped_slashes: EscapedSlashes,
-    /// What is done with a path that still can be read in several ways.
+    /// How a path is handled that still has several readings.
     pub ambiguous: AmbiguousPath,
 }
 
-/// What is done with a path that services read in several ways, after the other [`PathRules`].
+/// How a path is handled that has several readings after the other [`PathRules`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AmbiguousPath {
-    /// It is routed and reaches the service as it came. Policies must allow every way in which a service
-    /// may read it (Envoy forwards it too, and judges it as it came only).
+    /// The request is routed and forwarded with the path as sent. Policies must allow every reading (Envoy forwards
+    /// it too, but evaluates policies only for the path as sent).
     #[default]
     RouteAsSent,
-    /// The same, but it is routed by its normalized form (ours: `path: as_sent`; ports of a mesh).
+    /// The same, but routed by the normalized form (weft metadata: `path: as_sent`; used for mesh ports).
     RouteNormalized,
-    /// The request is refused (ours: `path: strict`).
+    /// The request is refused (weft metadata: `path: strict`).
     Refuse,
 }
 
-/// What is done with `%2F`, `%5C` and their like (`path_with_escaped_slashes_action`).
+/// How `%2F` and `%5C` are handled (`path_with_escaped_slashes_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum EscapedSlashes {
-    /// They are kept as they are.
+    /// They are kept.
     #[default]
     Keep,
     /// The request is refused.
     Reject,
     /// They are decoded.
     Unescape,
-    /// The client is sent to the path with slashes instead (307).
+    /// The client is redirected to the path with plain slashes (307).
     Redirect,
 }
 
-/// What is done with a request that is not strict HTTP/1.1. What has no single reading is refused
-/// whatever the mode says.
+/// How a request is handled that is not strict HTTP/1.1. A request without a single valid interpretation is refused in
+/// every mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DesyncMode {
-    /// It is counted and let through where the standard gives it one reading, in strict form.
+    /// It is counted, and forwarded in strict form where the standard gives it one interpretation.
     Monitor,
-    /// What is unusual is let through; after what is ambiguous both connections are closed; what is
-    /// severe is refused.
+    /// Harmless deviations are forwarded; after an ambiguous request both connections are closed; severe deviations
+    /// are refused.
     #[default]
     Defensive,
-    /// Everything that is not strict is refused.
+    /// Every deviation is refused.
     Strictest,
 }
 
 impl DesyncMode {
-    /// The mode of this name.
+    /// The mode with this name in configurations.
     #[must_use]
     pub fn named(word: &str) -> Option<Self> {
         [Self::Monitor, Self::Defensive, Self::Strictest]
@@ -235,7 +234,7 @@ impl DesyncMode {
             .find(|mode| mode.word() == word)
     }
 
-    /// Its name.
+    /// The name in configurations.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -246,74 +245,73 @@ impl DesyncMode {
     }
 }
 
-/// What the service is told of the client's address.
+/// How `x-forwarded-*` headers are set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ForwardedHeaders {
-    /// What becomes of `x-forwarded-for`.
+    /// How `x-forwarded-for` is changed.
     pub addresses: ForwardedFor,
-    /// Whether the client's port is told with its address (ours: `forwarded_client_port`).
+    /// Whether the client's port is added to its address (weft metadata: `forwarded_client_port`).
     pub client_port: bool,
-    /// Whether `x-forwarded-proto` and `x-forwarded-port` are set here: this hop is the first of ours
+    /// Whether this is the first trusted hop, which sets `x-forwarded-proto` and `x-forwarded-port`
     /// (`use_remote_address`).
     pub is_edge: bool,
-    /// How many proxies before this hop are trusted to say who their client is (`xff_num_trusted_hops`).
+    /// How many proxies before this hop are trusted to report their client's address (`xff_num_trusted_hops`).
     pub trusted_hops: u32,
 }
 
-/// What becomes of `x-forwarded-for`.
+/// How `x-forwarded-for` is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ForwardedFor {
-    /// It stays as it came: the hop before is ours (`use_remote_address` false, or
-    /// `skip_xff_append`).
+    /// It is forwarded unchanged: the previous hop is trusted (`use_remote_address` false, or `skip_xff_append`).
     #[default]
     Preserve,
-    /// The client's address is added (`use_remote_address`).
+    /// The client's address is appended (`use_remote_address`).
     Append,
-    /// It is removed (ours: `forwarded_for: remove`).
+    /// It is removed (weft metadata: `forwarded_for: remove`).
     Remove,
 }
 
-/// What becomes of the port in a request's authority.
+/// How the port in a request's authority is normalized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HostPort {
-    /// It stays.
+    /// The port is kept.
     #[default]
     Keep,
-    /// It is removed when it is the listener's (`strip_matching_host_port`).
+    /// The port is removed when it equals the listener's (`strip_matching_host_port`).
     StripMatching,
-    /// It is removed (`strip_any_host_port`).
+    /// The port is removed (`strip_any_host_port`).
     StripAny,
-    /// It is removed at ports 80 and 443, and added at others where it is missing, as AWS does (ours:
-    /// `host_port: canonical`).
+    /// The port is removed for listeners on ports 80 and 443, and added on other ports when it is missing, as AWS load
+    /// balancers do (weft metadata: `host_port: canonical`).
     Canonical,
 }
 
-/// What becomes of a field with `_` in its name, which some services take for the one with `-`
+/// How a header with `_` in its name is handled; some services treat `_` as `-`
 /// (`common_http_protocol_options.headers_with_underscores_action`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HeadersWithUnderscores {
-    /// It stays, unless it is a spelling of an identity header.
+    /// The header is forwarded, unless it is a spelling of an identity header.
     #[default]
     Allow,
-    /// It is left out.
+    /// The header is removed.
     Drop,
     /// The request is refused.
     Reject,
 }
 
-/// What a connection or a stream may become (`upgrade_configs`).
+/// The allowed protocol upgrades (`upgrade_configs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Upgrades {
     /// WebSocket (RFC 6455, RFC 8441).
     pub websocket: bool,
-    /// A tunnel (`CONNECT`, RFC 9110, section 9.3.6).
+    /// Tunnels (`CONNECT`, RFC 9110, section 9.3.6).
     pub connect: bool,
 }
 
-/// Which HTTP versions a listener understands (`codec_type`).
+/// The HTTP versions of a listener (`codec_type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codec {
-    /// ALPN decides; without it, whether the client sends HTTP/2's preface.
+    /// By ALPN; without ALPN, HTTP/2 when the client sends its connection preface.
     Auto,
     /// HTTP/1.1 only.
     Http1,
@@ -324,13 +322,13 @@ pub enum Codec {
 /// Where the routes of an HTTP service come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteSource {
-    /// They stand in the listener.
+    /// A route table inside the listener.
     Inline(Arc<RouteTable>),
-    /// They come as a `RouteConfiguration` of this name.
+    /// The name of a `RouteConfiguration`.
     Named(Name),
 }
 
-/// A check that a request passes before it is routed.
+/// A filter that a request passes before it is routed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HttpFilter {
     /// `envoy.filters.http.jwt_authn`.
@@ -339,18 +337,17 @@ pub enum HttpFilter {
     Rbac(Arc<RbacFilter>),
 }
 
-/// What of the client's certificate is told to the service. What the client claims of itself is
-/// always removed, whatever this says.
+/// Which headers describe the client's certificate to the service. Such headers from the client are always removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientCertificateDetails {
-    /// Nothing (`SANITIZE`).
+    /// None (`SANITIZE`).
     Sanitize,
-    /// `x-forwarded-client-cert`, `x-weft-peer` and `x-amzn-mtls-clientcert-serial-number`, set from the
-    /// proof (`SANITIZE_SET`). Where nothing is proved but the key, `x-amzn-mtls-clientcert`: all that the
-    /// client showed, and none of those.
+    /// `x-forwarded-client-cert`, `x-weft-peer` and `x-amzn-mtls-clientcert-serial-number`, set from the verified
+    /// certificate (`SANITIZE_SET`). With [`ClientCertificateMode::PassThrough`](crate::ClientCertificateMode), only
+    /// `x-amzn-mtls-clientcert`: the unverified chain.
     SanitizeSet,
-    /// The same, and all other `x-amzn-mtls-clientcert-*` fields: issuer, subject, validity and the
-    /// certificate itself (ours: `client_certificate: whole`).
+    /// The same, and all other `x-amzn-mtls-clientcert-*` headers: issuer, subject, validity and the certificate (weft
+    /// metadata: `client_certificate: whole`).
     SanitizeSetWhole,
 }
 
@@ -360,7 +357,7 @@ pub enum ClientCertificateDetails {
 pub enum CertificateKey {
     /// The client's certificate, as PEM.
     Cert,
-    /// The whole chain that the client showed, as PEM.
+    /// The whole chain that the client sent, as PEM.
     Chain,
     /// The subject of the certificate.
     Subject,
@@ -371,7 +368,7 @@ pub enum CertificateKey {
 }
 
 impl CertificateKey {
-    /// Each key with its field in Envoy's files, in order.
+    /// Each key with its field of `SetCurrentClientCertDetails`, in order.
     pub const FIELDS: [(&'static str, Self); 5] = [
         ("cert", Self::Cert),
         ("chain", Self::Chain),
@@ -381,33 +378,32 @@ impl CertificateKey {
     ];
 }
 
-/// How HTTP/1.1 is written and read (`envoy.config.core.v3.Http1ProtocolOptions`).
+/// Options of HTTP/1.1 (`envoy.config.core.v3.Http1ProtocolOptions`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Http1Options {
-    /// The host of a request of HTTP/1.0 that names none; without: `localhost`
-    /// (`default_host_for_http_10`).
+    /// The authority of an HTTP/1.0 request without `host`; none: `localhost` (`default_host_for_http_10`).
     pub default_host: Option<String>,
     /// How header names are written (`header_key_format`).
     pub header_case: HeaderCase,
 }
 
-/// How header names are written in messages of HTTP/1.1 (`header_key_format`).
+/// The case of header names in HTTP/1.1 messages (`header_key_format`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HeaderCase {
-    /// As they came: in lower case where they came by HTTP/2 or were added here.
+    /// As received; lower case for headers from HTTP/2 and for added headers.
     #[default]
     AsReceived,
-    /// The first letter, and each behind a `-`, in upper case (`proper_case_words`).
+    /// The first letter, and each letter after a `-`, in upper case (`proper_case_words`).
     Words,
 }
 
-/// How a client of HTTP/2 is asked for a sign of life (`envoy.config.core.v3.KeepaliveSettings`).
+/// HTTP/2 keepalive PINGs (`envoy.config.core.v3.KeepaliveSettings`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Keepalive {
-    /// How long after the answer the next PING is sent.
+    /// The time from a PING's acknowledgement to the next PING.
     pub interval: Duration,
-    /// How long the answer may take before the connection is closed.
+    /// How long an acknowledgement may take before the connection is closed.
     pub timeout: Duration,
-    /// By how many percent the interval is lengthened at most, at random (`interval_jitter`): 0 to 100.
+    /// The largest random extension of the interval, in percent (`interval_jitter`): 0 to 100.
     pub jitter_percent: u8,
 }

@@ -1,12 +1,12 @@
-//! A SPIFFE id, parsed: the name a certificate proves.
+//! SPIFFE IDs: the identity in a workload's certificate.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// The longest SPIFFE id, in bytes (SPIFFE-ID, section 2.3).
+/// The longest SPIFFE ID, in bytes (SPIFFE-ID, section 2.3).
 const LENGTH_LIMIT_BYTES: usize = 2048;
 
-/// A SPIFFE id such as `spiffe://mesh.local/ns/default/sa/web`, checked against SPIFFE-ID section 2.
+/// A SPIFFE ID such as `spiffe://mesh.local/ns/default/sa/web`, valid by SPIFFE-ID section 2.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SpiffeId {
     /// The whole text. Always `spiffe://` + trust domain + path.
@@ -14,24 +14,25 @@ pub struct SpiffeId {
 }
 
 impl SpiffeId {
-    /// Parses a URI as found in a certificate or a policy.
+    /// Parses the URI of a certificate or a policy.
     ///
     /// # Errors
-    /// Says which rule of the SPIFFE specification the text breaks.
+    /// When the text is longer than 2048 bytes, has another scheme than `spiffe`, or has an invalid trust domain or
+    /// path segment.
     pub fn parse(text: &str) -> Result<Self, InvalidSpiffeId> {
         let refuse =
             |reason| Err(InvalidSpiffeId { text: text.chars().take(200).collect(), reason });
         if text.len() > LENGTH_LIMIT_BYTES {
-            return refuse("it is longer than 2048 bytes");
+            return refuse("must be at most 2048 bytes long");
         }
         let Some(rest) = text.strip_prefix("spiffe://") else {
-            return refuse("it does not start with spiffe://");
+            return refuse("must start with spiffe://");
         };
         let (domain, path) = rest.split_once('/').unwrap_or((rest, ""));
         let domain_char =
             |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
         if domain.is_empty() || domain.len() > 255 || !domain.chars().all(domain_char) {
-            return refuse("its trust domain is not 1 to 255 of a-z 0-9 . _ -");
+            return refuse("the trust domain must be 1 to 255 characters of a-z 0-9 . _ -");
         }
         let path_char = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
         let good = |segment: &str| {
@@ -42,13 +43,13 @@ impl SpiffeId {
         };
         if rest.len() > domain.len() && !path.split('/').all(good) {
             return refuse(
-                "a path segment is empty, a dot segment, or has a character outside A-Z a-z 0-9 . _ -",
+                "path segments must be of A-Z a-z 0-9 . _ -, and neither empty nor a dot segment",
             );
         }
         Ok(Self { text: text.into() })
     }
 
-    /// The whole id.
+    /// The whole ID.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
@@ -61,7 +62,7 @@ impl SpiffeId {
         rest.split_once('/').map_or(rest, |(domain, _)| domain)
     }
 
-    /// The last path segment, by custom the service account or service name.
+    /// The last path segment, by convention the service account or service name.
     #[must_use]
     pub fn workload(&self) -> &str {
         self.text.rsplit('/').next().unwrap_or(&self.text)
@@ -80,18 +81,18 @@ impl fmt::Debug for SpiffeId {
     }
 }
 
-/// A text that is no SPIFFE id, with the rule it breaks.
+/// A text that is not a valid SPIFFE ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidSpiffeId {
     /// The text, cut at 200 characters.
     pub text: String,
-    /// The rule that it breaks.
+    /// The rule that the text breaks.
     pub reason: &'static str,
 }
 
 impl fmt::Display for InvalidSpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is no SPIFFE id: {}", self.text, self.reason)
+        write!(f, "invalid SPIFFE ID {:?}: {}", self.text, self.reason)
     }
 }
 
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_scheme_trust_domain_and_clean_segments() {
+    fn spiffe_id_needs_its_scheme_a_trust_domain_and_valid_segments() {
         check("spiffe://mesh.local/ns/default/sa/web", Ok(("mesh.local", "web")));
         check("spiffe://mesh.local", Ok(("mesh.local", "mesh.local")));
         check("https://mesh.local/web", Err("spiffe://"));

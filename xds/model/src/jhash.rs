@@ -1,13 +1,12 @@
-//! The kernel's hash of bytes (`include/linux/jhash.h`, Bob Jenkins' lookup3), bit for bit, so that a
-//! flow falls on the same endpoint whether the kernel or we decide. Words are read as a little-endian
-//! machine's kernel reads them.
+//! The Linux kernel's jhash (`include/linux/jhash.h`, Bob Jenkins' lookup3), bit for bit, so that the kernel and the
+//! agent choose the same endpoint for a flow. Words are read in little-endian order, as on a little-endian kernel.
 
 const START: u32 = 0xdead_beef;
 
-/// The hash of `key` under `seed`.
+/// The hash of `key` with `seed`.
 #[must_use]
 pub fn jhash(key: &[u8], seed: u32) -> u32 {
-    // The kernel keeps lengths in 32 bits; no key of ours is longer than 40 bytes.
+    // The kernel keeps lengths in 32 bits; the longest key here has 44 bytes.
     let length = u32::try_from(key.len()).unwrap_or(u32::MAX);
     let mut state = [START.wrapping_add(length).wrapping_add(seed); 3];
     let mut rest = key;
@@ -20,14 +19,14 @@ pub fn jhash(key: &[u8], seed: u32) -> u32 {
     }
     if !rest.is_empty() {
         let mut block = [0; 12];
-        block.iter_mut().zip(rest).for_each(|(place, byte)| *place = *byte);
+        block.iter_mut().zip(rest).for_each(|(target, byte)| *target = *byte);
         add(&mut state, block);
         finish(&mut state);
     }
     state[2]
 }
 
-/// The place of a hash among `size` slots, as nf_tables scales it (`reciprocal_scale`).
+/// Maps a hash to one of `size` slots, as nf_tables does (`reciprocal_scale`).
 #[must_use]
 pub fn slot_of(hash: u32, size: u32) -> u32 {
     u32::try_from((u64::from(hash) * u64::from(size)) >> 32).unwrap_or(0)
@@ -70,8 +69,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_the_hash_of_lookup3() {
-        // Computed with another implementation, which was compared with a running kernel.
+    fn hashes_equal_those_of_lookup3() {
+        // Computed with another implementation that was compared with a running kernel.
         let counting: Vec<u8> = (0..40).collect();
         let check = |key: &[u8], seed, hash: u32| assert_eq!(jhash(key, seed), hash, "{key:?}");
         check(b"", 0, 3_735_928_559);

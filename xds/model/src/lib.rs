@@ -1,12 +1,12 @@
-//! The words of the mesh, as plain values, and the decisions that both tiers share.
+//! The configuration model of the mesh as plain values, and the decisions that agent and sidecar share.
 //!
-//! This crate opens no socket, reads no clock and knows no wire format. What xDS says is translated
-//! into these types once, at the edge; everything behind it works with values that are already
-//! valid. One [`Snapshot`] holds a whole configuration; it is immutable and swapped whole.
+//! This crate opens no socket, reads no clock and knows no wire format. `weft-xds` translates xDS resources into
+//! these types and validates them; the other crates only see valid values. One [`Snapshot`] holds the whole
+//! configuration; it is immutable and replaced as a whole.
 //!
-//! The glossary, in reading order: a [`Listener`] accepts connections, a [`FilterChain`] says how
-//! they are served, a [`RouteTable`] sends a request to a [`Cluster`], which is a set of
-//! [`Endpoint`]s; a [`Secret`] is what proves who somebody is.
+//! The main types, in reading order: a [`Listener`] accepts connections, a [`FilterChain`] defines how they are
+//! served, a [`RouteTable`] sends a request to a [`Cluster`], which is a set of [`Endpoint`]s; a [`Secret`] is a
+//! certificate with its key, or a trust bundle.
 
 mod cluster;
 mod dns;

@@ -1,4 +1,4 @@
-//! A listener: an address, and how what arrives there is served.
+//! Listeners: an address, and the filter chains that serve its connections or datagrams.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -8,66 +8,66 @@ use crate::{
     Cidr, DownstreamTls, FlowKey, HttpService, Name, RbacFilter, Transport, WeightedCluster,
 };
 
-/// An address that takes connections or datagrams (`envoy.config.listener.v3.Listener`).
+/// An address that accepts connections or datagrams (`envoy.config.listener.v3.Listener`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     /// Its name.
     pub name: Name,
-    /// The address to bind, or the original destination it answers for when `bind` is false.
+    /// The address to bind, or the original destination that it serves when `bind` is false.
     pub address: SocketAddr,
     /// TCP or UDP.
     pub transport: Transport,
-    /// Whether a socket is bound (`bind_to_port`). One that is not gets its connections from a
-    /// listener with `use_original_destination`.
+    /// Whether a socket is bound (`bind_to_port`). A listener without a socket gets its connections from a listener
+    /// with `use_original_destination`.
     pub bind: bool,
-    /// Whether connections arrive redirected, and are handed to the listener of the address they
-    /// aimed at when there is one (`use_original_dst`, or the `original_dst` listener filter).
+    /// Whether connections arrive redirected and are passed to the listener of their original destination, when
+    /// there is one (`use_original_dst`, or the `original_dst` listener filter).
     pub use_original_destination: bool,
-    /// Whether the socket takes packets for addresses that are not the host's (`transparent`).
+    /// Whether the socket accepts packets for addresses that are not local (`transparent`).
     pub transparent: bool,
-    /// How connections are served, by what they look like. The most specific match wins.
+    /// The filter chains. The most specific match wins.
     pub chains: Vec<FilterChain>,
-    /// How connections are served that no chain matches; without one they are closed.
+    /// The filter chain for connections that no chain matches; none: they are closed.
     pub default_chain: Option<FilterChain>,
-    /// How datagrams are served, for UDP.
+    /// The UDP proxy, for a UDP listener.
     pub udp: Option<UdpProxy>,
-    /// Whose flows the agent takes: the listener's security group (`metadata`, `allow_from` under
-    /// `weft`). None: anybody's.
+    /// The listener's security group: the client addresses whose flows the agent accepts (`metadata`,
+    /// `allow_from` under `weft`). None: all clients.
     pub allow_from: Option<Vec<Cidr>>,
-    /// How a TCP connection ends that was silent for too long (`metadata`, `idle_end` under `weft`:
-    /// `reset` or `close`). None: however it does; nobody needs to see it.
+    /// How a TCP connection is ended after its idle timeout (`metadata`, `idle_end` under `weft`: `reset` or
+    /// `close`). None: unspecified, the agent or the kernel decides.
     pub idle_end: Option<IdleEnd>,
-    /// The seed of the flow hash, which all agents of a mesh share and nobody else is to know, so that
-    /// none aims flows at an endpoint (`metadata`, `flow_seed` under `weft`).
+    /// The seed of the flow hash, shared by all agents of a mesh. It is secret, so that clients cannot aim flows at
+    /// one endpoint (`metadata`, `flow_seed` under `weft`).
     pub flow_seed: Option<u32>,
-    /// Whose address endpoints see (the `original_src` listener filter; `use_original_src_ip` of UDP).
+    /// The source address that endpoints see (the `original_src` listener filter; `use_original_src_ip` for UDP).
     pub source_address: SourceAddress,
 }
 
-/// Whose address an endpoint sees as that of its client, when the agent moves the bytes.
+/// The source address that an endpoint sees when the agent proxies the flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SourceAddress {
-    /// The agent's host's.
+    /// An address of the agent's host.
     #[default]
     Agent,
-    /// The client's, so that answers must come by the agent's host.
+    /// The client's address; replies must be routed through the agent's host.
     Client,
 }
 
-/// How both sides see the end of a connection that was silent for too long.
+/// How a connection is ended after its idle timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdleEnd {
-    /// It is reset: whoever writes next learns of it at once.
+    /// With RST: the next write of either side fails at once.
     Reset,
-    /// It is closed in good order.
+    /// With FIN.
     Close,
 }
 
 impl IdleEnd {
-    /// All of them.
+    /// Every value.
     pub const ALL: [Self; 2] = [Self::Reset, Self::Close];
 
-    /// The word in configurations.
+    /// The name in configurations.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -76,7 +76,7 @@ impl IdleEnd {
         }
     }
 
-    /// What a word stands for.
+    /// The value with this name in configurations.
     #[must_use]
     pub fn named(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|end| end.word() == word)
@@ -84,12 +84,12 @@ impl IdleEnd {
 }
 
 impl Listener {
-    /// Its chains, the default one among them.
+    /// All filter chains, including the default one.
     pub fn all_chains(&self) -> impl Iterator<Item = &FilterChain> {
         self.chains.iter().chain(&self.default_chain)
     }
 
-    /// The clusters that its flows go to, of TCP and of UDP. Where requests go, their routes say.
+    /// The clusters of its TCP and UDP proxies. The clusters of HTTP requests are in the route tables.
     pub fn flow_clusters(&self) -> impl Iterator<Item = &Name> {
         let of_chains = self.all_chains().flat_map(|chain| match &chain.filter {
             Filter::Tcp(tcp) => tcp.clusters.as_slice(),
@@ -99,8 +99,8 @@ impl Listener {
         of_chains.map(|cluster| &cluster.name).chain(of_udp)
     }
 
-    /// The chain that serves a connection, by `filter_chain_match` order: destination port, then
-    /// longest destination prefix, then transport.
+    /// The filter chain for a connection, by the order of `filter_chain_match`: destination port, then longest
+    /// destination prefix, then transport.
     #[must_use]
     pub fn chain_for(&self, destination: SocketAddr, kind: TransportKind) -> Option<&FilterChain> {
         self.chains
@@ -111,7 +111,7 @@ impl Listener {
             .or(self.default_chain.as_ref())
     }
 
-    /// Whether its security group lets a client in.
+    /// Whether the security group admits a client.
     #[must_use]
     pub fn admits(&self, client: IpAddr) -> bool {
         let client = client.to_canonical();
@@ -119,48 +119,47 @@ impl Listener {
         self.allow_from.as_ref().is_none_or(holds)
     }
 
-    /// Whether a chain must know if the client speaks TLS, so that its first bytes must be seen.
+    /// Whether a filter chain matches on TLS, so that the first bytes of the connection must be inspected.
     #[must_use]
     pub fn inspects_transport(&self) -> bool {
         self.chains.iter().any(|chain| chain.matches.transport.is_some())
     }
 }
 
-/// How the connections that a match covers are served.
+/// How matching connections are served (`envoy.config.listener.v3.FilterChain`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FilterChain {
     /// Its name, for logs; may be empty.
     pub name: Name,
-    /// Which connections it is for.
+    /// Which connections it serves.
     pub matches: ChainMatch,
-    /// How TLS with the client is done; plain text without.
+    /// TLS settings towards the client; none: plaintext.
     pub tls: Option<DownstreamTls>,
-    /// Which connections are let in, once their clients have proved who they are
-    /// (`envoy.filters.network.rbac`).
+    /// Which connections are allowed, evaluated after the TLS handshake (`envoy.filters.network.rbac`).
     pub rules: Vec<Arc<RbacFilter>>,
-    /// What is done with the bytes.
+    /// The proxy that handles the connection.
     pub filter: Filter,
 }
 
-/// Which connections a chain is for. Empty: all.
+/// Which connections a filter chain serves. Empty: all.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ChainMatch {
-    /// The port the client aimed at.
+    /// The original destination port.
     pub destination_port: Option<u16>,
-    /// The addresses the client aimed at; empty: any.
+    /// Ranges of the original destination address; empty: any.
     pub destination_prefixes: Vec<Cidr>,
     /// Whether the client speaks TLS.
     pub transport: Option<TransportKind>,
 }
 
 impl ChainMatch {
-    /// Whether it covers every connection.
+    /// Whether it matches every connection.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// How specific the match is for this connection; none when it does not cover it.
+    /// How specific the match is for this connection; none when it does not match.
     fn rank(
         &self,
         destination: SocketAddr,
@@ -188,7 +187,7 @@ impl ChainMatch {
     }
 }
 
-/// What the first bytes of a connection are.
+/// The kind of the first bytes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TransportKind {
     /// A TLS ClientHello.
@@ -197,36 +196,36 @@ pub enum TransportKind {
     Plain,
 }
 
-/// What is done with a connection's bytes.
+/// The proxy that handles a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Filter {
-    /// They are moved (`envoy.filters.network.tcp_proxy`).
+    /// TCP proxy (`envoy.filters.network.tcp_proxy`).
     Tcp(TcpProxy),
-    /// They are HTTP (`envoy.filters.network.http_connection_manager`).
+    /// HTTP (`envoy.filters.network.http_connection_manager`).
     Http(Arc<HttpService>),
 }
 
-/// How a connection is moved (`envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`).
+/// How a TCP connection is proxied (`envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpProxy {
-    /// Where to; one is drawn by weight for each connection.
+    /// The clusters; one is picked by weight for each connection.
     pub clusters: Vec<WeightedCluster>,
-    /// How long both directions may be silent; none: for ever.
+    /// How long both directions may be silent; none: no limit.
     pub idle_timeout: Option<Duration>,
-    /// What of a connection decides about its endpoint (`hash_policy`).
+    /// What is hashed to choose the endpoint (`hash_policy`).
     pub flow_key: FlowKey,
     /// Whether a line is written per connection (`access_log`).
     pub access_log: bool,
 }
 
-/// How datagrams are moved (`envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig`).
+/// How datagrams are proxied (`envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UdpProxy {
-    /// Where to.
+    /// The cluster.
     pub cluster: Name,
     /// How long a flow lives without a datagram.
     pub idle_timeout: Duration,
-    /// What of a flow decides about its endpoint (`hash_policies`).
+    /// What is hashed to choose the endpoint (`hash_policies`).
     pub flow_key: FlowKey,
     /// Whether a line is written per flow (`access_log`).
     pub access_log: bool,

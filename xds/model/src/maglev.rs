@@ -1,13 +1,12 @@
-//! Maglev: a table from which every node reads the same endpoint for the same flow.
+//! Maglev hashing: a lookup table that gives the same endpoint for the same flow on every node.
 //!
 //! The algorithm is section 3.4 of "Maglev: A Fast and Reliable Software Network Load Balancer"
-//! (NSDI 2016), with weights: an endpoint of weight w takes w turns where the heaviest takes its
-//! full share. Endpoints are sorted before filling, so two nodes that learn of them in a different
-//! order still agree.
+//! (NSDI 2016), with weights: in each round, an endpoint of weight w takes w / (greatest weight) of a turn.
+//! Endpoints are sorted before the table is filled, so that nodes which receive them in different orders agree.
 //!
-//! An endpoint that is down for a while keeps its slots: whoever falls on one of them goes on to the
-//! next slot of an endpoint that serves. So its going and coming moves its own flows and no others,
-//! where filling the table anew would move some of everybody's.
+//! An unhealthy endpoint keeps its slots: a flow that maps to one of them uses the next slot of a healthy endpoint.
+//! A health change therefore moves only the flows of that endpoint; filling a new table would move some flows of
+//! every endpoint.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -19,13 +18,13 @@ use siphasher::sip::SipHasher13;
 use crate::Endpoint;
 use crate::jhash::slot_of;
 
-/// The table size when nobody asks for another: a prime, 100 times 655 endpoints.
+/// The default table size: a prime, 100 slots for each of 655 endpoints.
 pub const DEFAULT_TABLE_SIZE: u32 = 65_537;
 
-/// The largest table size, as Envoy's (`MaglevLbConfig.table_size`).
+/// The largest table size, the same as Envoy's (`MaglevLbConfig.table_size`).
 const TABLE_SIZE_LIMIT: u32 = 5_000_011;
 
-/// A filled lookup table. Immutable; a change of membership makes a new one.
+/// A filled lookup table. Immutable: a new one is made when the endpoints change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Maglev {
     /// For each slot the index of its endpoint in `endpoints`; empty when there is none.
@@ -35,8 +34,7 @@ pub struct Maglev {
 }
 
 impl Maglev {
-    /// Fills a table of `size` slots with `endpoints`; those that take no new work lend their slots to
-    /// the others.
+    /// Fills a table of `size` slots. The slots of endpoints that get no new traffic are given to the others.
     ///
     /// # Errors
     /// When `size` is not a prime of at most 5,000,011.
@@ -61,8 +59,8 @@ impl Maglev {
                 Some(number)
             })
             .collect();
-        let mut slots = lend(fill(&shares, size, seed.into()), &numbers);
-        // Beside heavy ones that are down, a light one may have had no turn.
+        let mut slots = reassign_unusable(fill(&shares, size, seed.into()), &numbers);
+        // An endpoint of small weight may have got no slot beside unhealthy ones of great weight.
         let owners: BTreeSet<u32> = slots.iter().copied().collect();
         if owners.len() < usable.len() && usable.len() < members.len() {
             let serving = members.iter().filter(|(.., is_down)| !is_down);
@@ -78,8 +76,8 @@ impl Maglev {
         self.pick_after(hash, 0)
     }
 
-    /// The endpoint at the `attempt`th distinct place behind the flow's slot: attempt 0 is the
-    /// flow's own endpoint, 1 and up are where it goes when that one cannot be reached.
+    /// The endpoint for a connection attempt: 0 is the flow's own endpoint, 1 and up are the next distinct endpoints
+    /// in the table, for when that one cannot be reached.
     #[must_use]
     pub fn pick_after(&self, hash: u32, attempt: usize) -> Option<SocketAddr> {
         if attempt >= self.endpoints.len() {
@@ -111,7 +109,7 @@ impl Maglev {
         &self.endpoints
     }
 
-    /// Of each slot the index of its endpoint among [`endpoints`](Self::endpoints).
+    /// For each slot the index of its endpoint in [`endpoints`](Self::endpoints).
     #[must_use]
     pub fn owners(&self) -> &[u32] {
         &self.slots
@@ -124,10 +122,10 @@ impl Maglev {
     }
 }
 
-/// Gives each slot the number of its owner or, where that has none, of the next slot's that has one.
-fn lend(mut slots: Vec<u32>, numbers: &[Option<u32>]) -> Vec<u32> {
+/// Replaces each slot by the number of its owner or, where the owner is not usable, of the next usable owner.
+fn reassign_unusable(mut slots: Vec<u32>, numbers: &[Option<u32>]) -> Vec<u32> {
     let own = |slot: u32| numbers.get(usize::try_from(slot).ok()?).copied().flatten();
-    // Behind the last slot comes the first.
+    // The last slot is followed by the first.
     let Some(mut next) = slots.iter().find_map(|slot| own(*slot)) else {
         return Vec::new();
     };
@@ -138,7 +136,7 @@ fn lend(mut slots: Vec<u32>, numbers: &[Option<u32>]) -> Vec<u32> {
     slots
 }
 
-/// Lets the endpoints take turns until every slot is theirs.
+/// Lets the endpoints take turns until every slot is filled.
 fn fill(endpoints: &[(SocketAddr, u32)], size: u32, seed: u64) -> Vec<u32> {
     let Some(heaviest) = endpoints.iter().map(|(_, weight)| u64::from(*weight)).max() else {
         return Vec::new();
@@ -169,7 +167,7 @@ fn fill(endpoints: &[(SocketAddr, u32)], size: u32, seed: u64) -> Vec<u32> {
                 continue;
             }
             turn.credit -= heaviest;
-            // A step that is coprime to the (prime) size visits every slot, so a free one is found.
+            // The size is prime, so every step is coprime to it and visits every slot: a free one is found.
             while let Some(slot) = usize::try_from(turn.next).ok().and_then(|at| slots.get_mut(at))
             {
                 turn.next = (turn.next + turn.step) % width;
@@ -209,7 +207,7 @@ pub struct InvalidTableSize {
 
 impl fmt::Display for InvalidTableSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "table size {} is not a prime of at most {TABLE_SIZE_LIMIT}", self.size)
+        write!(f, "invalid table size {}: must be a prime of at most {TABLE_SIZE_LIMIT}", self.size)
     }
 }
 
@@ -241,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_the_endpoints_changes_nothing() {
+    fn table_is_independent_of_the_order_of_endpoints() {
         let forward = endpoints(&[1, 2, 3, 4]);
         let backward: Vec<_> = forward.iter().rev().cloned().collect();
         let table = |e: &[Endpoint]| Maglev::new(e, 2039, 5).expect("a prime");
@@ -261,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn losing_one_endpoint_moves_few_of_the_others_flows() {
+    fn removing_an_endpoint_moves_less_than_one_percent_of_other_flows() {
         let all = endpoints(&[1; 10]);
         let before = Maglev::new(&all, DEFAULT_TABLE_SIZE, 5).expect("a prime");
         let after = Maglev::new(&all[1..], DEFAULT_TABLE_SIZE, 5).expect("a prime");
@@ -277,8 +275,8 @@ mod tests {
         assert!(moved * 100 < survivors, "{moved} of {survivors} moved");
     }
 
-    /// How many of a thousand flows of endpoints that stay go elsewhere when the first one leaves.
-    fn moved_by_a_leave(endpoint_count: usize) -> f64 {
+    /// How many of 1000 flows of the remaining endpoints move when the first endpoint is removed.
+    fn moved_by_removal(endpoint_count: usize) -> f64 {
         let all: Vec<Endpoint> = (0..endpoint_count)
             .filter_map(|i| {
                 let host = u16::try_from(i).expect("few").to_be_bytes();
@@ -296,16 +294,16 @@ mod tests {
     }
 
     #[test]
-    fn a_leave_moves_as_few_others_as_the_paper_says() {
+    fn removal_moves_as_few_flows_as_in_the_paper() {
         // Measured with other implementations: 0.26 %, 0.59 % and 0.63 %.
         for (endpoint_count, at_most) in [(10, 4.0), (100, 8.0), (1000, 8.0)] {
-            let moved = moved_by_a_leave(endpoint_count);
+            let moved = moved_by_removal(endpoint_count);
             assert!(moved <= at_most, "{moved} of 1000, with {endpoint_count} endpoints");
         }
     }
 
     #[test]
-    fn an_endpoint_that_is_down_moves_its_own_flows_only() {
+    fn unhealthy_endpoint_moves_only_its_own_flows() {
         let healthy = endpoints(&[1; 10]);
         let mut one_down = healthy.clone();
         one_down[3].health = Health::Unhealthy;
@@ -320,18 +318,18 @@ mod tests {
                 assert_eq!(own, other, "{hash:#x}");
             }
         }
-        // The others share its flows, none of them more than twice its part.
+        // The other endpoints share its flows, each at most twice its equal share.
         let all: u32 = lent.values().sum();
         assert_eq!(lent.len(), 9, "{lent:?}");
         assert!(lent.values().all(|flows| flows * 9 < all * 2), "{lent:?}");
-        assert_eq!(table(&healthy), before, "and it gets them back");
+        assert_eq!(table(&healthy), before, "the endpoint gets its flows back");
 
         one_down.iter_mut().for_each(|endpoint| endpoint.health = Health::Draining);
-        assert_eq!(table(&one_down).pick(7), None, "nobody serves");
+        assert_eq!(table(&one_down).pick(7), None, "no endpoint is healthy");
     }
 
     #[test]
-    fn a_light_endpoint_serves_alone_when_the_heavy_ones_are_down() {
+    fn endpoint_of_small_weight_serves_when_the_others_are_unhealthy() {
         let mut all = endpoints(&[100, 100, 100, 1]);
         let light = all[3].address;
         all[..3].iter_mut().for_each(|endpoint| endpoint.health = Health::Unhealthy);
@@ -340,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn further_attempts_are_other_endpoints_and_end() {
+    fn further_attempts_use_other_endpoints_until_none_is_left() {
         let table = Maglev::new(&endpoints(&[1, 1, 1]), 251, 5).expect("a prime");
         let mut picks: Vec<_> =
             (0..3).filter_map(|attempt| table.pick_after(99, attempt)).collect();

@@ -1,13 +1,13 @@
-//! Changes of headers that a route table makes on requests and responses.
+//! Header changes that a route table makes to requests and responses.
 
 use std::fmt;
 
-/// Changes of headers at one level: of a route table, a virtual host, a route or a weighted cluster.
+/// Header changes of one level: a route table, a virtual host, a route or a weighted cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HeaderMutations {
-    /// Changes of the request before it is sent on.
+    /// Changes to the request before it is forwarded.
     pub request: HeaderMutation,
-    /// Changes of the response before the client gets it.
+    /// Changes to the response before it is sent to the client.
     pub response: HeaderMutation,
 }
 
@@ -88,7 +88,7 @@ pub enum FormatVariable {
     RequestHeader(HeaderSource),
     /// `%RESP(NAME?OTHER):LIMIT%`.
     ResponseHeader(HeaderSource),
-    /// One that has no argument.
+    /// A variable without an argument.
     Plain(PlainVariable),
 }
 
@@ -97,7 +97,7 @@ pub enum FormatVariable {
 pub struct HeaderSource {
     /// The name, lower case.
     pub name: String,
-    /// The header to take when there is none of that name.
+    /// The header to use when the first one is missing.
     pub otherwise: Option<String>,
     /// The most bytes to take.
     pub limit: Option<usize>,
@@ -114,11 +114,11 @@ pub enum PlainVariable {
     Client,
     /// The client's port.
     ClientPort,
-    /// Address and port of the other end of the connection.
+    /// The peer's address and port.
     PeerAndPort,
-    /// Address of the other end of the connection.
+    /// The peer's address.
     Peer,
-    /// Port of the other end of the connection.
+    /// The peer's port.
     PeerPort,
     /// Address and port that the client connected to.
     LocalAndPort,
@@ -126,7 +126,7 @@ pub enum PlainVariable {
     Local,
     /// Port that the client connected to.
     LocalPort,
-    /// The URI that the client's certificate proved.
+    /// The URI SAN of the client's verified certificate.
     PeerUri,
     /// The SHA-256 of the client's certificate.
     PeerFingerprint,
@@ -142,7 +142,7 @@ pub enum PlainVariable {
     Upstream(AddressPart),
 }
 
-/// The part of an address that a variable has as its value.
+/// Which part of an address a variable gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AddressPart {
     /// Address and port.
@@ -183,8 +183,7 @@ impl HeaderFormat {
     /// Parses a value.
     ///
     /// # Errors
-    /// When a byte of the text may not be in a header value, a `%` has no partner, or a variable is
-    /// not supported.
+    /// When the text has a control character, an unpaired `%`, or an unsupported variable.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.bytes().any(|byte| byte == 127 || (byte < 32 && byte != b'\t')) {
             return Err(format!(
@@ -311,8 +310,8 @@ pub fn is_header_name(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(is_token)
 }
 
-/// Whether a header claims an identity, which only a data plane sets, from what was proved. `_` counts as
-/// `-`, since some services read both as one.
+/// Whether a header states the client's identity. Only the data plane sets these headers, from the verified
+/// certificate. `_` counts as `-`, because some services treat both as the same.
 #[must_use]
 pub fn is_identity_header(name: &[u8]) -> bool {
     const EXACT: &[u8] = b"x-forwarded-client-cert";
@@ -343,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn unsupported_or_broken_header_values_are_refused() {
+    fn unsupported_or_malformed_header_values_are_refused() {
         for text in ["50%", "%REQ%", "%REQ(a b)%", "%REQ(a):x%", "%HOSTNAME%", "%RES(a)%", "a\nb"] {
             assert!(HeaderFormat::parse(text).is_err(), "{text}");
         }

@@ -1,10 +1,10 @@
-//! Paths of requests: the spellings of one, and the ways in which services read it.
+//! Request paths: their normalized form, and the other interpretations that services may have.
 //!
-//! A service that gets a path as its client sent it may decode escapes once, twice or not at all, take
-//! an escaped slash or a backslash for a slash, merge slashes, resolve dot segments, and cut off path
-//! parameters. [`PathReadings`] are what such services see; a policy must hold for each of them.
+//! A service that gets a path as the client sent it may decode escapes once, twice or not at all, treat an escaped
+//! slash or a backslash as a slash, merge slashes, resolve dot segments, and remove path parameters.
+//! [`PathReadings`] are the resulting interpretations; a policy must allow each of them.
 
-/// How a path is read by one kind of service.
+/// One interpretation of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathReading {
     /// Spellings of the same segments: the canonical one, and those that patterns may be written in.
@@ -24,12 +24,12 @@ impl PathReading {
     }
 }
 
-/// Every way in which services read a path that has more than one.
+/// All interpretations of a path that has more than one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathReadings(Vec<PathReading>);
 
 impl PathReadings {
-    /// The readings of a path without its query; none where every service reads it alike.
+    /// The readings of a path without its query; none when there is only one.
     #[must_use]
     pub fn of(path: &str) -> Option<Self> {
         if is_plain(path) {
@@ -37,40 +37,44 @@ impl PathReadings {
         }
         let mut readings = Self(Vec::new());
         readings.add(canonical(path), &[unreserved_decoded(path)]);
-        readings.add(spelled(&kept_apart(path)), &[path.to_owned(), unreserved_decoded(path)]);
+        readings
+            .add(spelled(&segments_by_slash(path)), &[path.to_owned(), unreserved_decoded(path)]);
         let once = decoded(path.as_bytes());
         let twice = decoded(&once);
-        for segments in [kept_apart(path), separated(&once), separated(&twice)] {
+        for segments in
+            [segments_by_slash(path), segments_by_any_slash(&once), segments_by_any_slash(&twice)]
+        {
             let bare = segments.iter().map(|segment| without_parameters(segment)).collect();
             for segments in [segments, bare] {
-                for shape in Shape::ALL {
-                    readings.add(spelled(&resolved(segments.clone(), shape)), &[]);
+                for normalization in Normalization::ALL {
+                    readings.add(spelled(&resolved(segments.clone(), normalization)), &[]);
                 }
             }
         }
         Some(readings)
     }
 
-    /// Those of `*` (`OPTIONS *`), which asks about the whole service: what is decided of `/` is decided of it too.
+    /// The readings of `*` (`OPTIONS *`), which addresses the whole server: policies for `/` apply to it too.
     #[must_use]
     pub fn of_asterisk() -> Self {
         Self(["*", "/"].map(|path| PathReading { spellings: vec![path.to_owned()] }).to_vec())
     }
 
-    /// The same behind the path as it came, in that spelling alone, by which requests are then routed.
+    /// Like [`Self::of`], with the path as it was sent, in that spelling only, as the first reading. For listeners
+    /// that route by the path as sent.
     #[must_use]
-    pub fn behind_path_as_sent(path: &str) -> Option<Self> {
+    pub fn with_path_as_sent_first(path: &str) -> Option<Self> {
         let mut readings = Self::of(path)?;
         readings.0.insert(0, PathReading { spellings: vec![path.to_owned()] });
         Some(readings)
     }
 
-    /// The readings. Requests are routed by the first: the normalized form, or the path as it came.
+    /// The readings. Requests are routed by the first: the normalized form, or the path as it was sent.
     pub fn iter(&self) -> impl Iterator<Item = &PathReading> {
         self.0.iter()
     }
 
-    /// The reading at a place.
+    /// The reading at an index.
     #[must_use]
     pub fn get(&self, index: usize) -> Option<&PathReading> {
         self.0.get(index)
@@ -89,8 +93,8 @@ impl PathReadings {
             }
         };
         for other in others {
-            // A spelling with other segments is another reading.
-            let same = spelled(&kept_apart(other)) == reading.path();
+            // A spelling with different segments belongs to another reading.
+            let same = spelled(&segments_by_slash(other)) == reading.path();
             if same && !reading.spellings.contains(other) {
                 reading.spellings.push(other.clone());
             }
@@ -98,8 +102,8 @@ impl PathReadings {
     }
 }
 
-/// Whether nothing about a path can be read in two ways: no escape, separator, parameter, empty or
-/// dotted segment.
+/// Whether a path has only one interpretation: no escape, backslash, path parameter, empty segment, or segment that
+/// starts with a dot.
 #[must_use]
 pub fn is_plain(path: &str) -> bool {
     let mut before = 0;
@@ -114,8 +118,8 @@ pub fn is_plain(path: &str) -> bool {
     })
 }
 
-/// Where a client is sent whose path has escaped slashes: to the path with slashes instead. None where
-/// there are none.
+/// The redirect location for a path with escaped slashes: the same path with plain slashes. None when it has no
+/// escaped slash.
 #[must_use]
 pub fn unescaped_location(target: &str) -> Option<String> {
     let (path, query) = match target.find('?') {
@@ -126,19 +130,19 @@ pub fn unescaped_location(target: &str) -> Option<String> {
     if !upper.contains("%2F") && !upper.contains("%5C") {
         return None;
     }
-    let segments = separated(&decoded(path.as_bytes()));
-    // Merged: a location that begins with two slashes would name another host.
-    Some(spelled(&resolved(segments, Shape::NORMAL)) + query)
+    let segments = segments_by_any_slash(&decoded(path.as_bytes()));
+    // Slashes are merged, because a location that begins with two slashes would name another host.
+    Some(spelled(&resolved(segments, Normalization::NORMAL)) + query)
 }
 
-/// The segments between slashes, each decoded.
-fn kept_apart(path: &str) -> Vec<Vec<u8>> {
+/// The segments between unescaped slashes, each decoded.
+fn segments_by_slash(path: &str) -> Vec<Vec<u8>> {
     let segments = path.strip_prefix('/').unwrap_or(path).split('/');
     segments.map(|segment| decoded(segment.as_bytes())).collect()
 }
 
-/// The segments of a decoded path, between whatever a service may take for a slash.
-fn separated(path: &[u8]) -> Vec<Vec<u8>> {
+/// The segments of a decoded path, split at slashes and backslashes.
+fn segments_by_any_slash(path: &[u8]) -> Vec<Vec<u8>> {
     let path = path.strip_prefix(b"/").unwrap_or(path);
     path.split(|byte| matches!(byte, b'/' | b'\\')).map(<[u8]>::to_vec).collect()
 }
@@ -178,23 +182,23 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
 }
 
-/// The one spelling of a path: escapes are decoded, and only what may not be written otherwise is
-/// escaped, in upper case; empty and dot segments are resolved. An escaped slash stays one.
+/// The canonical spelling of a path: only characters that need it are escaped, in upper case; empty and dot segments
+/// are resolved. An escaped slash stays escaped.
 #[must_use]
 pub fn canonical(path: &str) -> String {
-    spelled(&resolved(kept_apart(path), Shape::NORMAL))
+    spelled(&resolved(segments_by_slash(path), Normalization::NORMAL))
 }
 
-/// What becomes of a path's segments.
+/// Which normalizations are applied to a path's segments.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
+struct Normalization {
     /// Whether empty segments are removed.
     merges: bool,
     /// Whether dot segments are resolved (RFC 3986, section 5.2.4).
     resolves: bool,
 }
 
-impl Shape {
+impl Normalization {
     const NORMAL: Self = Self { merges: true, resolves: true };
     const ALL: [Self; 4] = [
         Self::NORMAL,
@@ -204,7 +208,7 @@ impl Shape {
     ];
 }
 
-/// Decodes every escape once. A `%` without two digits behind it stays.
+/// Decodes every escape once. A `%` that two hexadecimal digits do not follow is kept.
 fn decoded(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
@@ -225,12 +229,12 @@ fn digit(byte: u8) -> Option<u8> {
     char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
-fn resolved(segments: Vec<Vec<u8>>, shape: Shape) -> Vec<Vec<u8>> {
+fn resolved(segments: Vec<Vec<u8>>, normalization: Normalization) -> Vec<Vec<u8>> {
     let mut kept: Vec<Vec<u8>> = Vec::with_capacity(segments.len());
     let mut segments = segments.into_iter().peekable();
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
-        let is_dots = matches!(segment.as_slice(), b"." | b"..") && shape.resolves;
+        let is_dots = matches!(segment.as_slice(), b"." | b"..") && normalization.resolves;
         if is_dots {
             if segment.len() == 2 {
                 kept.pop();
@@ -238,14 +242,14 @@ fn resolved(segments: Vec<Vec<u8>>, shape: Shape) -> Vec<Vec<u8>> {
             if is_last {
                 kept.push(Vec::new());
             }
-        } else if !segment.is_empty() || is_last || !shape.merges {
+        } else if !segment.is_empty() || is_last || !normalization.merges {
             kept.push(segment);
         }
     }
     kept
 }
 
-/// Writes segments as a path.
+/// Joins segments to a path and escapes them.
 fn spelled(segments: &[Vec<u8>]) -> String {
     let mut out = String::new();
     for segment in segments {
@@ -295,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_reading_is_the_normalized_form() {
+    fn first_reading_is_the_normalized_form() {
         let check = |path: &str, normal: &str| assert_eq!(paths(path)[0], normal, "{path}");
         check("/%7Euser", "/~user");
         check("/100%", "/100%25");
@@ -308,9 +312,9 @@ mod tests {
     }
 
     #[test]
-    fn readings_cover_services_that_decode_in_other_ways() {
+    fn readings_include_double_decoding_and_other_separators() {
         let check = |path: &str, seen: &str| {
-            let readings = PathReadings::of(path).expect("it has several");
+            let readings = PathReadings::of(path).expect("several readings");
             let is_seen = readings.iter().any(|reading| reading.fits(&mut |path| path == seen));
             assert!(is_seen, "{path} as {seen}: {readings:?}");
         };
@@ -333,19 +337,19 @@ mod tests {
     }
 
     #[test]
-    fn path_as_sent_comes_first_in_one_spelling_where_requests_are_routed_by_it() {
+    fn path_as_sent_is_the_first_reading_in_one_spelling() {
         for path in ["/%7euser", "//a", "/a/../b", "/@babel%2fcore", "/100%"] {
-            let readings = PathReadings::behind_path_as_sent(path).expect("it has several");
-            let first = readings.get(0).expect("there is one");
+            let readings = PathReadings::with_path_as_sent_first(path).expect("several readings");
+            let first = readings.get(0).expect("a first reading");
             assert_eq!(first.spellings, [path]);
             let rest: Vec<_> = readings.iter().skip(1).cloned().collect();
             assert_eq!(Some(PathReadings(rest)), PathReadings::of(path));
         }
-        assert_eq!(PathReadings::behind_path_as_sent("/a/b"), None);
+        assert_eq!(PathReadings::with_path_as_sent_first("/a/b"), None);
     }
 
     #[test]
-    fn a_redirect_to_unescaped_slashes_stays_on_its_host() {
+    fn redirect_to_unescaped_slashes_stays_on_the_same_host() {
         let check = |target: &str, location: Option<&str>| {
             assert_eq!(unescaped_location(target).as_deref(), location, "{target}");
         };

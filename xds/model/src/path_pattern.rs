@@ -1,16 +1,16 @@
-//! Path patterns of policies, and the templates that Envoy calls `uri_template`.
+//! Path patterns of policies, and path templates (Envoy's `uri_template`).
 //!
-//! A pattern is compared with a normalized path without its query, with case:
+//! A pattern is compared with the normalized path without its query, case-sensitively:
 //!
-//! | written | covers |
+//! | pattern | matches |
 //! |---|---|
 //! | `/cart` | whole segments: `/cart` and `/cart/1`, not `/cartoon` |
 //! | `{type: Exact, value: /cart}` | `/cart` alone |
 //! | `/cart*` | every path that begins with `/cart` |
 //! | `*.php` | every path that ends with `.php` |
 //! | `*` | every path |
-//! | `/items/{id}` | one segment, not empty, in place of `{id}`; nothing behind it |
-//! | `/items/**/x` | any number of segments, none included, in place of `**` |
+//! | `/items/{id}` | one non-empty segment in place of `{id}`, and nothing after it |
+//! | `/items/**/x` | zero or more segments in place of `**` |
 
 use std::fmt;
 
@@ -35,10 +35,10 @@ pub enum PathPattern {
 }
 
 impl PathPattern {
-    /// Reads a pattern as `mesh.yaml` has it.
+    /// Parses a pattern of `mesh.yaml`.
     ///
     /// # Errors
-    /// When the text is no pattern, or one that no normalized path can match.
+    /// When the text is not a valid pattern, or no normalized path can match it.
     pub fn parse(text: &str) -> Result<Self, InvalidPathPattern> {
         let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
         if text == "*" || text == "/*" {
@@ -51,44 +51,46 @@ impl PathPattern {
             (Some(end), None) => (Self::Suffix(end.to_owned()), format!("/x{end}")),
             (None, Some(start)) => (Self::Prefix(start.to_owned()), format!("{start}x")),
             (Some(_), Some(_)) => {
-                return Err(invalid("must have * at one end; /** covers any number of segments"));
+                return Err(invalid(
+                    "must have * at one end only; /** matches any number of segments",
+                ));
             }
             (None, None) => (segments(text), text.to_owned()),
         };
         if text.trim_matches('*').contains('*') {
             return Err(invalid(
-                "must have * first or last only; {name} covers one segment, ** any number",
+                "must have * first or last only; {name} matches one segment, ** any number",
             ));
         }
         check_literal(&literal, literal == text)?;
         Ok(pattern)
     }
 
-    /// The pattern of one path and no other.
+    /// The pattern that matches one path only.
     ///
     /// # Errors
-    /// When no normalized path is that text.
+    /// When the text is not a normalized path.
     pub fn exact(text: &str) -> Result<Self, InvalidPathPattern> {
         check_literal(text, true)?;
         Ok(Self::Exact(text.to_owned()))
     }
 
-    /// The pattern of a path and all below it.
+    /// The pattern that matches a path and all paths below it.
     ///
     /// # Errors
-    /// When no normalized path begins with that text.
+    /// When no normalized path begins with the text.
     pub fn below(text: &str) -> Result<Self, InvalidPathPattern> {
         check_literal(text, true)?;
         Ok(segments(text))
     }
 
-    /// Whether a normalized path is covered.
+    /// Whether the pattern matches a normalized path.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         self.route_paths().iter().any(|one| one.matches(path))
     }
 
-    /// A path that is covered, below `like` where a wildcard leaves the choice.
+    /// A path that the pattern matches, below `like` where a wildcard allows it.
     #[must_use]
     pub fn example(&self, like: &str) -> String {
         let like = like.trim_end_matches('/');
@@ -101,7 +103,7 @@ impl PathPattern {
         }
     }
 
-    /// The condition of a policy (`Permission.url_path`, `Permission.uri_template`).
+    /// The RBAC permission for the same paths (`Permission.url_path`, `Permission.uri_template`).
     #[must_use]
     pub fn permission(&self) -> Permission {
         let path =
@@ -121,7 +123,7 @@ impl PathPattern {
         }
     }
 
-    /// The paths of routes that cover the same: one of them suffices.
+    /// Route matches for the same paths: a path is matched when one of them matches.
     #[must_use]
     pub fn route_paths(&self) -> Vec<PathMatch> {
         match self {
@@ -146,7 +148,7 @@ fn segments(text: &str) -> PathPattern {
     }
 }
 
-/// Reads a pattern with `{name}` or `**` in it.
+/// Parses a pattern with `{name}` or `**`.
 fn templates(text: &str) -> Result<PathPattern, InvalidPathPattern> {
     let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
     let mut plain = String::new();
@@ -168,7 +170,7 @@ fn templates(text: &str) -> Result<PathPattern, InvalidPathPattern> {
                 behind
             }
             (Some(_), _) => {
-                return Err(invalid("must name a variable by letters, digits, _ - and . alone"));
+                return Err(invalid("must name a variable with letters, digits, _ - and . only"));
             }
             (None, None) if here.starts_with('*') => {
                 return Err(invalid("must have {name} for one segment, ** for any number"));
@@ -179,7 +181,7 @@ fn templates(text: &str) -> Result<PathPattern, InvalidPathPattern> {
     plain.push_str(rest);
     check_literal(&plain.replace("**", "x").replace('*', "x"), false)?;
     let template = PathTemplate::parse(&plain)?;
-    // `**` covers no segment too, which Envoy's does not.
+    // `**` also matches zero segments, which Envoy's `**` does not: that takes a second template.
     let mut all = vec![template];
     let around = plain
         .split_once("/**")
@@ -198,8 +200,7 @@ fn is_variable(name: &str) -> bool {
     name == "*" || name == "**" || (!name.is_empty() && name.bytes().all(allowed))
 }
 
-/// Checks that a path with this text can come out of normalization, in every way in which a service
-/// may read it.
+/// Checks that a normalized path can contain this text, in every reading of the path.
 fn check_literal(text: &str, is_whole: bool) -> Result<(), InvalidPathPattern> {
     let invalid = |reason: String| Err(InvalidPathPattern { reason });
     if !text.starts_with('/') {
@@ -207,12 +208,12 @@ fn check_literal(text: &str, is_whole: bool) -> Result<(), InvalidPathPattern> {
     }
     if text.contains(['?', '#']) {
         return invalid(
-            "must have neither a query nor a fragment: paths are compared without".into(),
+            "must have neither a query nor a fragment: paths are compared without them".into(),
         );
     }
     if text.contains(';') {
         return invalid(
-            "must have no path parameter: services may cut off ; and what follows".into(),
+            "must have no path parameter: services may remove ; and the text after it".into(),
         );
     }
     let upper = text.to_ascii_uppercase();
@@ -227,15 +228,16 @@ fn check_literal(text: &str, is_whole: bool) -> Result<(), InvalidPathPattern> {
     if is_whole { invalid(format!("{reason}; write {right:?}")) } else { invalid(reason.into()) }
 }
 
-/// A path with wildcards (`envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig`), of
-/// which this much is understood: `*` or `{name}` for one segment or a part of it, one in each segment,
-/// and one `**` for any characters at the beginning of a segment, with no wildcard behind it. Envoy's
-/// wildcards cover only the characters that RFC 3986 allows in a segment, and no `*`; these cover all.
+/// A path with wildcards (`envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig`).
+///
+/// Supported: `*` or `{name}` for a segment or a part of it, at most one in each segment; and one `**` at the beginning
+/// of a segment for any characters, with no wildcard after it. Envoy's wildcards match only the characters that
+/// RFC 3986 allows in a segment, without `*`; these match all characters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathTemplate {
     /// The segments before `**`; all of them where there is no `**`.
     front: Vec<Segment>,
-    /// What the path ends with behind `**`.
+    /// The end of the path, after `**`.
     tail: Option<String>,
 }
 
@@ -291,10 +293,10 @@ impl Segment {
 }
 
 impl PathTemplate {
-    /// Reads a template.
+    /// Parses a template.
     ///
     /// # Errors
-    /// When it has wildcards beside those that are understood.
+    /// When it does not start with `/`, or has an unsupported wildcard.
     pub fn parse(text: &str) -> Result<Self, InvalidPathPattern> {
         let invalid = |reason: &str| InvalidPathPattern { reason: reason.to_owned() };
         let Some(inside) = text.strip_prefix('/') else {
@@ -318,7 +320,7 @@ impl PathTemplate {
         Ok(Self { front: front.unwrap_or(Ok(Vec::new()))?, tail })
     }
 
-    /// Whether a path is covered.
+    /// Whether the template matches a path.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         let Some(mut rest) = path.strip_prefix('/') else {
@@ -337,7 +339,7 @@ impl PathTemplate {
         self.tail.as_ref().is_some_and(|tail| rest.ends_with(tail.as_str()))
     }
 
-    /// A path that is covered, with the segments of `like` where wildcards take them.
+    /// A path that the template matches, with the segments of `like` in place of wildcards where they fit.
     fn example(&self, like: &str) -> String {
         let mut rest = like.split('/').skip(1);
         let mut path = String::new();
@@ -360,7 +362,7 @@ impl PathTemplate {
         path + tail
     }
 
-    /// What every path that it covers begins with.
+    /// The text with which every matching path begins.
     #[must_use]
     pub fn literal_prefix(&self) -> String {
         let mut prefix = String::new();
@@ -382,7 +384,7 @@ impl PathTemplate {
 }
 
 impl fmt::Display for PathTemplate {
-    /// As Envoy reads it, with `*` for every variable.
+    /// In Envoy's syntax, with `*` for every variable.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for segment in &self.front {
             match segment {
@@ -397,7 +399,7 @@ impl fmt::Display for PathTemplate {
     }
 }
 
-/// Why a text is no path pattern.
+/// The reason why a text is not a valid path pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidPathPattern {
     /// What it must be, or why it can never match.
@@ -417,12 +419,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn example_of_a_pattern_is_covered_by_it() {
+    fn example_of_a_pattern_matches_the_pattern() {
         let check = |text: &str, like: &str, expected: &str| {
             let pattern = PathPattern::parse(text).expect("a pattern");
             let example = pattern.example(like);
             assert_eq!(example, expected, "{text}");
-            assert!(pattern.matches(&example), "{text} covers {example}");
+            assert!(pattern.matches(&example), "{text} matches {example}");
         };
         check("/cart", "/v1", "/cart");
         check("/cart*", "/v1", "/cart");
@@ -440,14 +442,14 @@ mod tests {
     use crate::test_request::TestRequest;
 
     #[test]
-    fn patterns_cover_what_their_table_says() {
+    fn patterns_match_the_paths_of_the_module_table() {
         let check = |pattern: &str, covered: &[&str], others: &[&str]| {
             let pattern = PathPattern::parse(pattern).expect(pattern);
             for path in covered {
-                assert!(pattern.matches(path), "{pattern:?} covers {path}");
+                assert!(pattern.matches(path), "{pattern:?} matches {path}");
             }
             for path in others {
-                assert!(!pattern.matches(path), "{pattern:?} does not cover {path}");
+                assert!(!pattern.matches(path), "{pattern:?} does not match {path}");
             }
         };
         check("/cart", &["/cart", "/cart/", "/cart/1"], &["/", "/cartoon", "/Cart", "/x/cart"]);
@@ -499,7 +501,7 @@ mod tests {
             ("/a;v=1", "no path parameter"),
             ("/a/*/b", "* first or last only"),
             ("/a*b", "* first or last only"),
-            ("*a*", "* at one end"),
+            ("*a*", "* at one end only"),
             ("/items/{id", "must close each {"),
             ("/items/id}", "must close each {"),
             ("/items/{}", "must name a variable"),
@@ -520,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn policies_and_routes_cover_the_same_paths() {
+    fn policies_and_routes_match_the_same_paths() {
         use crate::{Principal, Rbac, RbacAction, RbacFilter, RbacPolicy};
         const PIECES: [&str; 9] = ["a", "b", "/", "/a", "/b", ".php", "1", "/a/b", "*"];
         let patterns = [
@@ -565,7 +567,7 @@ mod tests {
     }
 
     #[test]
-    fn a_template_is_written_as_envoy_reads_it() {
+    fn template_is_written_in_envoy_syntax() {
         let check = |text: &str, written: &str| {
             let template = PathTemplate::parse(text).expect(text);
             assert_eq!(template.to_string(), written);

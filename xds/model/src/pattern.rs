@@ -1,13 +1,13 @@
-//! Regular expressions as Envoy reads them (RE2), which match a whole text.
+//! Regular expressions with RE2's syntax and meaning, as Envoy uses them. They match a whole text.
 
 use std::fmt;
 
 use regex::bytes::{Regex, RegexBuilder};
 use regex_syntax::ast::{self, Ast};
 
-/// The most memory that one compiled expression takes.
+/// The most memory of one compiled expression, in bytes.
 const SIZE_LIMIT_BYTES: usize = 1 << 20;
-/// The longest expression.
+/// The longest expression, in bytes.
 const LENGTH_LIMIT_BYTES: usize = 4096;
 /// How deep groups may nest.
 const NEST_LIMIT: u32 = 64;
@@ -15,9 +15,8 @@ const NEST_LIMIT: u32 = 64;
 /// A regular expression in RE2's syntax (`envoy.type.matcher.v3.RegexMatcher`). Matching takes time
 /// linear in the text.
 ///
-/// Expression and text are bytes, as for Envoy, which compiles with RE2's Latin-1: `.` is one byte, so
-/// that `..` matches `\u{e9}` (two bytes of UTF-8), and a byte that is not UTF-8 matches as well. Measured
-/// with Envoy 1.40.
+/// Expression and text are bytes, as in Envoy, which compiles with RE2's Latin-1 option: `.` matches one byte, so `..`
+/// matches `\u{e9}` (two bytes of UTF-8), and a byte that is not UTF-8 matches too. Measured with Envoy 1.40.
 #[derive(Clone)]
 pub struct Pattern {
     source: String,
@@ -31,7 +30,7 @@ impl Pattern {
     /// Compiles an expression.
     ///
     /// # Errors
-    /// When it is no expression, is too large, or has another meaning in RE2 than here.
+    /// When the expression is invalid, is too large, or has another meaning in RE2 than in the `regex` crate.
     pub fn parse(source: &str) -> Result<Self, String> {
         let invalid = |reason: &dyn fmt::Display| {
             let reason = reason.to_string();
@@ -39,7 +38,10 @@ impl Pattern {
             format!("invalid regular expression {source:?}: {reason}")
         };
         if source.len() > LENGTH_LIMIT_BYTES {
-            return Err(format!("regular expression is longer than {LENGTH_LIMIT_BYTES} bytes"));
+            return Err(format!(
+                "invalid regular expression of {} bytes: must be at most {LENGTH_LIMIT_BYTES}",
+                source.len()
+            ));
         }
         let bytes = as_bytes(source).map_err(|reason| invalid(&reason))?;
         let mut parser = ast::parse::ParserBuilder::new().nest_limit(NEST_LIMIT).build();
@@ -58,19 +60,19 @@ impl Pattern {
         Ok(Self { source: source.to_owned(), whole, part: compile(&translated)? })
     }
 
-    /// The expression as it was written.
+    /// The expression as written in the configuration.
     #[must_use]
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// Whether it matches the whole text.
+    /// Whether the expression matches the whole text.
     #[must_use]
     pub fn matches(&self, text: impl AsRef<[u8]>) -> bool {
         self.whole.is_match(text.as_ref())
     }
 
-    /// How many groups it has.
+    /// The number of capture groups.
     fn groups(&self) -> usize {
         self.part.captures_len() - 1
     }
@@ -111,9 +113,9 @@ fn as_bytes(source: &str) -> Result<String, &'static str> {
     Ok(out)
 }
 
-/// Writes an expression of RE2 as one of the `regex` crate. `\s` has no vertical tab in RE2; classes
-/// within classes and the operators of sets are plain characters there, and are refused. So is what
-/// depends on a case beyond ASCII, which Latin-1 has and bytes have not.
+/// Translates an RE2 expression to one of the `regex` crate. In RE2, `\s` does not match a vertical tab. Nested classes
+/// and set operators are plain characters in RE2; they are refused. Case-insensitive matching of non-ASCII characters
+/// is refused too: it works with Latin-1, but not with bytes.
 struct Translation<'s> {
     source: &'s str,
     out: String,
@@ -133,7 +135,7 @@ impl<'s> Translation<'s> {
         }
     }
 
-    /// Puts `text` in place of what is at `span`.
+    /// Replaces the source at `span` by `text`.
     fn replace(&mut self, span: &ast::Span, text: &str) {
         let before = self.source.get(self.written..span.start.offset).unwrap_or_default();
         self.out.push_str(before);
@@ -153,7 +155,7 @@ impl<'s> Translation<'s> {
         self.is_beyond_ascii |= !literal.c.is_ascii();
     }
 
-    /// RE2 knows `i`, `m`, `s` and `U`.
+    /// Accepts the flags of RE2: `i`, `m`, `s` and `U`.
     fn flags(&mut self, flags: &ast::Flags) -> Result<(), &'static str> {
         for item in &flags.items {
             match item.kind {
@@ -162,7 +164,9 @@ impl<'s> Translation<'s> {
                 | ast::FlagsItemKind::Flag(
                     ast::Flag::MultiLine | ast::Flag::DotMatchesNewLine | ast::Flag::SwapGreed,
                 ) => {}
-                ast::FlagsItemKind::Flag(_) => return Err("the flags are i, m, s and U"),
+                ast::FlagsItemKind::Flag(_) => {
+                    return Err("unsupported flag: must be i, m, s or U");
+                }
             }
         }
         Ok(())
@@ -175,7 +179,7 @@ impl ast::Visitor for Translation<'_> {
 
     fn finish(mut self) -> Result<String, &'static str> {
         if self.ignores_case && self.is_beyond_ascii {
-            return Err("(?i) beside characters beyond ASCII is not supported");
+            return Err("(?i) is not supported with non-ASCII characters");
         }
         self.out.push_str(self.source.get(self.written..).unwrap_or_default());
         Ok(self.out)
@@ -192,7 +196,7 @@ impl ast::Visitor for Translation<'_> {
                 | ast::AssertionKind::EndLine
                 | ast::AssertionKind::StartText
                 | ast::AssertionKind::EndText => {}
-                _ => return Err("word boundaries are \\b and \\B"),
+                _ => return Err("unsupported word boundary: must be \\b or \\B"),
             },
             Ast::Flags(set) => self.flags(&set.flags)?,
             Ast::Group(group) => {
@@ -213,7 +217,7 @@ impl ast::Visitor for Translation<'_> {
 
     fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), &'static str> {
         match item {
-            ast::ClassSetItem::Bracketed(_) => Err("write \\[ for a bracket within brackets"),
+            ast::ClassSetItem::Bracketed(_) => Err("a bracket within brackets must be written \\["),
             ast::ClassSetItem::Perl(class) => {
                 self.perl(class);
                 Ok(())
@@ -239,12 +243,12 @@ impl ast::Visitor for Translation<'_> {
     }
 }
 
-/// An expression and what replaces each of its matches
+/// An expression and the replacement of its matches
 /// (`envoy.type.matcher.v3.RegexMatchAndSubstitute`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Substitution {
     pattern: Pattern,
-    /// The replacement as it was written.
+    /// The replacement as written in the configuration.
     text: String,
     parts: Vec<ReplacementPart>,
 }
@@ -252,15 +256,15 @@ pub struct Substitution {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum ReplacementPart {
     Text(String),
-    /// A group of the match; 0 is all of it.
+    /// A capture group; 0 is the whole match.
     Group(usize),
 }
 
 impl Substitution {
-    /// Reads a replacement, in which `\0` to `\9` stand for groups and `\\` for a backslash.
+    /// Parses a replacement, in which `\0` to `\9` are groups and `\\` is a backslash.
     ///
     /// # Errors
-    /// When the expression has no such group, or another character is behind a backslash.
+    /// When the expression has no such group, or a backslash is followed by another character.
     pub fn parse(pattern: Pattern, text: &str) -> Result<Self, String> {
         let (mut parts, mut plain) = (Vec::new(), String::new());
         let mut characters = text.chars();
@@ -275,7 +279,7 @@ impl Substitution {
                     let group = digit.to_digit(10).unwrap_or(0) as usize;
                     if group > pattern.groups() {
                         return Err(format!(
-                            "invalid substitution {text:?}: the expression has {} groups",
+                            "invalid substitution {text:?}: \\{group} is not a group, the expression has {}",
                             pattern.groups()
                         ));
                     }
@@ -303,7 +307,7 @@ impl Substitution {
         &self.pattern
     }
 
-    /// The replacement as it was written.
+    /// The replacement as written in the configuration.
     #[must_use]
     pub fn replacement(&self) -> &str {
         &self.text
@@ -354,7 +358,7 @@ mod tests {
         check("", "a", false);
         check("a.c", "a\nc", false);
         check(r"a\s", "a\u{b}", false);
-        // A byte at a time, as Envoy does.
+        // Byte by byte, as in Envoy.
         check(".", "\u{e9}", false);
         check("..", "\u{e9}", true);
         check("\u{e9}", "\u{e9}", true);
@@ -365,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn expressions_that_re2_reads_otherwise_are_refused() {
+    fn expressions_with_another_meaning_in_re2_are_refused() {
         let long = "a".repeat(LENGTH_LIMIT_BYTES + 1);
         for source in [
             "(",

@@ -1,11 +1,11 @@
-//! Who may call what: the policies, and the decision over them.
+//! RBAC policies and their evaluation: which clients may connect and which requests they may send.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::{Cidr, HeaderMatch, Name, PathTemplate, SpiffeId, StringMatch};
 
-/// Rules of who may call what (`envoy.config.rbac.v3.RBAC`).
+/// A set of policies with one action (`envoy.config.rbac.v3.RBAC`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rbac {
     /// What a matching policy means.
@@ -14,40 +14,40 @@ pub struct Rbac {
     pub policies: BTreeMap<Name, RbacPolicy>,
 }
 
-/// A check of who may call what (`envoy.extensions.filters.http.rbac.v3.RBAC`, and the same of
-/// `network`).
+/// An RBAC filter (`envoy.extensions.filters.http.rbac.v3.RBAC` or
+/// `envoy.extensions.filters.network.rbac.v3.RBAC`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RbacFilter {
-    /// The rules in force; none: everything passes.
+    /// The enforced rules; none: everything is allowed.
     pub rules: Option<Rbac>,
-    /// Rules that only watch: what they would refuse is told, and passes (`shadow_rules`).
+    /// Dry-run rules: a request that they would refuse is reported, but not refused (`shadow_rules`).
     pub shadow: Option<Rbac>,
 }
 
 /// What a matching policy means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RbacAction {
-    /// A request passes when a policy matches.
+    /// A request is allowed when a policy matches.
     Allow,
-    /// A request passes when no policy matches.
+    /// A request is allowed when no policy matches.
     Deny,
-    /// Every request passes (`LOG`).
+    /// Every request is allowed (`LOG`).
     Log,
 }
 
-/// A policy matches when any permission and any principal match.
+/// A policy: it matches when at least one permission and at least one principal match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RbacPolicy {
-    /// What is asked for.
+    /// Conditions on the request.
     pub permissions: Vec<Permission>,
-    /// Who asks.
+    /// Conditions on the client.
     pub principals: Vec<Principal>,
 }
 
-/// What is asked for (`envoy.config.rbac.v3.Permission`).
+/// A condition on the request (`envoy.config.rbac.v3.Permission`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Permission {
-    /// Anything.
+    /// Every request.
     Any,
     /// All of these.
     All(Vec<Self>),
@@ -59,20 +59,20 @@ pub enum Permission {
     Path(StringMatch),
     /// A path with wildcards (`uri_template`).
     PathTemplate(PathTemplate),
-    /// A header, `:method` and `:path` among them.
+    /// A header, including `:method` and `:path`.
     Header(HeaderMatch),
-    /// The address the client aimed at (`destination_ip`).
+    /// The original destination address (`destination_ip`).
     DestinationAddress(Cidr),
-    /// The port the client aimed at.
+    /// The original destination port.
     DestinationPort(u16),
-    /// A port from the first up to the second, which is not among them (`destination_port_range`).
+    /// An original destination port from the first value up to the second, exclusive (`destination_port_range`).
     DestinationPorts(i32, i32),
 }
 
-/// Who asks (`envoy.config.rbac.v3.Principal`).
+/// A condition on the client (`envoy.config.rbac.v3.Principal`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Principal {
-    /// Anybody.
+    /// Every client.
     Any,
     /// All of these.
     All(Vec<Self>),
@@ -80,80 +80,80 @@ pub enum Principal {
     OneOf(Vec<Self>),
     /// Not this.
     Not(Box<Self>),
-    /// A peer that proved a name by its certificate; without a match, any that did. Envoy takes any TLS
-    /// client then, with a certificate or without.
+    /// A peer whose verified certificate has a matching identity; none: any verified identity. Without a match, Envoy
+    /// accepts every TLS client, with or without a certificate.
     Authenticated(Option<StringMatch>),
     /// A path without its query (`url_path`).
     Path(StringMatch),
-    /// The address at the other end of the connection (`direct_remote_ip`, and `source_ip`).
+    /// The peer's address (`direct_remote_ip`, `source_ip`).
     RemoteAddress(Cidr),
     /// The client's address, after trusted hops of `x-forwarded-for` (`remote_ip`).
     ClientAddress(Cidr),
     /// A header.
     Header(HeaderMatch),
-    /// A claim of a token, by the name under which policies see the payload and the way into it
-    /// (`metadata` of `envoy.filters.http.jwt_authn`). Of a list, one value suffices.
+    /// A token's claim: the metadata key of the payload, the path to the claim, and its value (`metadata` of
+    /// `envoy.filters.http.jwt_authn`). For a list, one matching value suffices.
     Claim(Name, Vec<String>, StringMatch),
 }
 
-/// What the decision needs to know of a request.
+/// The attributes of a request or connection that policies and routes are evaluated with.
 pub trait RequestFacts {
     /// The method.
     fn method(&self) -> &str;
     /// The path without its query.
     fn path(&self) -> &str;
-    /// Whether `fits` takes a spelling of the path. A path that is written in one way has one.
+    /// Whether `fits` accepts a spelling of the path. Most paths have one spelling.
     fn path_fits(&self, fits: &mut dyn FnMut(&str) -> bool) -> bool {
         fits(self.path())
     }
-    /// Whether `fits` takes a spelling of the path with its query. A request without a path has none.
+    /// Whether `fits` accepts a spelling of the path with its query. A request without a path has none.
     fn target_fits(&self, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool;
     /// The scheme.
     fn scheme(&self) -> &str;
     /// The authority.
     fn authority(&self) -> &str;
-    /// Whether any value of the header of a lower-case name is one that `fits` takes.
+    /// Whether `fits` accepts a value of the header. `name` is lower case.
     fn has_header(&self, name: &str, fits: &mut dyn FnMut(&[u8]) -> bool) -> bool;
-    /// The first value of a query parameter, as it was sent.
+    /// The first value of a query parameter, as sent.
     fn query(&self, name: &str) -> Option<&str>;
-    /// Whether the token that was checked has a claim of which `fits` takes a value. `name` is the provider's
-    /// name for the payload, `way` leads into it.
-    fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool;
-    /// The name the peer's certificate proved.
+    /// Whether `fits` accepts a value of a claim of the verified token. `name` is the metadata key of the payload,
+    /// `path` leads to the claim.
+    fn has_claim(&self, name: &str, path: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool;
+    /// The SPIFFE ID of the peer's verified certificate.
     fn peer(&self) -> Option<&SpiffeId>;
-    /// The address at the other end of the connection.
+    /// The peer's address.
     fn remote_address(&self) -> IpAddr;
-    /// The client's address, as trusted hops forwarded it.
+    /// The client's address, as forwarded by trusted hops.
     fn client_address(&self) -> IpAddr {
         self.remote_address()
     }
-    /// The address the client aimed at.
+    /// The original destination address.
     fn destination_address(&self) -> IpAddr;
-    /// The port the client aimed at.
+    /// The original destination port.
     fn destination_port(&self) -> u16;
 }
 
-/// What rules say of a request.
+/// The decision of one set of rules about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RbacDecision<'a> {
-    /// Whether it is refused.
+    /// Whether the request is refused.
     pub refused: bool,
-    /// The policy that decided: the one that allows, or the one that denies. None: no policy speaks of
-    /// it, which is a refusal where something must allow it.
+    /// The deciding policy: the one that allows or denies the request. None: no policy matched, which is a refusal
+    /// when the rules are ALLOW rules.
     pub policy: Option<&'a Name>,
 }
 
-/// What all checks together say of a request.
+/// The decision of all RBAC filters about a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RbacEvaluation<'a> {
-    /// What holds.
+    /// The decision of the enforced rules.
     pub enforced: RbacDecision<'a>,
-    /// What the rules that only watch would say; none where there are none.
+    /// The decision of the dry-run rules; none where there are no such rules.
     pub shadow: Option<RbacDecision<'a>>,
 }
 
-/// Decides a request: the first check that refuses it decides, and else the last that allows it.
-/// The one function by which requests and connections are let in, and `weft why` answers.
+/// Evaluates RBAC filters for a request or connection: the first filter that refuses decides, otherwise the last that
+/// allows. The data plane and `weft why` both use this function.
 pub fn evaluate_rbac<'a>(
     filters: impl IntoIterator<Item = &'a RbacFilter>,
     facts: &dyn RequestFacts,
@@ -173,7 +173,7 @@ pub fn evaluate_rbac<'a>(
     judgement
 }
 
-/// Decides a request whose path services read in several ways: every reading must be allowed.
+/// Evaluates RBAC filters for a request whose path has several readings: every reading must be allowed.
 pub fn evaluate_rbac_readings<'a, F: RequestFacts>(
     filters: &(impl Iterator<Item = &'a RbacFilter> + Clone),
     readings: impl IntoIterator<Item = F>,
@@ -193,7 +193,7 @@ pub fn evaluate_rbac_readings<'a, F: RequestFacts>(
 }
 
 impl<'a> RbacDecision<'a> {
-    /// What two checks say, of which the first lets it pass.
+    /// Combines two decisions, of which `self` allows the request.
     fn then(self, next: Self) -> Self {
         Self {
             refused: next.refused,
@@ -203,7 +203,7 @@ impl<'a> RbacDecision<'a> {
 }
 
 impl Rbac {
-    /// What these rules say of a request.
+    /// The decision of these rules about a request.
     fn evaluate_rbac(&self, facts: &dyn RequestFacts) -> RbacDecision<'_> {
         let matched = self.policies.iter().find(|(_, policy)| {
             policy.permissions.iter().any(|p| p.matches(facts))
@@ -253,8 +253,8 @@ impl Principal {
             Self::RemoteAddress(range) => range.contains(facts.remote_address()),
             Self::ClientAddress(range) => range.contains(facts.client_address()),
             Self::Header(header) => header.matches(facts),
-            Self::Claim(name, way, value) => {
-                facts.has_claim(name, way, &mut |claim| value.matches(claim))
+            Self::Claim(name, path, value) => {
+                facts.has_claim(name, path, &mut |claim| value.matches(claim))
             }
         }
     }
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_that_refuses_decides_and_else_the_last_that_allows() {
+    fn first_refusing_filter_decides_otherwise_the_last_allowing_one() {
         let denies = |ports: &[u16]| Some(rules(RbacAction::Deny, ports));
         let allows = |ports: &[u16]| Some(rules(RbacAction::Allow, ports));
         let in_force = |rules| RbacFilter { rules, shadow: None };
@@ -301,7 +301,7 @@ mod tests {
         check(&both, 2, true, Some("2"), None);
         check(&both, 3, false, Some("3"), None);
         check(&both, 4, true, None, None);
-        // Those that watch see the same, and nothing comes of it.
+        // Dry-run rules are evaluated in the same way and refuse nothing.
         let seen = [watching(denies(&[1])), watching(allows(&[2])), in_force(allows(&[1, 3]))];
         check(&seen, 1, false, Some("1"), Some(true));
         check(&seen, 2, true, None, Some(false));
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn permissions_look_at_where_a_connection_leads() {
+    fn permissions_match_the_original_destination() {
         let check = |permission: &Permission, port: u16, expected: bool| {
             assert_eq!(permission.matches(&to(port)), expected, "{permission:?} {port}");
         };
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn principals_look_at_the_connection_and_the_client_apart() {
+    fn remote_and_client_address_are_matched_separately() {
         let request = TestRequest { client: [1, 1, 1, 1].into(), ..to(80) };
         let range = |text: &str| Cidr::parse(text).expect(text);
         assert!(Principal::ClientAddress(range("1.1.1.1")).matches(&request));

@@ -1,4 +1,4 @@
-//! Routes: which cluster serves a request.
+//! Route tables: which cluster serves a request, or which reply the proxy gives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::path::{PathReadings, canonical};
 use crate::{HeaderMutations, Name, PathMatch, RouteMatch, Substitution};
 
-/// How long a response may take when the route does not say (`RouteAction.timeout`).
+/// The default of `RouteAction.timeout`.
 pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A table of routes (`envoy.config.route.v3.RouteConfiguration`).
@@ -14,20 +14,20 @@ pub const DEFAULT_ROUTE_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct RouteTable {
     /// Its name.
     pub name: Name,
-    /// The hosts it serves.
+    /// The virtual hosts.
     pub hosts: Vec<VirtualHost>,
-    /// What changes in the headers of all its requests and their responses.
+    /// Header changes of all requests and responses.
     pub mutations: Option<Arc<HeaderMutations>>,
-    /// Whether the changes of a route come after those of its host, and those after the table's, so that
-    /// the most specific wins; else the other way round (`most_specific_header_mutations_wins`).
+    /// The order of header changes: true, table, host, route, so that the route's win; false, the reverse
+    /// (`most_specific_header_mutations_wins`).
     pub most_specific_mutations_win: bool,
-    /// Whether the port of an authority does not count when a host is chosen
+    /// Whether the port of an authority is ignored when a virtual host is chosen
     /// (`ignore_port_in_host_matching`).
     pub ignores_port: bool,
 }
 
 impl RouteTable {
-    /// A table that changes no headers, for which ports count in host names.
+    /// A table without header changes that compares authorities with their ports.
     #[must_use]
     pub fn new(name: Name, hosts: Vec<VirtualHost>) -> Self {
         Self {
@@ -40,7 +40,7 @@ impl RouteTable {
     }
 }
 
-/// The route of a request, and where it is.
+/// The route of a request, with its virtual host and table.
 #[derive(Debug, Clone, Copy)]
 pub struct MatchedRoute<'t> {
     /// The table.
@@ -52,7 +52,7 @@ pub struct MatchedRoute<'t> {
 }
 
 impl<'t> MatchedRoute<'t> {
-    /// The changes of headers, in the order in which they are made: the cluster's first.
+    /// The header changes, in the order in which they are applied: the cluster's first.
     pub fn mutations(
         &self,
         cluster: Option<&'t WeightedCluster>,
@@ -66,51 +66,51 @@ impl<'t> MatchedRoute<'t> {
     }
 }
 
-/// The routes of some host names.
+/// The routes of a set of domains (`envoy.config.route.v3.VirtualHost`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtualHost {
     /// Its name, for logs.
     pub name: Name,
     /// `api.mesh`, `*.mesh`, `api.*` or `*`, lower case.
     pub domains: Vec<String>,
-    /// In order; the first that matches wins.
+    /// The routes in order; the first match is used.
     pub routes: Vec<Route>,
-    /// What changes in headers.
+    /// Header changes.
     pub mutations: Option<Arc<HeaderMutations>>,
 }
 
-/// A match and what to do then.
+/// A match and an action (`envoy.config.route.v3.Route`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Its name, for logs; may be empty.
     pub name: Name,
-    /// Which requests.
+    /// Which requests match.
     pub matches: RouteMatch,
     /// What to do with them.
     pub action: RouteAction,
-    /// What changes in headers.
+    /// Header changes.
     pub mutations: Option<Arc<HeaderMutations>>,
 }
 
 /// What to do with a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteAction {
-    /// Send it on.
+    /// Forward it to a cluster.
     Forward {
-        /// Where to; one is drawn by weight.
+        /// The clusters; one is picked by weight.
         clusters: Vec<WeightedCluster>,
-        /// What becomes of the path.
+        /// How the path is rewritten.
         path_rewrite: Option<PathRewrite>,
-        /// What replaces the authority.
+        /// The new authority.
         host_rewrite: Option<String>,
-        /// How long from the end of the request to the end of the response; none: no limit.
+        /// The longest time from the end of the request to the end of the response; none: no limit.
         timeout: Option<Duration>,
-        /// Whether a `CONNECT` ends here, and what comes through it goes on as it is (`connect_config`).
+        /// Whether a `CONNECT` tunnel is terminated here and its payload is forwarded as TCP (`connect_config`).
         ends_tunnels: bool,
     },
-    /// Send the client elsewhere.
+    /// Reply with a redirect.
     Redirect(Redirect),
-    /// Answer at once.
+    /// Reply with a fixed response (`direct_response`).
     Respond {
         /// The status.
         status: u16,
@@ -119,19 +119,19 @@ pub enum RouteAction {
     },
 }
 
-/// What becomes of a path.
+/// How a path is rewritten.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathRewrite {
-    /// This replaces the part that the route matched (`prefix_rewrite`).
+    /// Replaces the part that the route matched (`prefix_rewrite`).
     Prefix(String),
-    /// Every match of an expression in the path without its query is replaced (`regex_rewrite`).
+    /// Replaces every match of an expression in the path without its query (`regex_rewrite`).
     Regex(Box<Substitution>),
 }
 
 impl PathRewrite {
-    /// The target that a request is sent on with, whose path was covered by `matched`. `readings` are those of the
-    /// request's path. A path that was routed by another form than the one it was sent in keeps its form where the
-    /// rewrite means the same for both. None where the target stays unchanged.
+    /// The rewritten target of a request whose path matched `matched`; none when it does not change. `readings` are
+    /// those of the request's path. The request may have been routed by another form of its path than the one sent:
+    /// the form as sent is kept when the rewritten paths of both forms are equivalent.
     #[must_use]
     pub fn target(
         &self,
@@ -151,7 +151,7 @@ impl PathRewrite {
         Some(as_sent.unwrap_or(routed))
     }
 
-    /// A target after the rewrite of its path.
+    /// The target with its path rewritten.
     fn apply(&self, matched: &PathMatch, target: &str) -> Option<String> {
         let (path, query) = split_query(target);
         let joined = match self {
@@ -160,18 +160,18 @@ impl PathRewrite {
             }
             Self::Regex(substitution) => format!("{}{query}", substitution.apply(path)),
         };
-        // `/` put before `/x` must become neither `//x` nor an empty path.
+        // The result must neither begin with `//` nor be empty.
         let clean = if joined.starts_with("//") { joined.split_at(1).1.to_owned() } else { joined };
         Some(if clean.starts_with('/') { clean } else { format!("/{clean}") })
     }
 }
 
-/// A target's path, and its query with the question mark.
+/// Splits a target into its path and its query with the question mark.
 fn split_query(target: &str) -> (&str, &str) {
     target.find('?').map_or((target, ""), |at| target.split_at(at))
 }
 
-/// Where a client is sent (`RedirectAction`).
+/// A redirect (`RedirectAction`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Redirect {
     /// The status: 301, 302, 303, 307 or 308.
@@ -184,35 +184,35 @@ pub struct Redirect {
     pub port: Option<u16>,
     /// The whole path, when it changes.
     pub path: Option<String>,
-    /// A change of the path.
+    /// How the path is rewritten.
     pub path_rewrite: Option<PathRewrite>,
-    /// Whether the query of the request is left out.
+    /// Whether the query of the request is removed.
     pub strip_query: bool,
 }
 
-/// A cluster and its share.
+/// A cluster and its share of the traffic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightedCluster {
     /// The cluster's name.
     pub name: Name,
-    /// Its share, relative to the others'; not all are 0.
+    /// The share, relative to the other clusters' weights; at least one weight of a list is not 0.
     pub weight: u32,
-    /// What changes in headers of requests that it gets.
+    /// Header changes of requests to this cluster, and of their responses.
     pub mutations: Option<Arc<HeaderMutations>>,
 }
 
 impl WeightedCluster {
-    /// A cluster with a share, for which no headers change.
+    /// A cluster without header changes.
     #[must_use]
     pub fn new(name: Name, weight: u32) -> Self {
         Self { name, weight, mutations: None }
     }
 
-    /// The cluster on which `draw` falls, for a draw that is evenly spread over all of `u32`.
+    /// Picks a cluster by weight. `random` must be uniformly distributed over all of `u32`.
     #[must_use]
-    pub fn draw(clusters: &[Self], draw: u32) -> Option<&Self> {
+    pub fn pick(clusters: &[Self], random: u32) -> Option<&Self> {
         let total: u64 = clusters.iter().map(|c| u64::from(c.weight)).sum();
-        let mut point = (u64::from(draw) * total) >> 32;
+        let mut point = (u64::from(random) * total) >> 32;
         clusters.iter().find(|cluster| {
             let share = u64::from(cluster.weight);
             let here = point < share;
@@ -223,7 +223,7 @@ impl WeightedCluster {
 }
 
 impl RouteTable {
-    /// The names of the clusters that the routes send to.
+    /// The names of the clusters that the routes forward to.
     pub fn clusters(&self) -> impl Iterator<Item = &Name> {
         self.hosts
             .iter()
@@ -253,7 +253,7 @@ mod tests {
         check(PathMatch::Segments("/v1".into()), "/", "/v1", "/");
         check(PathMatch::Prefix("/v1/".into()), "/v2/", "/v1/x", "/v2/x");
         check(PathMatch::Exact("/a".into()), "/b", "/a?q", "/b?q");
-        // The form in which the path was sent is kept where it means the same.
+        // The path keeps the form in which it was sent where both are equivalent.
         check(PathMatch::Segments("/v1".into()), "/v2", "/v1/%61", "/v2/%61");
         check(PathMatch::Segments("/v1".into()), "/v2", "/x/../v1/a?q", "/v2/a?q");
         check(PathMatch::Segments("/v1".into()), "/v2", "/v1/../v1/a", "/v2/a");
@@ -274,12 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn a_draw_falls_by_weight() {
+    fn clusters_are_picked_by_weight() {
         let cluster = |name: &str, weight| WeightedCluster::new(name.into(), weight);
         let clusters = [cluster("a", 1), cluster("none", 0), cluster("b", 3)];
         let check = |draw: u32, expected: &str| {
             assert_eq!(
-                WeightedCluster::draw(&clusters, draw).map(|c| &*c.name),
+                WeightedCluster::pick(&clusters, draw).map(|c| &*c.name),
                 Some(expected),
                 "{draw}"
             );
@@ -288,6 +288,6 @@ mod tests {
         check(u32::MAX / 4, "a");
         check(u32::MAX / 4 + 2, "b");
         check(u32::MAX, "b");
-        assert_eq!(WeightedCluster::draw(&[], 1), None);
+        assert_eq!(WeightedCluster::pick(&[], 1), None);
     }
 }

@@ -1,4 +1,4 @@
-//! Virtual hosts by their domains.
+//! Finds the virtual host of a request by its authority.
 
 use std::borrow::Cow;
 use std::cmp::Reverse;
@@ -7,20 +7,20 @@ use std::sync::Arc;
 
 use crate::{MatchedRoute, RequestFacts, RouteTable, VirtualHost};
 
-/// A table of routes whose hosts are found by their names, however many there are.
+/// A route table with an index over its domains; a lookup does not depend on the number of virtual hosts.
 #[derive(Debug)]
 pub struct RouteIndex {
     table: Arc<RouteTable>,
     exact: HashMap<String, usize>,
-    /// By the part after the `*`.
+    /// Domains such as `*.mesh`, by the part after the `*`.
     suffixes: Affixes,
-    /// By the part before the `*`.
+    /// Domains such as `api.*`, by the part before the `*`.
     prefixes: Affixes,
-    /// The host of `*`.
+    /// The virtual host of `*`.
     any: Option<usize>,
 }
 
-/// Beginnings or ends of names, longest first.
+/// Prefixes or suffixes of names, longest first.
 #[derive(Debug, Default)]
 struct Affixes {
     hosts: HashMap<String, usize>,
@@ -33,7 +33,7 @@ impl Affixes {
         self.lengths.insert(Reverse(affix.len()));
     }
 
-    /// The host of the longest affix of a name; `part` cuts one of a length off it.
+    /// The virtual host of the longest affix of a name. `part` gives the affix of a length.
     fn find<'n>(&self, name: &str, part: impl Fn(usize) -> Option<&'n str>) -> Option<usize> {
         // A `*` matches at least one character.
         let shorter = self.lengths.iter().filter(|Reverse(length)| *length < name.len());
@@ -68,7 +68,7 @@ impl RouteIndex {
         Self { table, exact, suffixes, prefixes, any }
     }
 
-    /// The route of a request: the most specific host, then the first match.
+    /// The route of a request: the most specific virtual host, then its first matching route.
     #[must_use]
     pub fn route(&self, facts: &dyn RequestFacts) -> Option<MatchedRoute<'_>> {
         let host = self.host(facts.authority())?;
@@ -76,9 +76,8 @@ impl RouteIndex {
         Some(MatchedRoute { table: &self.table, host, route })
     }
 
-    /// The host that serves an authority: exact name, then longest suffix wildcard, then longest
-    /// prefix wildcard, then `*` (`VirtualHost.domains`). Case does not count; a port does, unless the
-    /// table ignores it.
+    /// The virtual host of an authority: exact name, then longest suffix wildcard, then longest prefix wildcard,
+    /// then `*` (`VirtualHost.domains`). Case-insensitive; the port is compared unless the table ignores it.
     fn host(&self, authority: &str) -> Option<&VirtualHost> {
         let name = if self.table.ignores_port { without_port(authority) } else { authority };
         let name = if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -98,8 +97,7 @@ impl RouteIndex {
     }
 }
 
-/// The host of an authority. Whatever is behind the last colon outside brackets is its port, as Envoy
-/// reads it.
+/// The host of an authority. As in Envoy, the text after the last colon outside brackets is the port.
 fn without_port(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((host, port)) if !port.contains(']') => host,
@@ -139,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_specific_domain_wins() {
+    fn most_specific_domain_is_used() {
         for table in [table(true, DOMAINS), table(false, DOMAINS)] {
             check(&table, "orders.mesh", "3");
             check(&table, "Orders.Mesh", "3");
@@ -155,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn port_counts_in_a_domain_unless_the_table_ignores_it() {
+    fn port_of_a_domain_is_compared_unless_the_table_ignores_ports() {
         let strict = table(false, DOMAINS);
         check(&strict, "orders.mesh:81", "6");
         check(&strict, "orders.mesh:8080", "2");

@@ -1,27 +1,27 @@
-//! Which requests a route or a rule covers: path, headers and query parameters
-//! (`envoy.config.route.v3.RouteMatch`), as Envoy 1.40 decides them.
+//! Which requests a route or a rule matches: path, headers and query parameters
+//! (`envoy.config.route.v3.RouteMatch`), with the results of Envoy 1.40.
 
 use crate::{HeaderMatch, PathTemplate, Pattern, RequestFacts, StringMatch};
 
-/// Which requests a route or rule covers.
+/// Which requests a route or rule matches.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteMatch {
     /// The path.
     pub path: PathMatch,
-    /// All of these headers.
+    /// Conditions on headers; all must be met.
     pub headers: Vec<HeaderMatch>,
-    /// All of these query parameters.
+    /// Conditions on query parameters; all must be met.
     pub query: Vec<QueryMatch>,
 }
 
 impl RouteMatch {
-    /// A match that covers every request.
+    /// A match for every request.
     #[must_use]
     pub fn any() -> Self {
         Self { path: PathMatch::Prefix("/".into()), headers: Vec::new(), query: Vec::new() }
     }
 
-    /// Whether the request is covered.
+    /// Whether the request matches.
     #[must_use]
     pub fn covers(&self, facts: &dyn RequestFacts) -> bool {
         facts.path_fits(&mut |path| self.path.matches(path))
@@ -30,29 +30,29 @@ impl RouteMatch {
     }
 }
 
-/// A condition on a query parameter (`QueryParameterMatcher`), as Envoy 1.40 decides it: names and values
-/// are compared as they were sent, with their escapes, and of several values of one name the first counts.
+/// A condition on a query parameter (`QueryParameterMatcher`), with the results of Envoy 1.40: names and values are
+/// compared as sent, with their escapes, and the first of several values is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueryMatch {
-    /// The name, as it is sent.
+    /// The name, as sent.
     pub name: String,
-    /// What the parameter must be.
+    /// The condition on the value.
     pub check: QueryCheck,
 }
 
-/// What a query parameter must be.
+/// A condition on the value of a query parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueryCheck {
-    /// It is there, with or without a value.
+    /// The parameter is present, with or without a value.
     Present,
-    /// It is not there (`present_match: false`).
+    /// The parameter is missing (`present_match: false`).
     Absent,
-    /// It is there and its value matches; without `=` its value is empty.
+    /// The parameter is present and its value matches; without `=`, the value is empty.
     Value(StringMatch),
 }
 
 impl QueryMatch {
-    /// Whether the request meets it.
+    /// Whether the request meets the condition.
     #[must_use]
     pub fn matches(&self, facts: &dyn RequestFacts) -> bool {
         let value = facts.query(&self.name);
@@ -64,7 +64,7 @@ impl QueryMatch {
     }
 }
 
-/// The value of a query parameter of a target, as it was sent; empty where it has no `=`.
+/// The first value of a query parameter of a target, as sent; empty when it has no `=`.
 #[must_use]
 pub fn query_parameter<'t>(target: &'t str, name: &str) -> Option<&'t str> {
     let (_, query) = target.split_once('?')?;
@@ -74,19 +74,19 @@ pub fn query_parameter<'t>(target: &'t str, name: &str) -> Option<&'t str> {
     })
 }
 
-/// Which paths, without the query.
+/// A condition on the path without its query.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PathMatch {
-    /// The beginning, byte by byte (`prefix`).
+    /// The beginning of the path, byte by byte (`prefix`).
     Prefix(String),
-    /// The whole (`path`).
+    /// The whole path (`path`).
     Exact(String),
-    /// Whole segments: `/cart` covers `/cart` and `/cart/1`, not `/cartoon` (`path_separated_prefix`).
+    /// Whole segments: `/cart` matches `/cart` and `/cart/1`, not `/cartoon` (`path_separated_prefix`).
     Segments(String),
-    /// A prefix, a whole path or segments, ASCII letters compared without case (`case_sensitive: false`).
+    /// One of the above, with ASCII letters compared case-insensitively (`case_sensitive: false`).
     IgnoreCase(Box<Self>),
-    /// A regular expression that covers the whole path (`safe_regex`). Envoy compares it with case,
-    /// whatever `case_sensitive` says.
+    /// A regular expression for the whole path (`safe_regex`). Always case-sensitive, as in Envoy, which ignores
+    /// `case_sensitive` here.
     Regex(Pattern),
     /// A path with wildcards (`path_match_policy` with `uri_template`).
     Template(PathTemplate),
@@ -95,7 +95,7 @@ pub enum PathMatch {
 }
 
 impl PathMatch {
-    /// Whether the path is covered.
+    /// Whether the path matches.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         self.covers(path, CaseSensitivity::Kept)
@@ -103,7 +103,7 @@ impl PathMatch {
 
     fn covers(&self, path: &str, case: CaseSensitivity) -> bool {
         match self {
-            // Where services serve what is asked of a whole server, the route of everything covers it.
+            // `OPTIONS *` addresses the whole server; the route for every path matches it.
             Self::Prefix(want) | Self::Segments(want) if want == "/" && path == "*" => true,
             Self::Prefix(want) => case.without_prefix(path, want).is_some(),
             Self::Exact(want) => case.without_prefix(path, want).is_some_and(<[u8]>::is_empty),
@@ -113,12 +113,12 @@ impl PathMatch {
             Self::IgnoreCase(inner) => inner.covers(path, CaseSensitivity::Ignored),
             Self::Regex(pattern) => pattern.matches(path.as_bytes()),
             Self::Template(want) => want.matches(path),
-            // Such a request has no path, and no other is without one.
+            // Only a CONNECT request has no path.
             Self::Connect => path.is_empty(),
         }
     }
 
-    /// What every covered path begins with.
+    /// The text with which every matching path begins.
     #[must_use]
     pub fn literal_prefix(&self) -> String {
         match self {
@@ -129,7 +129,7 @@ impl PathMatch {
         }
     }
 
-    /// Whether a path may be covered by both. True as well where that is not known.
+    /// Whether some path may match both. Also true where that cannot be decided.
     #[must_use]
     pub fn may_overlap(&self, other: &Self) -> bool {
         match (self, other) {
@@ -143,7 +143,7 @@ impl PathMatch {
         }
     }
 
-    /// The part of a covered path that a prefix rewrite replaces, in bytes.
+    /// The length of the part of a matching path that a prefix rewrite replaces, in bytes.
     #[must_use]
     pub fn matched_bytes(&self, path: &str) -> usize {
         match self {
@@ -151,25 +151,26 @@ impl PathMatch {
             Self::Segments(want) => want.trim_end_matches('/').len(),
             Self::IgnoreCase(inner) => inner.matched_bytes(path),
             Self::Regex(_) => path.len(),
-            // Translation refuses a rewrite of the prefix beside a template.
+            // Translation refuses a prefix rewrite with a template.
             Self::Template(_) | Self::Connect => 0,
         }
     }
 }
 
-/// Whether a text holds what ends a path in a URI, so that no path matches it.
+/// Whether a text contains `?` or `#`, which end a path, so that no path can match it.
 #[must_use]
 pub fn has_query_or_fragment(path: &str) -> bool {
     path.contains(['?', '#'])
 }
 
-/// Whether a text may become a part of a URI: a blank or a line end would forge a request.
+/// Whether a text may be a part of a URI: printable ASCII without spaces. A space or a line end would allow request
+/// injection.
 #[must_use]
 pub fn is_uri_part(text: &str) -> bool {
     text.bytes().all(|byte| (0x21..0x7f).contains(&byte))
 }
 
-/// Whether the case of ASCII letters counts.
+/// Whether ASCII letters are compared case-sensitively.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CaseSensitivity {
     Kept,
@@ -177,7 +178,7 @@ enum CaseSensitivity {
 }
 
 impl CaseSensitivity {
-    /// What is behind the prefix; none where the text does not begin with it.
+    /// The text after the prefix; none when the text does not begin with it.
     fn without_prefix<'t>(self, text: &'t str, prefix: &str) -> Option<&'t [u8]> {
         let (start, rest) = text.as_bytes().split_at_checked(prefix.len())?;
         let is_there = match self {
@@ -194,7 +195,7 @@ mod tests {
     use crate::test_request::TestRequest;
 
     #[test]
-    fn segments_are_whole() {
+    fn segments_match_whole_segments_only() {
         let check = |prefix: &str, path: &str, expected: bool| {
             let covered = PathMatch::Segments(prefix.into()).matches(path);
             assert_eq!(covered, expected, "{prefix} {path}");
@@ -204,20 +205,20 @@ mod tests {
         check("/cart", "/cartoon", false);
         check("/", "/anything", true);
         check("/cart/", "/cart/1", true);
-        // The route of everything takes what is asked of the whole server too.
+        // The route for every path also matches `OPTIONS *`.
         check("/", "*", true);
         check("/cart", "*", false);
     }
 
     #[test]
-    fn case_is_ignored_where_the_match_says_so() {
+    fn case_is_ignored_by_ignore_case() {
         let check = |path: PathMatch, covered: &[&str], others: &[&str]| {
             let path = PathMatch::IgnoreCase(path.into());
             for text in covered {
-                assert!(path.matches(text), "{path:?} covers {text}");
+                assert!(path.matches(text), "{path:?} matches {text}");
             }
             for text in others {
-                assert!(!path.matches(text), "{path:?} does not cover {text}");
+                assert!(!path.matches(text), "{path:?} does not match {text}");
             }
         };
         check(PathMatch::Prefix("/Ab".into()), &["/ab", "/aBc"], &["/a", "/xab"]);
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn regular_expression_covers_a_whole_path() {
+    fn regular_expression_matches_the_whole_path() {
         let path = PathMatch::Regex(Pattern::parse("/a|/a/.*").expect("an expression"));
         assert!(path.matches("/a") && path.matches("/a/b"));
         assert!(!path.matches("/ab") && !path.matches("/x/a") && !path.matches("/A"));
@@ -237,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_value_of_a_query_parameter_counts_as_it_was_sent() {
+    fn first_value_of_a_query_parameter_is_compared_as_sent() {
         let text =
             |form: fn(String) -> StringMatch, text: &str| QueryCheck::Value(form(text.into()));
         let check = |check: QueryCheck, met: &[&str], others: &[&str]| {

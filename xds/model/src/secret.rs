@@ -1,4 +1,4 @@
-//! What proves who somebody is, and how a side of a connection asks for it.
+//! Secrets (certificates, keys, trust bundles, CRLs) and the TLS settings of clients and servers.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -16,13 +16,14 @@ pub enum DataSource {
     Inline(Arc<Zeroizing<Vec<u8>>>),
     /// A file, read when the configuration is applied.
     File(PathBuf),
-    /// The roots that the system trusts where the configuration is applied (`system_root_certs`). Roots
-    /// only.
+    /// The system's root certificates, on the host that applies the configuration (`system_root_certs`). Only
+    /// valid for a trust bundle.
     SystemRoots,
 }
 
 impl DataSource {
-    /// These bytes, which are overwritten when nobody needs them any more: they may be a private key.
+    /// Inline bytes. They are overwritten with zeros when the last reference is dropped, because they may be a
+    /// private key.
     #[must_use]
     pub fn inline(bytes: impl Into<Vec<u8>>) -> Self {
         Self::Inline(Arc::new(Zeroizing::new(bytes.into())))
@@ -45,7 +46,7 @@ impl fmt::Debug for DataSource {
 pub enum Secret {
     /// A certificate with its private key.
     Identity(TlsIdentity),
-    /// What a peer's certificate is checked against.
+    /// How a peer's certificate is verified.
     Validation(Validation),
 }
 
@@ -58,48 +59,48 @@ pub struct TlsIdentity {
     pub key: DataSource,
 }
 
-/// What a peer's certificate is checked against (`CertificateValidationContext`).
+/// How a peer's certificate is verified (`CertificateValidationContext`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Validation {
-    /// The roots, PEM. A chain must end in one of them.
+    /// The trust bundle: root certificates, PEM. A chain must end in one of them.
     pub roots: DataSource,
-    /// Revocation lists, PEM or DER; none: revocation is not checked.
+    /// CRLs, PEM or DER. With neither these nor distribution points, revocation is not checked.
     pub revocations: Option<DataSource>,
-    /// Where more lists are fetched.
+    /// Where more CRLs are fetched from.
     pub points: Vec<DistributionPoint>,
-    /// What the lists decide.
+    /// How CRLs are applied.
     pub policy: RevocationPolicy,
-    /// The URI or DNS names of which the peer must have one; empty: any.
+    /// URI or DNS names; the peer's certificate must have one of them. Empty: any name.
     pub names: Vec<StringMatch>,
 }
 
-/// Where a revocation list is offered over HTTP (RFC 5280, section 4.2.1.13).
+/// An HTTP address from which a CRL is fetched (RFC 5280, section 4.2.1.13).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct DistributionPoint {
-    /// The list's address. Where it is found the cluster says, and not the host in it.
+    /// The URI of the CRL. The connection goes to `cluster`, not to the host in the URI.
     pub uri: String,
-    /// The cluster that serves it.
+    /// The cluster that serves the CRL.
     pub cluster: Name,
-    /// How often it is asked for at least.
+    /// The longest time between two fetches.
     pub refresh: Duration,
 }
 
-/// What revocation lists decide. The default lets in nobody of whom they do not say that it is good.
+/// How CRLs are applied. By default, a certificate that no valid CRL covers is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RevocationPolicy {
-    /// Whether they decide.
+    /// Whether CRLs are checked, and whether every certificate must be covered by one.
     pub mode: RevocationMode,
-    /// What becomes of whom only a list that has expired speaks of.
+    /// What happens to a certificate that only an expired CRL covers.
     pub on_expired: ExpiredCrlAction,
-    /// Whose certificates are looked up.
+    /// Which certificates of a chain are checked.
     pub depth: RevocationDepth,
-    /// How long what a revoked peer has begun may last; zero: it is ended at once.
+    /// Grace period for requests in flight when their peer is revoked; zero: they are aborted at once.
     pub drain: Duration,
-    /// How many authorities may stand above a leaf, the root among them (`max_verify_depth`).
+    /// The most CA certificates above a leaf, the root included (`max_verify_depth`).
     pub depth_limit: usize,
-    /// The most bytes of all lists together.
+    /// The most bytes of all CRLs together.
     pub bytes_limit: usize,
-    /// The most revoked certificates of all lists together.
+    /// The most revoked certificates in all CRLs together.
     pub entries_limit: usize,
 }
 
@@ -117,65 +118,65 @@ impl Default for RevocationPolicy {
     }
 }
 
-/// Whether revocation lists decide.
+/// Whether CRLs are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RevocationMode {
-    /// They do not: nobody is refused by them.
+    /// CRLs are not checked.
     Off,
-    /// Whom they name is refused; whom they do not speak of is let in.
+    /// A revoked certificate is refused; one that no CRL covers is accepted.
     Soft,
-    /// Whom they do not speak of is refused as well.
+    /// A revoked certificate is refused, and so is one that no CRL covers.
     Strict,
 }
 
-/// What becomes of a certificate of which only a list speaks that is past its `nextUpdate`.
+/// What happens to a certificate that is covered only by a CRL past its `nextUpdate`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpiredCrlAction {
-    /// It is let in.
+    /// The certificate is accepted.
     Ignore,
-    /// It is let in, and that the list has expired is told.
+    /// The certificate is accepted, and a warning about the expired CRL is logged.
     Warn,
-    /// It is refused.
+    /// The certificate is refused.
     Deny,
 }
 
-/// Whose certificates are looked up.
+/// Which certificates of a chain are checked against CRLs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RevocationDepth {
-    /// The peer's own.
+    /// The leaf only.
     Leaf,
-    /// The peer's and those of its issuers, but for the root.
+    /// The leaf and its issuers, without the root.
     Chain,
 }
 
 impl RevocationMode {
-    /// Every mode, with its word.
+    /// Every mode with its name in configurations.
     pub const WORDS: [(&'static str, Self); 3] =
         [("off", Self::Off), ("soft", Self::Soft), ("strict", Self::Strict)];
 }
 
 impl ExpiredCrlAction {
-    /// Every choice, with its word.
+    /// Every choice with its name in configurations.
     pub const WORDS: [(&'static str, Self); 3] =
         [("ignore", Self::Ignore), ("warn", Self::Warn), ("deny", Self::Deny)];
 }
 
 impl RevocationDepth {
-    /// Every choice, with its word.
+    /// Every choice with its name in configurations.
     pub const WORDS: [(&'static str, Self); 2] = [("leaf", Self::Leaf), ("chain", Self::Chain)];
 }
 
-/// A secret in place, or the name it is served under.
+/// An inline secret, or the name of one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretSource {
-    /// It stands in the configuration.
+    /// The secret is part of the resource.
     Inline(Arc<Secret>),
-    /// It is a static secret, comes over SDS, or is the workload's own identity.
+    /// The name of a static secret, of a secret from SDS, or of the workload's own identity.
     Named(Name),
 }
 
 impl SecretSource {
-    /// Its name; none for a secret in place.
+    /// The secret's name; none for an inline secret.
     #[must_use]
     pub fn name(&self) -> Option<&Name> {
         match self {
@@ -185,36 +186,36 @@ impl SecretSource {
     }
 }
 
-/// How TLS with a client is done (`DownstreamTlsContext`).
+/// TLS settings towards clients (`DownstreamTlsContext`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownstreamTls {
-    /// Our certificate.
+    /// The server certificate.
     pub identity: SecretSource,
-    /// What clients show of themselves.
+    /// Whether client certificates are requested, and how they are verified.
     pub client_certificates: ClientCertificateMode,
-    /// The protocols offered, most wanted first.
+    /// The ALPN protocols offered, most preferred first.
     pub alpn: Vec<String>,
-    /// What handshakes may agree on.
+    /// The TLS versions, cipher suites and groups that a handshake may negotiate.
     pub parameters: TlsParameters,
 }
 
-/// What a server makes of its clients' certificates.
+/// Whether a server requests client certificates, and how it verifies them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClientCertificateMode {
-    /// It asks for none.
+    /// No client certificate is requested.
     NotRequested,
-    /// It lets in whose certificate is good: Verify Mode where everybody needs one.
+    /// Client certificates are verified; an invalid one fails the handshake.
     Verify {
-        /// What a certificate is checked against.
+        /// How a certificate is verified.
         validation: SecretSource,
-        /// Names asked for here, beside those of the validation (`combined_validation_context`).
+        /// Names required in addition to those of the validation (`combined_validation_context`).
         names: Vec<StringMatch>,
         /// Whether a client without a certificate is refused (`require_client_certificate`).
         required: bool,
     },
-    /// It tells the service whatever is shown, and lets it judge (`trust_chain_verification:
-    /// ACCEPT_UNTRUSTED` without `trusted_ca`). The client has the certificate's key; nothing else is proved,
-    /// and it is nobody's identity.
+    /// Any client certificate is accepted and forwarded to the service, which must verify it
+    /// (`trust_chain_verification: ACCEPT_UNTRUSTED` without `trusted_ca`). The handshake only proves that the
+    /// client has the private key; the certificate is not used as an identity.
     PassThrough {
         /// Whether a client without a certificate is refused.
         required: bool,
@@ -222,7 +223,7 @@ pub enum ClientCertificateMode {
 }
 
 impl ClientCertificateMode {
-    /// What certificates are checked against; none where they are not.
+    /// How client certificates are verified; none where they are not.
     #[must_use]
     pub fn validation(&self) -> Option<&SecretSource> {
         match self {
@@ -232,39 +233,38 @@ impl ClientCertificateMode {
     }
 }
 
-/// How TLS to an endpoint is done (`UpstreamTlsContext`).
+/// TLS settings towards endpoints (`UpstreamTlsContext`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UpstreamTls {
-    /// Our certificate, when the endpoint asks for one.
+    /// The client certificate, sent when the endpoint requests one.
     pub identity: Option<SecretSource>,
-    /// What the endpoint's certificate is checked against. None: any certificate is accepted and
-    /// proves nothing, which translation warns of.
+    /// How the endpoint's certificate is verified. None: any certificate is accepted; translation adds a warning.
     pub validation: Option<SecretSource>,
-    /// Names asked for here, beside those of the validation.
+    /// Names required in addition to those of the validation.
     pub names: Vec<StringMatch>,
-    /// The server name sent; none sends no SNI.
+    /// The server name (SNI) sent; none: no SNI.
     pub sni: Option<String>,
-    /// The protocols offered.
+    /// The ALPN protocols offered.
     pub alpn: Vec<String>,
-    /// What handshakes may agree on.
+    /// The TLS versions, cipher suites and groups that a handshake may negotiate.
     pub parameters: TlsParameters,
 }
 
-/// How two sides agree on keys (RFC 8446, section 4.2.7).
+/// A key exchange group of TLS (RFC 8446, section 4.2.7).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyExchangeGroup {
-    /// By X25519 and ML-KEM-768 together, which a quantum computer of the future will not undo.
+    /// Hybrid of X25519 and ML-KEM-768, which resists quantum computers.
     X25519MlKem768,
-    /// By X25519.
+    /// Curve25519.
     X25519,
-    /// By the curve P-256.
+    /// NIST curve P-256.
     P256,
-    /// By the curve P-384.
+    /// NIST curve P-384.
     P384,
 }
 
 impl KeyExchangeGroup {
-    /// All of them, by their names in configurations, in the order of our preference.
+    /// Every group with its name in configurations, most preferred first.
     pub const WORDS: [(&'static str, Self); 4] = [
         ("X25519MLKEM768", Self::X25519MlKem768),
         ("X25519", Self::X25519),
@@ -272,7 +272,7 @@ impl KeyExchangeGroup {
         ("P-384", Self::P384),
     ];
 
-    /// Those that a quantum computer would undo.
+    /// The groups that are not resistant to quantum computers.
     pub const CLASSICAL: [Self; 3] = [Self::X25519, Self::P256, Self::P384];
 
     /// The name in configurations.

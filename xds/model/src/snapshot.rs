@@ -1,4 +1,4 @@
-//! A whole configuration at one moment. Immutable; the next one replaces it whole.
+//! Snapshots: the whole configuration at one moment. Immutable; a new snapshot replaces the old one as a whole.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,10 +11,10 @@ use crate::{
     RouteSource, RouteTable, Secret, SecretSource, Transport,
 };
 
-/// Everything a data plane works by. A request or a flow sees one snapshot from start to end.
+/// The whole configuration of a data plane. A request or a flow uses one snapshot from start to end.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Counts the snapshots of this process, from 1.
+    /// The number of the snapshot in this process, from 1.
     pub revision: u64,
     /// The listeners by name.
     pub listeners: BTreeMap<Name, Arc<Listener>>,
@@ -22,15 +22,15 @@ pub struct Snapshot {
     pub routes: BTreeMap<Name, Arc<RouteTable>>,
     /// The clusters by name.
     pub clusters: BTreeMap<Name, Arc<Cluster>>,
-    /// The endpoints of the clusters that discover them, by `ClusterLoadAssignment` name.
+    /// The endpoints of EDS clusters, by `ClusterLoadAssignment` name.
     pub endpoints: BTreeMap<Name, Arc<EndpointSet>>,
-    /// The endpoints of the clusters whose hosts are resolved by DNS, by cluster name.
+    /// The endpoints of DNS clusters, by cluster name.
     pub resolved: BTreeMap<Name, Arc<EndpointSet>>,
     /// The secrets by name.
     pub secrets: BTreeMap<Name, Arc<Secret>>,
 }
 
-/// A name that something refers to and that is not there.
+/// A name that a resource refers to and that the snapshot does not contain.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MissingReference {
     /// A route table.
@@ -51,15 +51,15 @@ impl fmt::Display for MissingReference {
             Self::Routes(name) => write!(f, "route configuration {name:?}"),
             Self::Cluster(name) => write!(f, "cluster {name:?}"),
             Self::Endpoints(name) => write!(f, "endpoints {name:?}"),
-            Self::Addresses(name) => write!(f, "addresses of the hosts of cluster {name:?}"),
+            Self::Addresses(name) => write!(f, "DNS addresses of cluster {name:?}"),
             Self::Secret(name) => write!(f, "secret {name:?}"),
         }
     }
 }
 
 impl Snapshot {
-    /// The listener that answers for an original destination: its own address first, then one
-    /// bound to every address at that port.
+    /// The listener for an original destination: one with that address first, then one with the unspecified address
+    /// and that port.
     #[must_use]
     pub fn virtual_listener(
         &self,
@@ -74,7 +74,7 @@ impl Snapshot {
         })
     }
 
-    /// The endpoints of a cluster; none when they are unknown or the cluster has no fixed ones.
+    /// The endpoints of a cluster; none when they are not known yet or the cluster uses the original destination.
     #[must_use]
     pub fn endpoints_of<'a>(&'a self, cluster: &'a Cluster) -> Option<&'a EndpointSet> {
         match &cluster.discovery {
@@ -85,7 +85,7 @@ impl Snapshot {
         }
     }
 
-    /// A secret in place or by name.
+    /// The secret of a source, inline or by name; none when the name is unknown.
     #[must_use]
     pub fn secret<'a>(&'a self, source: &'a SecretSource) -> Option<&'a Arc<Secret>> {
         match source {
@@ -94,8 +94,7 @@ impl Snapshot {
         }
     }
 
-    /// Every name that is referred to and not there, each once, in order. Addresses of host names are
-    /// not among them: no configuration contains those.
+    /// Every missing name, once, in order. DNS addresses are not listed: no configuration contains them.
     #[must_use]
     pub fn missing(&self) -> Vec<MissingReference> {
         let mut missing = BTreeSet::new();
@@ -120,7 +119,7 @@ impl Snapshot {
             .collect()
     }
 
-    /// What a cluster refers to and is not there: its endpoints or addresses, and its secrets.
+    /// The missing names of a cluster: its endpoints or DNS addresses, and its secrets.
     #[must_use]
     pub fn missing_of_cluster(&self, cluster: &Cluster) -> Vec<MissingReference> {
         let mut missing: Vec<MissingReference> =
@@ -140,7 +139,7 @@ impl Snapshot {
         missing
     }
 
-    /// Those of the secrets that are not there.
+    /// The secrets among `names` that are missing.
     pub fn missing_secrets<'n>(
         &self,
         names: impl Iterator<Item = &'n Name>,
@@ -151,12 +150,12 @@ impl Snapshot {
     }
 }
 
-/// Two listeners at one address.
+/// Two listeners with the same address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddressConflict {
     /// The listener that is served.
     pub first: Name,
-    /// The other.
+    /// The listener that is not served.
     pub second: Name,
     /// Their address.
     pub address: SocketAddr,
@@ -165,13 +164,13 @@ pub struct AddressConflict {
 impl fmt::Display for AddressConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { first, second, address } = self;
-        write!(f, "listener {second:?}: address {address} is taken by listener {first:?}")
+        write!(f, "listener {second:?}: address {address} is already used by listener {first:?}")
     }
 }
 
 impl Snapshot {
-    /// The listeners whose address another one has: of two that bind a socket, connections would go to
-    /// either; of two that do not, one would get none.
+    /// The listeners with the address of an earlier one. With two bound sockets, connections would go to either;
+    /// with two unbound listeners, one would get none.
     #[must_use]
     pub fn address_conflicts(&self) -> Vec<AddressConflict> {
         let mut taken = BTreeMap::new();
@@ -194,7 +193,7 @@ impl Snapshot {
 }
 
 impl Cluster {
-    /// The secrets that it names.
+    /// The names of the secrets that it refers to.
     pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
         let sources = self.tls.iter().flat_map(|tls| tls.identity.iter().chain(&tls.validation));
         sources.filter_map(SecretSource::name)
@@ -202,7 +201,7 @@ impl Cluster {
 }
 
 impl RouteTable {
-    /// The clusters that its routes name.
+    /// The names of the clusters that its routes refer to.
     pub fn cluster_names(&self) -> impl Iterator<Item = &Name> {
         let routes = self.hosts.iter().flat_map(|host| &host.routes);
         let clusters = routes.flat_map(|route| match &route.action {
@@ -214,7 +213,7 @@ impl RouteTable {
 }
 
 impl Listener {
-    /// The secrets that it names.
+    /// The names of the secrets that it refers to.
     pub fn secret_names(&self) -> impl Iterator<Item = &Name> {
         let tls = self.all_chains().filter_map(|chain| chain.tls.as_ref());
         let sources = tls.flat_map(|tls| {
@@ -223,7 +222,7 @@ impl Listener {
         sources.filter_map(SecretSource::name)
     }
 
-    /// The route tables that it names.
+    /// The names of the route tables that it refers to.
     pub fn table_names(&self) -> impl Iterator<Item = &Name> {
         self.all_chains().filter_map(|chain| match &chain.filter {
             Filter::Tcp(_) => None,
@@ -251,7 +250,7 @@ impl Listener {
         })
     }
 
-    /// The clusters that it names itself: those of TCP and UDP, and those of routes in place.
+    /// The clusters of its TCP and UDP proxies and of its inline route tables.
     pub fn cluster_names(&self) -> impl Iterator<Item = &Name> {
         let inline = self.all_chains().filter_map(|chain| match &chain.filter {
             Filter::Tcp(_) => None,

@@ -4,11 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::{RequestFacts, SpiffeId, query_parameter};
 
-/// What is known of a request.
+/// The properties of a request.
 #[derive(Debug, Clone)]
 pub(crate) struct TestRequest {
     pub(crate) method: String,
-    /// Path and query; empty: it has no path.
+    /// Path and query; empty for a CONNECT request.
     pub(crate) target: String,
     /// Names in lower case, and values.
     pub(crate) headers: Vec<(String, String)>,
@@ -17,7 +17,7 @@ pub(crate) struct TestRequest {
 }
 
 impl Default for TestRequest {
-    /// A plain GET of `http://a/` by 10.0.0.1.
+    /// `GET http://a/` from 10.0.0.1.
     fn default() -> Self {
         Self {
             method: "GET".into(),

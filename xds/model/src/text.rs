@@ -1,12 +1,12 @@
-//! How a policy or a route names a text or an address range.
+//! Text matches and address ranges of policies and routes.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::Pattern;
 
-/// A comparison with a text (`envoy.type.matcher.v3.StringMatcher`). Texts are bytes: a header may hold
-/// bytes that are not UTF-8. Only ASCII letters have a case.
+/// A match of a text (`envoy.type.matcher.v3.StringMatcher`). Texts are bytes: a header value may have bytes that are
+/// not UTF-8. Case is ignored for ASCII letters only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StringMatch {
     /// The whole text.
@@ -30,7 +30,7 @@ pub enum StringMatch {
 }
 
 impl StringMatch {
-    /// Whether `text` is one that this match names.
+    /// Whether `text` matches.
     #[must_use]
     pub fn matches(&self, text: impl AsRef<[u8]>) -> bool {
         let text = text.as_ref();
@@ -74,10 +74,10 @@ impl Cidr {
         Self { address: IpAddr::V6(Ipv6Addr::LOCALHOST), prefix_bits: 128 },
     ];
 
-    /// The range of the addresses that share `prefix_bits` leading bits with `address`.
+    /// The range of addresses that share `prefix_bits` leading bits with `address`.
     ///
     /// # Errors
-    /// When there are more prefix bits than the address has.
+    /// When `prefix_bits` is greater than 32 for IPv4 or 128 for IPv6.
     pub fn new(address: IpAddr, prefix_bits: u8) -> Result<Self, InvalidCidr> {
         let width = if address.is_ipv4() { 32 } else { 128 };
         if prefix_bits > width {
@@ -86,10 +86,10 @@ impl Cidr {
         Ok(Self { address: masked(address, prefix_bits), prefix_bits })
     }
 
-    /// Parses `ADDRESS/BITS`; a bare address is the range of itself.
+    /// Parses `ADDRESS/BITS`, or `ADDRESS` for the range of that address alone.
     ///
     /// # Errors
-    /// When the text is neither.
+    /// When the text has neither form, or too many bits.
     pub fn parse(text: &str) -> Result<Self, InvalidCidr> {
         let invalid = || InvalidCidr { text: text.to_owned() };
         let (address, bits) = match text.split_once('/') {
@@ -101,7 +101,7 @@ impl Cidr {
         Self::new(address, bits.unwrap_or(width))
     }
 
-    /// Whether `address` lies in the range. An IPv4 range holds no IPv6 address and the reverse.
+    /// Whether `address` is in the range. An IPv4 range contains no IPv6 address, and the reverse.
     #[must_use]
     pub fn contains(&self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4()
@@ -127,7 +127,7 @@ impl Cidr {
         }
     }
 
-    /// Whether its addresses are of IPv4.
+    /// Whether it is an IPv4 range.
     #[must_use]
     pub fn is_ipv4(&self) -> bool {
         self.address.is_ipv4()
@@ -166,7 +166,7 @@ fn masked(address: IpAddr, bits: u8) -> IpAddr {
     }
 }
 
-/// A text that is no address range.
+/// A text that is not a valid address range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InvalidCidr {
     /// The text.
@@ -175,7 +175,11 @@ pub struct InvalidCidr {
 
 impl fmt::Display for InvalidCidr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} is not ADDRESS/BITS, such as 10.96.0.0/16 or fd00::/64", self.text)
+        write!(
+            f,
+            "invalid address range {:?}: must be ADDRESS/BITS, such as 10.96.0.0/16 or fd00::/64",
+            self.text
+        )
     }
 }
 
@@ -186,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_form_of_text_match_compares_its_part_of_the_text() {
+    fn each_kind_of_text_match_compares_its_part_of_the_text() {
         let check = |form: fn(String) -> StringMatch, want: &str, met: &[&str], others: &[&str]| {
             let matcher = form(want.into());
             for text in met {
@@ -208,13 +212,14 @@ mod tests {
         check(StringMatch::Prefix, "", &["", "a"], &[]);
         check(StringMatch::Contains, "", &["", "a"], &[]);
         check(StringMatch::ExactIgnoreCase, "\u{c9}", &["\u{c9}"], &["\u{e9}"]);
-        let regex = |text: String| StringMatch::Regex(Pattern::parse(&text).expect("it is one"));
+        let regex =
+            |text: String| StringMatch::Regex(Pattern::parse(&text).expect("an expression"));
         check(regex, "a|ab", &["a", "ab"], &["abc", "A", "xa"]);
         assert!(StringMatch::Prefix("a".into()).matches(b"a\xff"));
     }
 
     #[test]
-    fn a_range_holds_its_own_family_only() {
+    fn address_range_contains_addresses_of_its_family_only() {
         let check = |range: &str, address: &str, expected: bool| {
             let range = Cidr::parse(range).expect("a range");
             assert_eq!(

@@ -1,8 +1,8 @@
-//! What a TLS handshake may agree on (`tls_params` of the TLS contexts).
+//! The TLS versions, cipher suites and groups that a handshake may negotiate (`tls_params` of the TLS contexts).
 
 use crate::KeyExchangeGroup;
 
-/// A version of TLS that is spoken here.
+/// A supported version of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TlsVersion {
     /// TLS 1.2 (RFC 5246), with extended master secret (RFC 7627) and without renegotiation.
@@ -12,7 +12,7 @@ pub enum TlsVersion {
 }
 
 impl TlsVersion {
-    /// Every version, by its name in configurations.
+    /// Every version with its name in configurations.
     pub const WORDS: [(&'static str, Self); 2] = [("TLSv1_2", Self::V1_2), ("TLSv1_3", Self::V1_3)];
 
     /// The name in configurations.
@@ -22,8 +22,8 @@ impl TlsVersion {
     }
 }
 
-/// A cipher suite of TLS 1.2. All of them have ephemeral keys and authenticated encryption. The suites of
-/// TLS 1.3 are not configurable, here as in Envoy.
+/// A cipher suite of TLS 1.2. All have forward secrecy and authenticated encryption. The suites of TLS 1.3 are not
+/// configurable, as in Envoy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CipherSuite {
     /// `TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256`.
@@ -41,7 +41,7 @@ pub enum CipherSuite {
 }
 
 impl CipherSuite {
-    /// Every suite by its OpenSSL name, which `cipher_suites` uses, in the order of our preference.
+    /// Every suite with its OpenSSL name, which `cipher_suites` uses, most preferred first.
     pub const WORDS: [(&'static str, Self); 6] = [
         ("ECDHE-ECDSA-AES128-GCM-SHA256", Self::EcdsaAes128Gcm),
         ("ECDHE-RSA-AES128-GCM-SHA256", Self::RsaAes128Gcm),
@@ -58,16 +58,16 @@ impl CipherSuite {
     }
 }
 
-/// What a TLS handshake may agree on.
+/// What a TLS handshake may negotiate (`envoy.extensions.transport_sockets.tls.v3.TlsParameters`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsParameters {
     /// The lowest version (`tls_minimum_protocol_version`).
     pub minimum: TlsVersion,
     /// The highest version (`tls_maximum_protocol_version`), not below `minimum`.
     pub maximum: TlsVersion,
-    /// The suites of TLS 1.2 (`cipher_suites`), most wanted first; empty: all that we know.
+    /// The suites of TLS 1.2 (`cipher_suites`), most preferred first; empty: all supported suites.
     pub cipher_suites: Vec<CipherSuite>,
-    /// How keys are agreed on (`ecdh_curves`), most wanted first; empty: as we prefer.
+    /// The key exchange groups (`ecdh_curves`), most preferred first; empty: all, in the default order.
     pub groups: Vec<KeyExchangeGroup>,
 }
 
@@ -90,7 +90,7 @@ impl TlsParameters {
         Self { minimum: TlsVersion::V1_3, groups, ..Self::default() }
     }
 
-    /// Whether a handshake may agree on this version.
+    /// Whether a handshake may negotiate this version.
     #[must_use]
     pub fn allows(&self, version: TlsVersion) -> bool {
         (self.minimum..=self.maximum).contains(&version)

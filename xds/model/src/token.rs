@@ -1,4 +1,4 @@
-//! Which tokens count, and which requests need one
+//! JWT authentication: which tokens are accepted, and which requests need one
 //! (`envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication`).
 
 use std::collections::BTreeMap;
@@ -8,19 +8,19 @@ use crate::{
     DataSource, Name, RequestFacts, RouteMatch, StringMatch, is_header_name, is_identity_header,
 };
 
-/// Which tokens count, and which requests need one.
+/// Which tokens are accepted, and which requests need one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtPolicy {
     /// The issuers by name.
     pub providers: BTreeMap<Name, JwtProvider>,
-    /// The first rule that covers a request says what it needs; none: nothing.
+    /// The rules; the first that matches a request applies. Without one, no token is needed.
     pub rules: Vec<JwtRule>,
     /// Whether CORS preflight requests need no token (`bypass_cors_preflight`).
     pub passes_preflight: bool,
 }
 
 impl JwtPolicy {
-    /// The index of the rule that a request falls under; none when it needs no token.
+    /// The index of the rule for a request; none when it needs no token.
     #[must_use]
     pub fn rule(&self, facts: &dyn RequestFacts) -> Option<usize> {
         if self.passes_preflight && is_preflight(facts) {
@@ -30,7 +30,7 @@ impl JwtPolicy {
     }
 }
 
-/// Whether a browser asks if it may send a request (the Fetch standard, "CORS-preflight request").
+/// Whether a request is a CORS preflight (the Fetch standard, "CORS-preflight request").
 fn is_preflight(facts: &dyn RequestFacts) -> bool {
     let has = |name: &str| facts.has_header(name, &mut |value| !value.is_empty());
     facts.method() == "OPTIONS" && has("origin") && has("access-control-request-method")
@@ -39,47 +39,47 @@ fn is_preflight(facts: &dyn RequestFacts) -> bool {
 /// An issuer of tokens (`JwtProvider`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtProvider {
-    /// The `iss` claim, compared whole. Always asked for.
+    /// The required `iss` claim.
     pub issuer: String,
-    /// The `aud` claims of which the token must have one. Always asked for, never empty.
+    /// Accepted `aud` claims; the token must have one of them. Empty: any audience.
     pub audiences: Vec<String>,
-    /// What the `sub` claim must be (`subjects`).
+    /// The condition on the `sub` claim (`subjects`).
     pub subject: Option<StringMatch>,
-    /// What other claims must be.
+    /// Conditions on other claims.
     pub claims: Vec<ClaimRule>,
-    /// How long a token may be good at most, from its `iat` or `nbf` on (`max_lifetime`).
+    /// The longest accepted lifetime of a token, from its `iat` or `nbf` (`max_lifetime`).
     pub longest_life: Option<Duration>,
-    /// The keys.
+    /// Where the keys come from.
     pub keys: KeySource,
-    /// Where a token may stand (`from_headers`, `from_params`, `from_cookies`); empty: in the
-    /// `authorization` field, as a bearer token.
+    /// Where a token may be in a request (`from_headers`, `from_params`, `from_cookies`); empty: a bearer token in the
+    /// `authorization` header.
     pub token_locations: Vec<TokenLocation>,
-    /// Whether the token goes on to the service (`forward`).
+    /// Whether the token is forwarded to the service (`forward`).
     pub forward: bool,
-    /// Which claims are told to the service, and in which field (`claim_to_headers`). A name with dots is
-    /// a way into objects.
+    /// Claims that are forwarded to the service, each with its header (`claim_to_headers`). A claim name with dots is
+    /// a path into objects.
     pub claim_headers: Vec<(String, String)>,
-    /// The field in which the service is told the payload, base64url (`forward_payload_header`).
+    /// The header in which the payload is forwarded, base64url (`forward_payload_header`).
     pub payload_header: Option<String>,
-    /// The name under which policies see the payload (`payload_in_metadata`).
+    /// The metadata key under which policies see the payload (`payload_in_metadata`).
     pub payload_name: Option<Name>,
-    /// How far the clocks may differ (`clock_skew_seconds`).
+    /// The tolerated clock difference (`clock_skew_seconds`).
     pub leeway: Duration,
-    /// Whether the token must name the client's certificate (`cnf`, `x5t#S256`; RFC 8705, section 3.1). One
-    /// that names another is refused in any case.
+    /// Whether the token must be bound to the client's certificate (`cnf`, `x5t#S256`; RFC 8705, section 3.1). A token
+    /// that is bound to another certificate is always refused.
     pub bound: bool,
-    /// Whether a stream ends when its token does.
+    /// Whether a stream is aborted when its token expires.
     pub ends_streams: bool,
 }
 
-/// Where a token may stand.
+/// Where a token may be in a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenLocation {
-    /// In a field, behind a prefix.
+    /// In a header, after a prefix.
     Header {
-        /// The field, lower case.
+        /// The header name, lower case.
         name: String,
-        /// What stands before the token.
+        /// The text before the token.
         prefix: String,
     },
     /// In a query parameter.
@@ -88,20 +88,20 @@ pub enum TokenLocation {
     Cookie(String),
 }
 
-/// What a claim must be.
+/// A condition on a claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClaimRule {
-    /// Its name.
+    /// The claim's name.
     pub name: String,
-    /// How it says what it says.
+    /// How the claim encodes its values.
     pub format: ClaimFormat,
-    /// The values.
+    /// The required values.
     pub values: Vec<String>,
-    /// Whether it must have all of them; else one suffices.
+    /// Whether all values are required; otherwise one suffices.
     pub all: bool,
 }
 
-/// How a claim says what it says.
+/// How a claim encodes its values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClaimFormat {
     /// A string that is the value.
@@ -113,7 +113,7 @@ pub enum ClaimFormat {
 }
 
 impl ClaimFormat {
-    /// Every format, with its word.
+    /// Every format with its name in configurations.
     pub const WORDS: [(&'static str, Self); 3] = [
         ("single-string", Self::Single),
         ("string-array", Self::Array),
@@ -121,13 +121,13 @@ impl ClaimFormat {
     ];
 }
 
-/// The most redirects of one fetch.
+/// The most redirects that a fetch of a key set may follow.
 pub const REDIRECTS_LIMIT: u8 = 5;
 
 /// Where a key set (RFC 7517) comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// In place or in a file.
+    /// Inline or in a file.
     Local(DataSource),
     /// Fetched over HTTP.
     Http {
@@ -137,40 +137,40 @@ pub enum KeySource {
         cluster: Name,
         /// How long a fetch may take.
         timeout: Duration,
-        /// How long a fetched set is good, unless the answer says.
+        /// How long a fetched set is used, unless the response sets it.
         cache: Duration,
-        /// How many redirects are followed: none unless the configuration says so.
+        /// How many redirects are followed; 0 by default.
         redirects: u8,
     },
 }
 
-/// What the requests of a match need.
+/// Which tokens matching requests need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JwtRule {
-    /// Which requests.
+    /// Which requests match.
     pub matches: RouteMatch,
-    /// What they need; none: nothing.
+    /// The requirement; none: no token is needed.
     pub requires: Option<JwtRequirement>,
 }
 
-/// What a request needs.
+/// Which tokens a request needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum JwtRequirement {
-    /// A token of this provider, for one of these audiences; empty: one of the provider's.
+    /// A token of this provider, for one of these audiences; empty: the provider's audiences.
     Provider(Name, Vec<String>),
-    /// One of these.
+    /// One of these requirements.
     Any(Vec<Self>),
-    /// All of these.
+    /// All of these requirements.
     All(Vec<Self>),
-    /// That no token is there (`allow_missing`): one that is there must be good, by what stands beside this.
+    /// No token (`allow_missing`). A token that is present must meet another requirement of the list.
     Missing,
 }
 
-/// Checks the name of a header that carries a token, its payload or one of its claims, and gives the name in lower case.
-/// `_` is not accepted: services may take it for `-`.
+/// Checks the name of a header for a token, its payload or one of its claims, and returns it in lower case. `_` is not
+/// accepted, because services may treat it as `-`.
 ///
 /// # Errors
-/// It is no name, or frames a message or belongs to one connection.
+/// When the text is not a header name, or names a header that frames the message or is hop-by-hop.
 pub fn token_header(name: &str) -> Result<String, String> {
     const FRAMING: [&str; 8] = [
         "connection",
@@ -185,22 +185,23 @@ pub fn token_header(name: &str) -> Result<String, String> {
     let lower = name.to_ascii_lowercase();
     if FRAMING.contains(&lower.as_str()) {
         return Err(format!(
-            "invalid header {name:?}: it frames the message or belongs to one connection"
+            "invalid header {name:?}: must not be a header that frames the message or a hop-by-hop header"
         ));
     }
     if !is_header_name(&lower) || lower.contains('_') {
         return Err(format!(
-            "invalid header name {name:?}: must be of letters, digits and !#$%&'*+-.^`|~"
+            "invalid header name {name:?}: must consist of letters, digits and !#$%&'*+-.^`|~"
         ));
     }
     Ok(lower)
 }
 
-/// Checks the name of a header that tells a service a claim or the payload of a token, and gives the name in lower case.
+/// Checks the name of a header that forwards a claim or the payload of a token to the service, and returns it in lower
+/// case.
 ///
 /// # Errors
-/// What [`token_header`] refuses; a header that says who the client is, or by which way it came, since a claim would
-/// take the place of what was proved; `authorization` or `cookie`, in which tokens come.
+/// When [`token_header`] refuses the name; when the header states the client's identity or address, because a claim
+/// would replace verified data; when it is `authorization` or `cookie`, in which tokens are sent.
 pub fn claim_header(name: &str) -> Result<String, String> {
     const OF_CLIENTS: [&str; 3] = ["authorization", "cookie", "forwarded"];
     let lower = token_header(name)?;
@@ -210,8 +211,8 @@ pub fn claim_header(name: &str) -> Result<String, String> {
         || is_identity_header(lower.as_bytes());
     if is_reserved {
         return Err(format!(
-            "invalid header {name:?}: a claim must not replace what says who the client is or how it came \
-             (identity headers, x-forwarded-*, x-envoy-*, forwarded, authorization, cookie)"
+            "invalid header {name:?}: must not be an identity header, x-forwarded-*, x-envoy-*, forwarded, \
+             authorization or cookie"
         ));
     }
     Ok(lower)
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_told_in_headers_that_say_nothing_of_the_client() {
+    fn claim_headers_must_not_state_the_clients_identity_or_address() {
         for name in ["x-user", "X-Email", "x-forwardedfor"] {
             assert_eq!(claim_header(name), Ok(name.to_ascii_lowercase()));
         }
@@ -265,14 +266,14 @@ mod tests {
     }
 
     #[test]
-    fn cors_preflight_needs_no_token_where_that_is_set() {
+    fn cors_preflight_needs_no_token_with_bypass_cors_preflight() {
         let preflight = asking("OPTIONS", &[ORIGIN, ASKED]);
         assert_eq!(policy(true).rule(&preflight), None);
         assert_eq!(policy(false).rule(&preflight), Some(0));
     }
 
     #[test]
-    fn request_that_is_no_cors_preflight_needs_a_token() {
+    fn request_other_than_a_cors_preflight_needs_a_token() {
         for request in [
             asking("POST", &[ORIGIN, ASKED]),
             asking("OPTIONS", &[ORIGIN]),

@@ -1,8 +1,8 @@
-//! When to try again: exponential, with full jitter.
+//! Exponential backoff with full jitter between connection attempts.
 
 use std::time::Duration;
 
-/// The waits between attempts. The first is up to 100 ms, the longest up to 15 s.
+/// The delays between attempts: the first is at most 100 ms, the longest at most 15 s.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     failures: u32,
@@ -10,7 +10,7 @@ pub struct Backoff {
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(15);
-/// After a stream that worked and was closed in good order, so that a fleet does not come back at once.
+/// The longest delay after the server closed a working stream, so that a fleet does not reconnect at once.
 const AFTER_SUCCESS: Duration = Duration::from_secs(1);
 
 impl Backoff {
@@ -20,12 +20,12 @@ impl Backoff {
         Self { failures: 0 }
     }
 
-    /// The server answered: the next failure is the first again.
+    /// Resets the backoff after an answer of the server.
     pub fn answered(&mut self) {
         self.failures = 0;
     }
 
-    /// How long to wait after a failed attempt. `random` is between 0 and 1.
+    /// The delay after a failed attempt. `random` is between 0 and 1.
     #[must_use]
     pub fn failed(&mut self, random: f64) -> Duration {
         let ceiling = FIRST.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST);
@@ -33,7 +33,7 @@ impl Backoff {
         ceiling.mul_f64(random.clamp(0.0, 1.0))
     }
 
-    /// How long to wait after a stream that had answered. `random` is between 0 and 1.
+    /// The delay after a stream that ended without an error. `random` is between 0 and 1.
     #[must_use]
     pub fn closed(&self, random: f64) -> Duration {
         AFTER_SUCCESS.mul_f64(random.clamp(0.0, 1.0))
@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_the_longest_and_start_over() {
+    fn delays_double_up_to_the_longest_and_reset_after_an_answer() {
         let mut backoff = Backoff::new();
         let waits: Vec<_> = (0..10).map(|_| backoff.failed(1.0)).collect();
         assert_eq!(waits[0], FIRST);

@@ -1,4 +1,4 @@
-//! The resources of one response: which are good, which are refused and why.
+//! Decodes the resources of one response into accepted and rejected ones.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -9,7 +9,7 @@ use weft_model::Name;
 
 use crate::translate::{self, FieldError, Rejection, ResourceKind};
 
-/// The resources of one response, sorted into good and bad.
+/// The resources of one response, decoded.
 pub(super) struct Batch {
     pub(super) kind: ResourceKind,
     pub(super) good: BTreeMap<Name, (String, translate::DecodedResource)>,
@@ -21,8 +21,8 @@ impl Batch {
         Self { kind, good: BTreeMap::new(), bad: Vec::new() }
     }
 
-    /// Reads one resource, of which the message around it gave a name or an empty text. A state-of-the-world server
-    /// may wrap it in a `Resource`.
+    /// Decodes one resource. `name` is the name in the message around it; it may be empty. A state-of-the-world server
+    /// may wrap the resource in a `Resource`.
     pub(super) fn take(&mut self, name: &str, any: &Any, version: String) {
         type Wrapper = envoy_types::pb::envoy::service::discovery::v3::Resource;
         if any.type_url.ends_with("/envoy.service.discovery.v3.Resource")
@@ -44,7 +44,11 @@ impl Batch {
         if any.type_url != kind.type_url() {
             self.bad.push(refuse(
                 outer_name.to_owned(),
-                format!("a {:?} in a response of {}", any.type_url, kind.type_url()),
+                format!(
+                    "invalid type {:?}: must be {}, the response's type",
+                    any.type_url,
+                    kind.type_url()
+                ),
             ));
             return;
         }
@@ -57,7 +61,7 @@ impl Batch {
                     }
                     Entry::Occupied(entry) => self.bad.push(refuse(
                         entry.key().to_string(),
-                        "the response holds this name twice".into(),
+                        "duplicate name in the response".into(),
                     )),
                 }
             }
@@ -70,7 +74,7 @@ impl Batch {
         }
     }
 
-    /// Every name in the response, good or bad: a bad one is not a deleted one.
+    /// Every name in the response, including rejected resources: those are not deleted.
     pub(super) fn names(&self) -> impl Iterator<Item = Name> {
         self.good
             .keys()

@@ -1,4 +1,4 @@
-//! The task that follows a control plane: dials, talks, publishes, and tries again.
+//! The client task: connects to the control plane, runs the session, publishes snapshots, and reconnects.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,42 +17,44 @@ use super::{Backoff, ClientSession, ResponseOutcome, Warming, XdsRequest, XdsVar
 use crate::dial::Dialer;
 use crate::translate::Notes;
 
-/// The largest response taken. gRPC's own default of 4 MiB is too small for a big cluster.
+/// The largest accepted response. gRPC's default of 4 MiB is too small for a big cluster.
 const MESSAGE_LIMIT_BYTES: usize = 256 * 1024 * 1024;
-/// How many of our messages may wait for the stream.
+/// The most requests that may be queued for the stream.
 const SEND_QUEUE_LIMIT: usize = 256;
 
-/// What is known of the source, for people and for readiness.
+/// The state of the configuration source, for `weft status`, `/config_dump` and readiness.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct XdsStatus {
-    /// Whether a stream is open and has answered.
+    /// Whether a stream is open and the server has answered on it.
     pub connected: bool,
     /// Why the last stream ended.
     pub last_error: Option<String>,
-    /// What the server sent and we refused, by kind and name, until a good version comes or the server removes it.
+    /// Rejected resources (NACK) with the reason, by kind and name, until a valid version arrives or the server removes
+    /// the resource.
     pub rejected: BTreeMap<String, String>,
-    /// What has no effect here or weakens security, by kind and name; without those that have none.
+    /// Settings without effect and settings that weaken security, by kind and name of the resource. Resources without
+    /// notes are not listed.
     pub notes: BTreeMap<String, Notes>,
-    /// Names that something in the configuration refers to and that are missing.
+    /// Names that the configuration refers to and that are missing.
     pub waiting_for: Vec<MissingReference>,
-    /// Whether everything of the first configuration is in force, or was waited for in vain.
+    /// Whether the whole first configuration is in use, or its fetch timeout has passed.
     pub is_settled: bool,
 }
 
-/// The addresses of the host names that were looked up at least once; none when no lookup succeeded.
+/// The addresses of host names that were looked up at least once; empty when no lookup succeeded.
 pub type DnsAnswers = BTreeMap<DnsQuery, Arc<[IpAddr]>>;
 
-/// The connection to what resolves host names.
+/// The channels to the DNS resolver task.
 #[derive(Debug)]
 pub struct DnsChannels {
     /// The lookups that the configuration needs.
     pub wanted: watch::Sender<BTreeSet<DnsQuery>>,
-    /// Their answers.
+    /// The answers to them.
     pub answers: watch::Receiver<Arc<DnsAnswers>>,
 }
 
 impl DnsChannels {
-    /// Asks for the addresses of a configuration's host names, and adds those that are known.
+    /// Requests lookups of the snapshot's host names, and adds the known addresses to it.
     fn resolve(&mut self, snapshot: &mut Snapshot) {
         let answers = self.answers.borrow_and_update().clone();
         let mut queries = BTreeSet::new();
@@ -73,7 +75,7 @@ impl DnsChannels {
 }
 
 impl XdsStatus {
-    /// Keeps what an operator should know of `resource`, and logs what is new of it.
+    /// Stores the notes of `resource`, and logs the new ones.
     pub fn note(&mut self, resource: String, notes: Notes) {
         let known = self.notes.remove(&resource).unwrap_or_default();
         for path in notes.not_honoured.iter().filter(|path| !known.not_honoured.contains(path)) {
@@ -88,28 +90,28 @@ impl XdsStatus {
     }
 }
 
-/// Where the pieces of a configuration come from and where the whole goes.
+/// The inputs and outputs of the client task.
 #[derive(Debug)]
 pub struct Follower {
-    /// What stands in the bootstrap file.
+    /// The static resources of the bootstrap file.
     pub fixed: Snapshot,
-    /// Whether there is a server to ask. Then what stands in the file is served at once only when it
-    /// has listeners: without any, the first configuration is the server's.
+    /// Whether there is an xDS server. If so, the static resources are published before its first answer only when they
+    /// have listeners.
     pub has_server: bool,
-    /// Secrets that this process makes itself, such as its own identity.
+    /// Secrets that this process creates itself, such as its own identity.
     pub local: watch::Receiver<BTreeMap<Name, Arc<Secret>>>,
-    /// Where every new configuration goes.
+    /// Receives every new snapshot.
     pub publish: watch::Sender<Arc<Snapshot>>,
-    /// Where the state of things goes.
+    /// Receives the state of the configuration source.
     pub status: watch::Sender<XdsStatus>,
-    /// What resolves host names.
+    /// The DNS resolver.
     pub hosts: DnsChannels,
-    /// What decides between the two.
+    /// Decides which resources are ready to use.
     pub warming: Warming,
 }
 
 impl Follower {
-    /// Publishes what of the accepted resources is warm.
+    /// Publishes the accepted resources that are warm.
     fn offer(&mut self, session: &ClientSession, now: Instant) {
         let alone = self.fixed.listeners.is_empty();
         if self.has_server && alone && !session.has_answered() {
@@ -129,12 +131,12 @@ impl Follower {
                 revision = snapshot.revision,
                 listeners = snapshot.listeners.len(),
                 clusters = snapshot.clusters.len(),
-                "configuration in force"
+                "configuration applied"
             );
             self.publish.send_replace(Arc::new(snapshot));
         }
         for missing in self.warming.take_overdue() {
-            tracing::warn!(%missing, "not received in time, serving without it");
+            tracing::warn!(%missing, "resource not received in time, serving without it");
         }
         let (waiting_for, is_settled) = (self.warming.missing(), self.warming.is_settled());
         self.status.send_if_modified(|status| {
@@ -147,7 +149,7 @@ impl Follower {
 
     fn report(&self, outcome: &ResponseOutcome, session: &ClientSession) {
         for rejection in &outcome.rejections {
-            tracing::warn!(%rejection, "refused a resource; its last good version stays in force");
+            tracing::warn!(%rejection, "resource rejected, keeping its last good version");
         }
         self.status.send_modify(|status| {
             status.connected = true;
@@ -162,11 +164,11 @@ impl Follower {
     }
 }
 
-/// Follows the control plane behind `dial` until the task is dropped. Without one, publishes what
-/// stands in the file, and again whenever a local secret changes.
-pub async fn follow(dial: Option<Dialer>, mut session: ClientSession, mut follower: Follower) {
+/// Runs the client until the task is dropped. Without a dialer, publishes the static resources, and again whenever a
+/// local secret or a DNS answer changes.
+pub async fn follow(dialer: Option<Dialer>, mut session: ClientSession, mut follower: Follower) {
     follower.offer(&session, now());
-    let Some(dial) = dial else {
+    let Some(dialer) = dialer else {
         loop {
             let event = local_event(&mut follower).await;
             handle_local_event(event, &session, &mut follower);
@@ -175,7 +177,7 @@ pub async fn follow(dial: Option<Dialer>, mut session: ClientSession, mut follow
     let mut backoff = Backoff::new();
     loop {
         let mut answered = false;
-        let ended = run_stream(&dial, &mut session, &mut follower, &mut answered).await;
+        let ended = run_stream(&dialer, &mut session, &mut follower, &mut answered).await;
         if answered {
             backoff.answered();
         }
@@ -186,7 +188,7 @@ pub async fn follow(dial: Option<Dialer>, mut session: ClientSession, mut follow
             backoff.failed(random)
         };
         if let Some(reason) = &ended {
-            tracing::warn!(%reason, ?wait, "lost the control plane; the last good configuration stays in force");
+            tracing::warn!(%reason, ?wait, "control plane connection lost, keeping the last good configuration");
         }
         follower.status.send_modify(|status| {
             status.connected = false;
@@ -196,7 +198,7 @@ pub async fn follow(dial: Option<Dialer>, mut session: ClientSession, mut follow
     }
 }
 
-/// Waits, while what needs no server still counts.
+/// Waits before a reconnect, and handles local events meanwhile.
 async fn wait_before_retry(wait: Duration, session: &ClientSession, follower: &mut Follower) {
     let waited = tokio::time::sleep(wait);
     tokio::pin!(waited);
@@ -214,7 +216,7 @@ enum LocalEvent {
     Deadline,
 }
 
-/// What may happen without the server: a new local secret, an answer of DNS, or a time that is over.
+/// Waits for the next event that does not come from the server: a new local secret, a DNS answer, or a warming deadline.
 async fn local_event(follower: &mut Follower) -> LocalEvent {
     let deadline = follower.warming.deadline();
     let overdue = async {
@@ -254,20 +256,20 @@ enum ServerMessage {
 
 type ServerMessages = Pin<Box<dyn Stream<Item = Result<ServerMessage, tonic::Status>> + Send>>;
 
-/// One stream from open to end; the reason when it did not end in good order.
+/// Runs one stream until it ends; returns the reason unless the server closed it without an error.
 async fn run_stream(
-    dial: &Dialer,
+    dialer: &Dialer,
     session: &mut ClientSession,
     follower: &mut Follower,
     answered: &mut bool,
 ) -> Option<String> {
     let (outbox, queue) = mpsc::channel::<XdsRequest>(SEND_QUEUE_LIMIT);
-    // The server may answer with headers only after our first message, so that goes in first.
+    // Some servers send response headers only after the first request, so it is queued before the call.
     let first = session.open();
     if send(&outbox, first).await.is_err() {
-        return Some("the stream closed before it began".into());
+        return Some("stream closed before the first request was sent".into());
     }
-    let opening = open(dial, session.variant(), queue);
+    let opening = open(dialer, session.variant(), queue);
     tokio::pin!(opening);
     let mut arrivals: ServerMessages = loop {
         tokio::select! {
@@ -294,17 +296,17 @@ async fn run_stream(
         };
         *answered = true;
         follower.report(&outcome, session);
-        // Each accepted response is offered, also one that only says what does not exist.
+        // Every accepted response is offered, including one that only reports removed names.
         follower.offer_if(outcome.changed || follower.warming.deadline().is_some(), session);
         if send(&outbox, outcome.requests).await.is_err() {
-            return Some("the stream closed while we answered".into());
+            return Some("stream closed before the ACK was sent".into());
         }
     }
 }
 
 impl Follower {
-    fn offer_if(&mut self, worth: bool, session: &ClientSession) {
-        if worth || self.publish.borrow().revision == 0 {
+    fn offer_if(&mut self, changed: bool, session: &ClientSession) {
+        if changed || self.publish.borrow().revision == 0 {
             self.offer(session, now());
         }
     }
@@ -318,11 +320,11 @@ async fn send(outbox: &mpsc::Sender<XdsRequest>, requests: Vec<XdsRequest>) -> R
 }
 
 async fn open(
-    dial: &Dialer,
+    dialer: &Dialer,
     variant: XdsVariant,
     queue: mpsc::Receiver<XdsRequest>,
 ) -> Result<ServerMessages, tonic::Status> {
-    let mut client = AggregatedDiscoveryServiceClient::new(dial.channel())
+    let mut client = AggregatedDiscoveryServiceClient::new(dialer.channel())
         .max_decoding_message_size(MESSAGE_LIMIT_BYTES);
     let queue = ReceiverStream::new(queue);
     match variant {
@@ -331,7 +333,7 @@ async fn open(
                 if let XdsRequest::Delta(request) = request { Some(*request) } else { None }
             });
             let responses =
-                client.delta_aggregated_resources(dial.request(requests)).await?.into_inner();
+                client.delta_aggregated_resources(dialer.request(requests)).await?.into_inner();
             Ok(Box::pin(responses.map(|response| response.map(ServerMessage::Delta))))
         }
         XdsVariant::StateOfTheWorld => {
@@ -343,13 +345,13 @@ async fn open(
                 }
             });
             let responses =
-                client.stream_aggregated_resources(dial.request(requests)).await?.into_inner();
+                client.stream_aggregated_resources(dialer.request(requests)).await?.into_inner();
             Ok(Box::pin(responses.map(|response| response.map(ServerMessage::State))))
         }
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[allow(clippy::disallowed_methods, reason = "the only place where this crate reads the clock")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -359,7 +361,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn new_secret_is_followed_after_the_resolver_has_ended() {
+    async fn new_secret_is_published_after_the_resolver_task_has_ended() {
         let (local, receiver) = watch::channel(BTreeMap::new());
         let (answers, hosts) = watch::channel(Arc::default());
         let mut follower = Follower {
@@ -374,7 +376,7 @@ mod tests {
         drop(answers);
         let wait = Duration::from_millis(50);
         let idle = tokio::time::timeout(wait, local_event(&mut follower)).await;
-        assert!(idle.is_err(), "nothing happened: {idle:?}");
+        assert!(idle.is_err(), "expected no event: {idle:?}");
         let (event, ()) = tokio::join!(
             tokio::time::timeout(Duration::from_secs(5), local_event(&mut follower)),
             async {

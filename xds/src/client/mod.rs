@@ -1,8 +1,7 @@
-//! The xDS client: from a stream of responses to one closed [`weft_model::Snapshot`] after another.
+//! The xDS client: turns a stream of responses into a series of complete [`weft_model::Snapshot`]s.
 //!
-//! [`session`] decides what to send after what arrived, [`warming`] which version of each resource is in
-//! force, [`backoff`] when to try again; none of them does I/O or reads a clock.
-//! [`follow`] carries their answers out.
+//! [`session`] decides which requests to send, [`warming`] which version of each resource is in use, [`backoff`] when to
+//! reconnect; none of them does I/O or reads a clock. [`follow`] does the I/O.
 
 mod backoff;
 mod batch;
@@ -16,7 +15,7 @@ pub use follow::{DnsAnswers, DnsChannels, Follower, XdsStatus, follow};
 pub use session::{ClientSession, ResponseOutcome, XdsNode, XdsRequest, XdsVariant};
 pub use warming::Warming;
 
-/// The cause of a failed call in one line: gRPC's own text, or the deepest cause below it.
+/// The cause of a failed call in one line: the innermost error, or gRPC's text when there is none.
 pub(crate) fn explain(status: &tonic::Status) -> String {
     let mut deepest = status.message().to_owned();
     let mut cause = std::error::Error::source(status);

@@ -1,15 +1,16 @@
-//! What to send after what arrived. A state machine without I/O.
+//! The client's side of the xDS protocol, as a state machine without I/O.
 //!
-//! One session lives as long as the process; [`ClientSession::open`] begins a new stream in it. Per
-//! type it knows what the server sent and we accepted (which outlives streams), and what this
-//! stream was asked and acknowledged (which does not).
+//! One session lives as long as the process; [`ClientSession::open`] starts a new stream in it. Per resource type it
+//! keeps the accepted resources (across streams), and what the current stream has subscribed to and acknowledged.
 //!
-//! Rules kept here (xDS protocol, envoyproxy/envoy `docs/root/api-docs/xds_protocol.rst`):
-//! one ACK or NACK for each response; a NACK carries `error_detail`, and the good resources of its
-//! response are used; nonces belong to a stream; what is absent from a state-of-the-world response
-//! is deleted for clusters and listeners only; removal of endpoints, secrets and routes in use is
-//! not obeyed, the last good ones stay (Envoy does the same); resources nobody asked for are
-//! ignored; duplicates are refused; on reconnect only accepted versions are reported.
+//! Rules (xDS protocol, envoyproxy/envoy `docs/root/api-docs/xds_protocol.rst`):
+//!
+//! - Each response gets one ACK or NACK. A NACK carries `error_detail`; the valid resources of its response are used.
+//! - Nonces belong to a stream.
+//! - A resource missing from a state-of-the-world response is deleted for clusters and listeners only.
+//! - Removal of endpoints, secrets and routes that are in use is ignored; the last good ones stay (as in Envoy).
+//! - Resources without a subscription are ignored; duplicate names are rejected.
+//! - After a reconnect, only accepted versions are reported.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,49 +26,50 @@ use super::batch::Batch;
 use super::subscription::{REQUEST_BYTES, Subscription};
 use crate::translate::{self, FieldError, Notes, Rejection, Resource, ResourceKind};
 
-/// How many names of clusters are kept that the server has removed.
+/// The most names of removed clusters that are remembered.
 const ABSENT_LIMIT: usize = 10_000;
 
-/// Which of the two protocol variants is spoken.
+/// The variant of the xDS transport protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum XdsVariant {
-    /// Only changes are sent.
+    /// Incremental xDS: responses contain changes.
     Delta,
-    /// The whole state is sent.
+    /// State of the world: responses contain all resources.
     StateOfTheWorld,
 }
 
-/// Who we say we are. A claim: what a server trusts is the certificate.
+/// The node that a client identifies itself as (`core.v3.Node`). Not authenticated: servers must rely on the client's
+/// certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct XdsNode {
-    /// Names this process.
+    /// The name of the process.
     pub id: String,
-    /// Names the service it stands beside.
+    /// The name of its service.
     pub cluster: String,
-    /// What else a bootstrap file says of this process, as an encoded `core.v3.Node`: metadata and
-    /// locality, by which a server decides what to send.
+    /// The other fields of the bootstrap file's node, as an encoded `core.v3.Node`: metadata and locality, which a
+    /// server may use to select resources.
     pub described: Vec<u8>,
 }
 
-/// A message to send.
+/// A request to the server.
 #[derive(Debug, Clone, PartialEq)]
 pub enum XdsRequest {
-    /// Of the delta variant.
+    /// A request of the delta variant.
     Delta(Box<DeltaDiscoveryRequest>),
-    /// Of the state-of-the-world variant.
+    /// A request of the state-of-the-world variant.
     StateOfTheWorld(Box<DiscoveryRequest>),
 }
 
-/// What a response led to.
+/// The result of a response.
 #[derive(Debug, Default)]
 pub struct ResponseOutcome {
-    /// To be sent, in order.
+    /// The requests to send, in order.
     pub requests: Vec<XdsRequest>,
-    /// Whether the accepted resources are others than before.
+    /// Whether the set of accepted resources changed.
     pub changed: bool,
-    /// What was refused.
+    /// The rejected resources.
     pub rejections: Vec<Rejection>,
-    /// What an operator should know of each resource that was accepted: nothing of those that are gone.
+    /// The notes of each accepted resource; empty notes for a removed one.
     pub notes: Vec<(ResourceKind, Name, Notes)>,
 }
 
@@ -76,38 +78,38 @@ pub struct ResponseOutcome {
 pub struct ClientSession {
     variant: XdsVariant,
     node: XdsNode,
-    /// Names of secrets that are made here and never asked for.
+    /// Secrets that this process creates itself and does not request.
     local_secrets: BTreeSet<Name>,
     types: BTreeMap<ResourceKind, ClientTypeState>,
-    /// The node goes with the first message of a stream only.
+    /// Whether the node was sent on this stream: it is sent with the first request only.
     node_sent: bool,
 }
 
 #[derive(Debug, Default)]
 struct ClientTypeState {
-    /// Outlives streams: the last good resources with their versions.
+    /// Across streams: the last good resources with their versions.
     accepted: BTreeMap<Name, (String, Resource)>,
-    /// Resources whose last version was refused, until a good version comes or the server removes them.
-    /// The empty name is for those without a readable name.
+    /// Resources whose last version was rejected, until a valid version arrives or the server removes them. The empty
+    /// name stands for resources whose name could not be decoded.
     refused: BTreeMap<Name, FieldError>,
-    /// Names the server has said do not exist.
+    /// Names that the server has reported as nonexistent.
     absent: BTreeSet<Name>,
-    /// Names that something refers to.
+    /// Names that accepted resources refer to.
     wanted: BTreeSet<Name>,
-    /// Outlives streams: whether the server ever answered.
+    /// Across streams: whether the server has answered at least once.
     answered: bool,
-    /// Of this stream: what the server knows we want.
-    asked: BTreeSet<Name>,
-    /// Of this stream: whether anything was sent.
+    /// On this stream: the subscribed names.
+    subscribed: BTreeSet<Name>,
+    /// On this stream: whether a request was sent.
     opened: bool,
-    /// Of this stream: the nonce of the last response.
+    /// On this stream: the nonce of the last response.
     nonce: String,
-    /// State of the world: the version of the last response accepted whole.
+    /// State of the world: the version of the last response without rejections.
     version: String,
 }
 
 impl ClientSession {
-    /// A session that has not answered anything. `local_secrets` are never asked for.
+    /// A new session. `local_secrets` are never requested.
     #[must_use]
     pub fn new(variant: XdsVariant, node: XdsNode, local_secrets: BTreeSet<Name>) -> Self {
         let types =
@@ -115,17 +117,17 @@ impl ClientSession {
         Self { variant, node, local_secrets, types, node_sent: false }
     }
 
-    /// Which variant is spoken.
+    /// The protocol variant.
     #[must_use]
     pub fn variant(&self) -> XdsVariant {
         self.variant
     }
 
-    /// Begins a new stream: what to send first.
+    /// Starts a new stream; returns its first requests.
     pub fn open(&mut self) -> Vec<XdsRequest> {
         self.node_sent = false;
         for state in self.types.values_mut() {
-            state.asked.clear();
+            state.subscribed.clear();
             state.nonce.clear();
             state.opened = false;
         }
@@ -133,14 +135,14 @@ impl ClientSession {
         self.subscribe()
     }
 
-    /// Takes a delta response.
+    /// Handles a delta response.
     pub fn on_delta(&mut self, response: DeltaDiscoveryResponse) -> ResponseOutcome {
         let Some(kind) = ResourceKind::from_type_url(&response.type_url) else {
             return self.refuse_type(&response.type_url, response.nonce, String::new());
         };
         let mut batch = Batch::new(kind);
         for resource in response.resources {
-            // A resource without a body is a heartbeat: the version we have is still good.
+            // A resource without a body is a heartbeat: the current version stays valid.
             if let Some(any) = &resource.resource {
                 batch.take(&resource.name, any, resource.version);
             }
@@ -157,7 +159,7 @@ impl ClientSession {
         outcome
     }
 
-    /// Takes a state-of-the-world response.
+    /// Handles a state-of-the-world response.
     pub fn on_state(&mut self, response: DiscoveryResponse) -> ResponseOutcome {
         let Some(kind) = ResourceKind::from_type_url(&response.type_url) else {
             return self.refuse_type(&response.type_url, response.nonce, response.version_info);
@@ -167,7 +169,7 @@ impl ClientSession {
             batch.take("", &any, response.version_info.clone());
         }
         let present: BTreeSet<Name> = batch.names().collect();
-        // One without a readable name may be any of those that seem to be gone.
+        // A resource whose name could not be decoded may be any of the missing ones.
         let nameless = present.contains("");
         self.state(kind).answered = true;
         let mut outcome = ResponseOutcome::default();
@@ -187,27 +189,27 @@ impl ClientSession {
             state.version = response.version_info;
         }
         outcome.notes.extend(self.update_references());
-        // Names are the whole wish each time, so a change of wishes rides on the acknowledgement.
+        // Each request lists all names, so the ACK also carries a changed subscription.
         outcome.requests.push(self.state_request(kind, error));
         outcome.requests.extend(self.subscribe());
         outcome
     }
 
-    /// Whether the server has ever answered for clusters and listeners. Before that, having none
-    /// means nothing.
+    /// Whether the server has answered for clusters and listeners at least once. Before that, an empty set does not
+    /// mean that there are none.
     #[must_use]
     pub fn has_answered(&self) -> bool {
         self.types.iter().filter(|(kind, _)| kind.is_wildcard()).all(|(_, state)| state.answered)
     }
 
-    /// Puts everything accepted into `snapshot`, over what is there.
+    /// Adds all accepted resources to `snapshot`; they replace those of the same name.
     pub fn fill(&self, snapshot: &mut Snapshot) {
         for (_, resource) in self.types.values().flat_map(|state| state.accepted.values()) {
             translate::insert(snapshot, resource.clone());
         }
     }
 
-    /// The resources whose last version was refused, by kind and name, with the reason.
+    /// The resources whose last version was rejected, by kind and name, with the reason.
     #[must_use]
     pub fn rejected(&self) -> BTreeMap<String, String> {
         let of_kind = |(kind, state): (&ResourceKind, &ClientTypeState)| {
@@ -218,7 +220,7 @@ impl ClientSession {
         self.types.iter().flat_map(of_kind).collect()
     }
 
-    /// Whether the server has said that this does not exist.
+    /// Whether the server has reported that this resource does not exist.
     #[must_use]
     pub fn is_absent(&self, missing: &MissingReference) -> bool {
         let (kind, name) = match missing {
@@ -226,21 +228,21 @@ impl ClientSession {
             MissingReference::Cluster(name) => (ResourceKind::Cluster, name),
             MissingReference::Endpoints(name) => (ResourceKind::Endpoints, name),
             MissingReference::Secret(name) => (ResourceKind::Secret, name),
-            // No server is asked for them.
+            // DNS addresses do not come from the server.
             MissingReference::Addresses(_) => return false,
         };
         self.types.get(&kind).is_some_and(|state| state.absent.contains(name))
     }
 
-    /// Uses the good resources and gives the text for those refused.
+    /// Accepts the valid resources, and returns the NACK text when some are rejected.
     fn accept(&mut self, batch: Batch, outcome: &mut ResponseOutcome) -> Option<String> {
         let kind = batch.kind;
         let local = self.local_secrets.clone();
         let state = self.state(kind);
         state.refused.remove("");
         for (name, (version, accepted)) in batch.good {
-            let asked = kind.is_wildcard() || state.asked.contains(&name);
-            if !asked || (kind == ResourceKind::Secret && local.contains(&name)) {
+            let is_subscribed = kind.is_wildcard() || state.subscribed.contains(&name);
+            if !is_subscribed || (kind == ResourceKind::Secret && local.contains(&name)) {
                 continue;
             }
             outcome.notes.push((kind, name.clone(), accepted.notes));
@@ -262,7 +264,7 @@ impl ClientSession {
         Some(texts.join("; "))
     }
 
-    /// Obeys a removal where it counts; see the module's head.
+    /// Handles a removal by the server; see the rules of the module.
     fn remove(&mut self, kind: ResourceKind, name: &Name, outcome: &mut ResponseOutcome) {
         let state = self.state(kind);
         let in_use = state.wanted.contains(name);
@@ -270,7 +272,7 @@ impl ClientSession {
         if in_use {
             state.absent.insert(name.clone());
         } else if kind == ResourceKind::Cluster {
-            // Routes that come later may refer to it. No route has to: names that change would add up.
+            // Routes that arrive later may refer to it. The number of names is limited, because names may change often.
             state.absent.insert(name.clone());
             if state.absent.len() > ABSENT_LIMIT {
                 state.absent.pop_first();
@@ -286,8 +288,8 @@ impl ClientSession {
         outcome.changed |= had || in_use;
     }
 
-    /// Works out which names the accepted resources refer to, and forgets resources without a reference. Gives
-    /// those, without notes.
+    /// Computes which names the accepted resources refer to, and removes resources without a reference. Returns the
+    /// removed ones with empty notes.
     fn update_references(&mut self) -> Vec<(ResourceKind, Name, Notes)> {
         let mut forgotten = Vec::new();
         let mut wanted: BTreeMap<ResourceKind, BTreeSet<Name>> = BTreeMap::new();
@@ -324,13 +326,13 @@ impl ClientSession {
         forgotten
     }
 
-    /// Asks for what is wanted and was not asked on this stream.
+    /// The requests that bring the stream's subscriptions up to date.
     fn subscribe(&mut self) -> Vec<XdsRequest> {
         let kinds: Vec<ResourceKind> = self
             .types
             .iter()
             .filter(|(kind, state)| {
-                !state.opened && kind.is_wildcard() || state.wanted != state.asked
+                !state.opened && kind.is_wildcard() || state.wanted != state.subscribed
             })
             .map(|(kind, _)| *kind)
             .collect();
@@ -343,8 +345,8 @@ impl ClientSession {
             .collect()
     }
 
-    /// The requests that tell the server what is wanted now. Only the first request of a type on a stream may carry
-    /// versions: names that follow in later requests are sent again by the server.
+    /// The requests that subscribe to and unsubscribe from names. Only the first request of a type on a stream may
+    /// report versions: the server sends the resources of later requests again.
     fn delta_subscription(&mut self, kind: ResourceKind) -> Vec<XdsRequest> {
         let mut node = self.first_node();
         let state = self.state(kind);
@@ -352,13 +354,13 @@ impl ClientSession {
         let mut requests = Vec::new();
         let mut request = Subscription::new(kind);
         if is_first && kind.is_wildcard() {
-            // In one request whatever its size: the server removes nothing that it does not know of.
+            // In one request of any size: the server only reports removals of names that this request lists.
             for (name, (version, _)) in &state.accepted {
                 request.report(name, version);
             }
         }
         let mut may_report = is_first;
-        for name in state.wanted.difference(&state.asked) {
+        for name in state.wanted.difference(&state.subscribed) {
             if request.bytes >= REQUEST_BYTES {
                 requests.push(std::mem::replace(&mut request, Subscription::new(kind)).message);
                 may_report = false;
@@ -368,14 +370,14 @@ impl ClientSession {
                 request.report(name, version);
             }
         }
-        for name in state.asked.difference(&state.wanted) {
+        for name in state.subscribed.difference(&state.wanted) {
             if request.bytes >= REQUEST_BYTES {
                 requests.push(std::mem::replace(&mut request, Subscription::new(kind)).message);
             }
             request.unsubscribe(name);
         }
         requests.push(request.message);
-        state.asked = state.wanted.clone();
+        state.subscribed = state.wanted.clone();
         let with_node = requests.into_iter().map(|message| {
             XdsRequest::Delta(Box::new(DeltaDiscoveryRequest { node: node.take(), ..message }))
         });
@@ -402,7 +404,7 @@ impl ClientSession {
     fn state_request(&mut self, kind: ResourceKind, error: Option<String>) -> XdsRequest {
         let node = self.first_node();
         let state = self.state(kind);
-        state.asked = state.wanted.clone();
+        state.subscribed = state.wanted.clone();
         state.opened = true;
         XdsRequest::StateOfTheWorld(Box::new(DiscoveryRequest {
             version_info: state.version.clone(),
@@ -415,14 +417,14 @@ impl ClientSession {
         }))
     }
 
-    /// A type we never asked for: said once, and nothing else changes.
+    /// Sends a NACK for a response of an unknown type; nothing else changes.
     fn refuse_type(
         &mut self,
         type_url: &str,
         nonce: String,
         version_info: String,
     ) -> ResponseOutcome {
-        let error = Some(invalid(format!("the type {type_url:?} was not asked for")));
+        let error = Some(invalid(format!("unknown resource type {type_url:?}: not subscribed")));
         let type_url = type_url.to_owned();
         let request = match self.variant {
             XdsVariant::Delta => XdsRequest::Delta(Box::new(DeltaDiscoveryRequest {
@@ -448,7 +450,7 @@ impl ClientSession {
         if std::mem::replace(&mut self.node_sent, true) {
             return None;
         }
-        // The bytes are of our own encoding; were they not, the rest is still a valid node.
+        // This process encoded the bytes. If decoding failed, the remaining fields would still be a valid node.
         let mut node = core::Node::decode(self.node.described.as_slice()).unwrap_or_default();
         node.id.clone_from(&self.node.id);
         node.cluster.clone_from(&self.node.cluster);
@@ -465,7 +467,7 @@ impl ClientSession {
     }
 }
 
-/// Calls `refer` with every name that a resource refers to and a server is asked for by name.
+/// Calls `refer` with every name that a resource refers to and that is requested by name.
 fn references(resource: &Resource, refer: &mut dyn FnMut(ResourceKind, &Name)) {
     match resource {
         Resource::Cluster(cluster) => {
@@ -482,7 +484,7 @@ fn references(resource: &Resource, refer: &mut dyn FnMut(ResourceKind, &Name)) {
     }
 }
 
-/// The `error_detail` of a NACK: INVALID_ARGUMENT with a text for people.
+/// The `error_detail` of a NACK: INVALID_ARGUMENT with a message.
 fn invalid(message: String) -> rpc::Status {
     const INVALID_ARGUMENT: i32 = 3;
     rpc::Status { code: INVALID_ARGUMENT, message, details: Vec::new() }

@@ -1,19 +1,19 @@
-//! A delta request while its names and versions are collected.
+//! Builds a delta request with many names and versions.
 
 use envoy_types::pb::envoy::service::discovery::v3::DeltaDiscoveryRequest;
 use weft_model::Name;
 
 use crate::translate::ResourceKind;
 
-/// From how many bytes on a delta request is followed by another: half of the 4 MiB that gRPC servers take by default.
+/// The size at which a delta request is split: half of the 4 MiB that gRPC servers accept by default.
 pub(super) const REQUEST_BYTES: usize = 2 * 1024 * 1024;
 /// The most bytes that keys and lengths add to a name and a version.
 const ENTRY_BYTES: usize = 16;
 
-/// A delta request that is being put together.
+/// A delta request under construction.
 pub(super) struct Subscription {
     pub(super) message: DeltaDiscoveryRequest,
-    /// About how long it is.
+    /// The approximate size of the message.
     pub(super) bytes: usize,
 }
 

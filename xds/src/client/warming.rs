@@ -1,11 +1,11 @@
-//! Warming: which version of each resource is in force while names that others refer to are missing.
+//! Warming: which version of each resource is in use while resources that it refers to are missing.
 //!
-//! As in Envoy, only what depends on a missing name waits for it: a new cluster for its endpoints, a new
-//! listener for its routes, both for their secrets, for 15 s at most (`initial_fetch_timeout`). Until then
-//! the last version of that resource stays in force, if there is one. Every other change applies at once.
+//! As in Envoy, only resources that depend on a missing one wait for it: a new cluster for its endpoints, a new listener
+//! for its routes, both for their secrets, for at most 15 s (`initial_fetch_timeout`). Until then the last version of
+//! the waiting resource stays in use, if there is one. Every other change applies at once.
 //!
-//! Unlike Envoy, routes also wait for their clusters, so that the order of a server's messages fails no
-//! request (make before break, gRFC A74). They wait for 1 s only, because a cluster may never come.
+//! Unlike in Envoy, routes also wait for their clusters, so that no request fails because of the order of the server's
+//! messages (make before break, gRFC A74). They wait for at most 1 s, because a cluster may never arrive.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 
 use weft_model::{Cluster, Discovery, Listener, MissingReference, Name, Snapshot};
 
-/// How long a resource waits for what a server was asked for: Envoy's `initial_fetch_timeout`.
+/// How long a resource waits for requested resources: Envoy's default of `initial_fetch_timeout`.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long routes wait for a cluster, and a cluster for the first answer of DNS.
+/// How long routes wait for a cluster, and a cluster for its first DNS answer.
 const CLUSTER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the first configuration waits as a whole. It is longer, since nothing is in force yet, and
-/// an agent takes over what its predecessor left in the kernel.
+/// How long the first configuration waits as a whole. Longer than `CLUSTER_TIMEOUT`, because nothing is served yet, and
+/// an agent takes over the kernel state of its predecessor.
 const FIRST_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn timeout(missing: &MissingReference) -> Duration {
@@ -30,33 +30,33 @@ fn timeout(missing: &MissingReference) -> Duration {
     }
 }
 
-/// Decides what is in force. Sans-io: every call takes `now`.
+/// Decides which resources are in use. Does no I/O; the time is an argument of each call.
 #[derive(Debug, Default)]
 pub struct Warming {
     in_force: Snapshot,
     /// The configuration last offered.
     candidate: Snapshot,
-    /// MissingReference names of the candidate, with the time when each was first missed.
+    /// Missing names of the candidate, with the time when each was first missing.
     missed: BTreeMap<MissingReference, Instant>,
-    /// Those of them that hold something back.
+    /// Missing names that delay a resource.
     blocking: BTreeSet<MissingReference>,
-    /// Those of them that the server has said do not exist.
+    /// Missing names that the server has reported as nonexistent.
     absent: BTreeSet<MissingReference>,
-    /// Those that were waited for in vain since [`Warming::take_overdue`].
+    /// Names that timed out since [`Warming::take_overdue`].
     overdue: Vec<MissingReference>,
     began: Option<Instant>,
     is_settled: bool,
 }
 
 impl Warming {
-    /// Nothing is in force.
+    /// Without a configuration.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes a configuration; returns the one to serve, if that changes. `is_absent` is true of names
-    /// that the server has said do not exist: nothing waits for those.
+    /// Takes a new configuration; returns the one to serve, if that changes. `is_absent` is true for names that the
+    /// server has reported as nonexistent: no resource waits for those.
     pub fn offer(
         &mut self,
         candidate: Snapshot,
@@ -67,7 +67,7 @@ impl Warming {
         self.advance(&is_absent, now)
     }
 
-    /// Takes note of the time; returns the configuration to serve, if that changes.
+    /// Checks the timeouts; returns the configuration to serve, if that changes.
     pub fn tick(&mut self, now: Instant) -> Option<Snapshot> {
         if self.blocking.is_empty() {
             return None;
@@ -85,19 +85,19 @@ impl Warming {
         Some(first.map_or(ends, |began| ends.min(began + FIRST_TIMEOUT)))
     }
 
-    /// The names that are missing, whether something still waits for them or not.
+    /// The missing names, whether a resource still waits for them or not.
     #[must_use]
     pub fn missing(&self) -> Vec<MissingReference> {
         self.missed.keys().cloned().collect()
     }
 
-    /// Whether everything that was offered first is in force, or its time is over.
+    /// Whether the whole first configuration is in use, or its fetch timeout has passed.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.is_settled
     }
 
-    /// The names that were waited for in vain since the last call.
+    /// The names that timed out since the last call.
     pub fn take_overdue(&mut self) -> Vec<MissingReference> {
         std::mem::take(&mut self.overdue)
     }
@@ -113,8 +113,8 @@ impl Warming {
         let SnapshotMerge { mut next, missed, blocking, .. } = merged;
         let (absent, missed): (BTreeSet<MissingReference>, BTreeSet<MissingReference>) =
             missed.into_iter().partition(is_absent);
-        let in_vain = self.blocking.difference(&blocking).filter(|name| missed.contains(*name));
-        self.overdue.extend(in_vain.cloned());
+        let timed_out = self.blocking.difference(&blocking).filter(|name| missed.contains(*name));
+        self.overdue.extend(timed_out.cloned());
         self.missed.retain(|name, _| missed.contains(name));
         for name in missed {
             self.missed.entry(name).or_insert(now);
@@ -136,7 +136,7 @@ impl Warming {
     }
 }
 
-/// The configuration between the one in force and a candidate.
+/// The merge of the configuration in use and a candidate.
 struct SnapshotMerge<'a> {
     old: &'a Snapshot,
     new: &'a Snapshot,
@@ -144,7 +144,7 @@ struct SnapshotMerge<'a> {
     next: Snapshot,
     missed: BTreeSet<MissingReference>,
     blocking: BTreeSet<MissingReference>,
-    /// What of `next` is the old version because the new one is held back.
+    /// Resources of `next` in their old version, because the new one is delayed.
     held_tables: BTreeSet<Name>,
     held_listeners: BTreeSet<Name>,
 }
@@ -178,7 +178,7 @@ impl<'a> SnapshotMerge<'a> {
         merge
     }
 
-    /// Whether one of these names is missing and waited for.
+    /// Records missing names; whether one of them delays the resource.
     fn is_held(&mut self, missing: Vec<MissingReference>) -> bool {
         let mut is_held = false;
         for name in missing {
@@ -223,7 +223,7 @@ impl<'a> SnapshotMerge<'a> {
         for (name, listener) in &self.new.listeners {
             let tables =
                 listener.table_names().filter(|table| !self.next.routes.contains_key(*table));
-            // A table that is held back itself is no missing name.
+            // A table that is delayed itself does not count as missing.
             let (held, lacking): (Vec<&Name>, Vec<&Name>) =
                 tables.partition(|table| self.held_tables.contains(*table));
             let lacking: Vec<MissingReference> = lacking
@@ -249,7 +249,7 @@ impl<'a> SnapshotMerge<'a> {
         }
     }
 
-    /// Keeps what the old versions that stay in force refer to, and the candidate has no more.
+    /// Keeps resources that the candidate no longer has, when old versions that stay in use refer to them.
     fn retain(&mut self) {
         let listeners: Vec<Arc<Listener>> = self
             .held_listeners
@@ -321,10 +321,9 @@ mod tests {
     use crate::descriptor;
     use crate::translate::{self, ResourceKind};
 
-    /// A configuration in words: `c:a` is the static cluster `a`, `e:a` one whose endpoints come by
-    /// name, `d:a` one whose host is resolved by DNS, and `E:a` and `D:a` what these wait for;
-    /// `r:t>a,b` are routes to two clusters, `l:x=80>t` is a listener with these routes, and `l:x=80>t?s`
-    /// one with a secret, `s:s`. A number behind `#` makes a version.
+    /// A configuration in short form: `c:a` is the static cluster `a`, `e:a` an EDS cluster, `d:a` a DNS cluster; `E:a`
+    /// are the endpoints of `e:a`, `D:a` the addresses of `d:a`; `r:t>a,b` are routes to two clusters, `l:x=80>t` is a
+    /// listener with these routes, and `l:x=80>t?s` one with a secret, `s:s`. A number after `#` is a version.
     fn snapshot(words: &str) -> Snapshot {
         let mut snapshot = Snapshot::default();
         for word in words.split_whitespace() {
@@ -407,7 +406,7 @@ mod tests {
             Self { warming: Warming::new(), start }
         }
 
-        /// What is in force after an offer, this many milliseconds after the start.
+        /// Offers a configuration at this many milliseconds after the start, and checks which one is in use.
         #[track_caller]
         fn offer(&mut self, milliseconds: u64, offered: &str, expected: &str) {
             let now = self.start + Duration::from_millis(milliseconds);
@@ -440,7 +439,7 @@ mod tests {
         clock.tick(15_009, "c:a#3 c:d r:t>a#2 l:x=80>t");
         clock.tick(15_010, "c:a#3 e:b c:d r:t>a#2 l:x=80>t");
         assert_eq!(clock.warming.take_overdue(), [MissingReference::Endpoints("b".into())]);
-        // Its time is over: nothing waits for it again.
+        // The timeout has passed: no resource waits for it again.
         clock.offer(15_020, "c:a e:b#2 c:d r:t>a l:x=80>t", "c:a e:b#2 c:d r:t>a l:x=80>t");
         assert_eq!(clock.warming.deadline(), None);
     }
@@ -459,7 +458,7 @@ mod tests {
     fn listener_without_its_routes_delays_only_itself() {
         let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
-        // The new version waits for routes u, and the old one keeps t and its cluster.
+        // The new version waits for routes u; the old one keeps routes t and their cluster.
         clock.offer(10, "c:b l:x=80>u r:v>b l:y=81>v", "c:a r:t>a l:x=80>t c:b r:v>b l:y=81>v");
         clock.tick(15_010, "c:b l:x=80>u r:v>b l:y=81>v");
         clock.offer(
@@ -479,13 +478,13 @@ mod tests {
     }
 
     #[test]
-    fn routes_wait_a_second_for_a_new_cluster_and_once_only() {
+    fn routes_wait_one_second_and_only_once_for_a_new_cluster() {
         let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         // Routes before their cluster, the old cluster already removed: no request fails.
         clock.offer(10, "r:t>b l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(20, "c:b r:t>b l:x=80>t", "c:b r:t>b l:x=80>t");
-        // One that never comes.
+        // A cluster that never arrives.
         clock.offer(100, "c:b r:t>b,n l:x=80>t", "c:b r:t>b l:x=80>t");
         clock.tick(1099, "c:b r:t>b l:x=80>t");
         clock.tick(1100, "c:b r:t>b,n l:x=80>t");
@@ -493,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_to_a_cluster_that_warms_wait_a_second() {
+    fn routes_to_a_warming_cluster_wait_one_second() {
         let mut clock = WarmingClock::new();
         clock.offer(0, "c:a r:t>a l:x=80>t", "c:a r:t>a l:x=80>t");
         clock.offer(10, "e:b r:t>b l:x=80>t", "c:a r:t>a l:x=80>t");
@@ -504,7 +503,7 @@ mod tests {
     }
 
     #[test]
-    fn host_names_without_an_answer_hold_their_cluster_for_a_second() {
+    fn cluster_waits_one_second_for_its_first_dns_answer() {
         let mut clock = WarmingClock::new();
         clock.offer(0, "c:a d:b r:t>a r:u>b l:x=80>t l:y=81>u", "");
         clock.tick(1000, "c:a d:b r:t>a r:u>b l:x=80>t l:y=81>u");
@@ -512,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn first_configuration_waits_as_a_whole_for_two_seconds() {
+    fn first_configuration_waits_two_seconds_as_a_whole() {
         let mut clock = WarmingClock::new();
         clock.offer(0, "c:a e:b r:t>a l:x=80>t l:y=81>u", "");
         assert_eq!(clock.warming.deadline(), Some(clock.start + FIRST_TIMEOUT));
@@ -524,7 +523,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_waits_for_a_name_that_the_server_declared_absent() {
+    fn resource_does_not_wait_for_a_name_that_the_server_declared_absent() {
         let mut clock = WarmingClock::new();
         let offered = snapshot("e:a r:t>b l:x=80>u");
         assert!(clock.warming.offer(offered.clone(), |_| true, clock.start).is_some());

@@ -1,5 +1,5 @@
-//! What a request has to pass before a byte of its messages is read: who sends it, and how much memory its
-//! messages may take, of one client and of all.
+//! Guards the gRPC services: checks the client before a request's messages are read, and limits the memory of messages
+//! in flight per client and in total.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,58 +21,57 @@ use weft_model::SpiffeId;
 
 use super::Peer;
 
-/// How long a message may take from its first byte to its last.
+/// The longest time from a message's first byte to its last.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The head of a message of gRPC: a flag, and the length in four bytes.
+/// The prefix of a gRPC message: the compression flag, and the length in four bytes.
 const PREFIX_BYTES: usize = 5;
-/// How much of a refused request is read, and for how long.
+/// How many bytes of a refused request are read and discarded, and for how long.
 const DISCARD_LIMIT_BYTES: usize = 256 * 1024;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(1);
-/// How many messages of the largest size one connection without a certificate may have under way.
+/// How many messages of the largest size one connection without a certificate may have in flight.
 const MESSAGES_PER_CONNECTION: usize = 4;
-/// How many messages of the largest size all clients with a certificate may have under way, and the part of that
-/// which one identity may have.
+/// How many messages of the largest size all clients with a certificate may have in flight, and the fraction of that
+/// (1/8) for one identity.
 const LARGEST_MESSAGES_TOTAL: usize = 16;
 const IDENTITY_SHARE_DIVISOR: usize = 8;
-/// The least that all clients with a certificate may have under way, in bytes.
+/// The least in-flight limit of all clients with a certificate, in bytes.
 const MINIMUM_TOTAL_BYTES: usize = 64 * 1024 * 1024;
-/// The largest message of a client without a certificate: a request for a certificate, which is refused with a reason
-/// of its own above 64 KiB.
+/// The largest message of a client without a certificate: a certificate request. The certificate service refuses
+/// requests above 64 KiB with a specific error.
 const UNAUTHENTICATED_MESSAGE_BYTES: usize = 128 * 1024;
-/// All messages of clients without a certificate that are under way, in bytes.
+/// The in-flight limit of all clients without a certificate, in bytes.
 const UNAUTHENTICATED_TOTAL_BYTES: usize = 32 * 1024 * 1024;
 
-/// What requests may take.
+/// Limits of requests to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
-    /// Of clients with a certificate.
+    /// For clients with a certificate.
     pub authenticated: MessageLimits,
-    /// Of clients without a certificate.
+    /// For clients without a certificate.
     pub unauthenticated: MessageLimits,
-    /// The streams that one connection may have open.
+    /// The most concurrent streams of a connection.
     pub streams: u32,
 }
 
-/// What the messages of one group of clients may take, each counted by its whole length from its first byte to its
-/// last: gRPC makes room for all of it at once.
+/// Memory limits of messages in flight, for one group of clients. A message counts with its whole length from its first
+/// byte to its last, because gRPC allocates its buffer at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MessageLimits {
     /// The largest message, in bytes.
     pub message_bytes: usize,
-    /// The messages of one client that have begun and not ended, in bytes. A client is an identity; without a
-    /// certificate, a connection.
+    /// All messages in flight of one client, in bytes. A client is an identity or, without a certificate, a connection.
     pub client_bytes: usize,
-    /// Those of all clients of the group, in bytes.
+    /// All messages in flight of the group, in bytes.
     pub total_bytes: usize,
 }
 
 impl RequestLimits {
-    /// The largest message of a client with a certificate, where no other is set, in bytes. A client that reconnects
-    /// sends up to 1.1 MB for 10,000 services with two ports each.
+    /// The default limit of a message from a client with a certificate, in bytes. A client that reconnects sends up to
+    /// 1.1 MB for 10,000 services with two ports each.
     pub const DEFAULT_MESSAGE_BYTES: u32 = 16 * 1024 * 1024;
 
-    /// The limits for clients whose certificate lets them send messages of at most `message_bytes`. Clients without a
-    /// certificate have small limits and a budget of their own.
+    /// The limits when clients with a certificate may send messages of at most `message_bytes`. Clients without a
+    /// certificate have smaller limits and a separate budget.
     #[must_use]
     pub fn for_message_bytes(message_bytes: u32) -> Self {
         let message_bytes = usize::try_from(message_bytes).unwrap_or(usize::MAX);
@@ -103,28 +102,28 @@ impl Default for RequestLimits {
     }
 }
 
-/// Whose messages they are.
+/// The client to which messages are attributed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum MessageSender {
     Identity(SpiffeId),
     Connection(u64),
 }
 
-/// Memory of which parts are held while messages are read.
+/// The memory budget of one group of clients.
 #[derive(Debug)]
 struct MessageBudget {
     limits: MessageLimits,
     reserved: Mutex<ReservedBytes>,
 }
 
-/// What is held, in bytes. Only clients that hold something are listed.
+/// The reserved bytes. Only clients with a reservation are listed.
 #[derive(Debug, Default)]
 struct ReservedBytes {
     total: usize,
     clients: BTreeMap<MessageSender, usize>,
 }
 
-/// A client's part of a budget.
+/// A budget, and the client that reserves from it.
 #[derive(Debug, Clone)]
 struct BudgetAccount {
     budget: Arc<MessageBudget>,
@@ -132,23 +131,23 @@ struct BudgetAccount {
 }
 
 impl BudgetAccount {
-    /// Holds bytes for a message, unless that would be more than a limit.
+    /// Reserves bytes for a message, unless a limit would be exceeded.
     fn reserve(&self, bytes: usize) -> Result<Reservation, Status> {
         let MessageLimits { message_bytes, client_bytes, total_bytes } = self.budget.limits;
         if bytes > message_bytes {
             return Err(Status::resource_exhausted(format!(
-                "a request of {bytes} bytes is larger than the limit of {message_bytes}"
+                "message of {bytes} bytes is larger than the limit of {message_bytes} bytes"
             )));
         }
         let mut reserved = self.budget.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         let own = reserved.clients.get(&self.client).unwrap_or(&0).saturating_add(bytes);
         if own > client_bytes {
-            let reason = "too many requests of this client are under way; try again";
+            let reason = "memory limit of this client's messages in flight reached; retry later";
             return Err(Status::resource_exhausted(reason));
         }
         let total = reserved.total.saturating_add(bytes);
         if total > total_bytes {
-            let reason = "too many requests are under way; try again";
+            let reason = "memory limit of all messages in flight reached; retry later";
             return Err(Status::resource_exhausted(reason));
         }
         reserved.total = total;
@@ -157,7 +156,7 @@ impl BudgetAccount {
     }
 }
 
-/// Bytes that are held until this is dropped.
+/// Reserved bytes, released on drop.
 #[derive(Debug)]
 struct Reservation {
     account: BudgetAccount,
@@ -178,11 +177,11 @@ impl Drop for Reservation {
     }
 }
 
-/// Decides by a request's head whether its messages are read.
+/// Decides from a request's headers and peer whether its messages are read.
 pub(crate) type RequestGate =
     Arc<dyn Fn(&http::request::Parts) -> Result<(), Status> + Send + Sync>;
 
-/// A service behind a gate.
+/// A gRPC service behind a request gate and a message meter.
 #[derive(Clone)]
 pub(crate) struct GuardedService<S> {
     inner: S,
@@ -190,7 +189,7 @@ pub(crate) struct GuardedService<S> {
     meter: MessageMeter,
 }
 
-/// What messages are measured by.
+/// The budgets of both groups of clients.
 #[derive(Debug, Clone)]
 pub(super) struct MessageMeter {
     authenticated: Arc<MessageBudget>,
@@ -261,8 +260,8 @@ where
     }
 }
 
-/// Reads what a refused request still sends, without keeping it: a stream that is reset at once takes its
-/// answer with it at some clients. What is too long or too late is reset.
+/// Reads and discards the rest of a refused request: some clients lose the response when the stream is reset at once.
+/// The stream is reset after [`DISCARD_LIMIT_BYTES`] or [`DISCARD_TIMEOUT`].
 fn discard(mut body: Body) {
     let reading = async move {
         let mut left = DISCARD_LIMIT_BYTES;
@@ -277,22 +276,22 @@ fn discard(mut body: Body) {
     drop(tokio::spawn(tokio::time::timeout(DISCARD_TIMEOUT, reading)));
 }
 
-/// A body of messages, each of which is measured when its length is known.
+/// A request body whose messages reserve memory once their length is known.
 struct MeteredBody {
-    /// None once a message was refused.
+    /// None after a message was refused.
     body: Option<Body>,
     account: BudgetAccount,
-    /// What of the next message's head has come.
+    /// The received part of the next message's prefix.
     prefix: Vec<u8>,
-    /// What is still to come of the message under way.
+    /// The missing bytes of the message in flight.
     remaining: usize,
     reservation: Option<Reservation>,
-    /// By when the message under way must have come.
+    /// When the message in flight must be complete.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl MeteredBody {
-    /// Follows the messages in bytes that have come.
+    /// Tracks the messages in received bytes.
     fn follow(&mut self, mut bytes: Bytes) -> Result<(), Status> {
         while bytes.has_remaining() {
             if self.remaining > 0 {
@@ -336,7 +335,7 @@ impl hyper::body::Body for MeteredBody {
         let is_late = this.deadline.as_mut().is_some_and(|end| end.as_mut().poll(cx).is_ready());
         if is_late {
             this.body = None;
-            let reason = "a request took longer than 10 s to come";
+            let reason = "message not received within 10 s";
             return Poll::Ready(Some(Err(Status::deadline_exceeded(reason))));
         }
         let Some(body) = &mut this.body else {
@@ -368,7 +367,7 @@ impl hyper::body::Body for MeteredBody {
 mod tests {
     use super::*;
 
-    /// A body on a connection of its own.
+    /// The body of a request on a connection.
     fn metered(meter: &MessageMeter, connection: u64, id: Option<&str>) -> MeteredBody {
         let id = id.map(|id| SpiffeId::parse(id).expect("an id"));
         MeteredBody {
@@ -401,7 +400,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn messages_are_held_from_their_length_to_their_last_byte_however_they_are_cut() {
+    async fn memory_is_reserved_from_a_messages_length_to_its_last_byte_for_any_chunk_size() {
         for cut in 1..30 {
             let meter = meter(100, 400, 1000);
             let mut metered = metered(&meter, 1, None);
@@ -418,28 +417,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn message_above_a_limit_is_refused_by_its_length_alone() {
+    async fn message_above_a_limit_is_refused_when_its_length_is_received() {
         let meter = meter(100, 400, 150);
         let refusal = |metered: &mut MeteredBody, length| {
             let refused = metered.follow(message(length, 1)).expect_err("it is too large");
             refused.message().to_owned()
         };
         let mut first = metered(&meter, 1, None);
-        assert!(first.follow(message(100, 1)).is_ok(), "the limit itself is within it");
-        assert!(first.deadline.is_some(), "it has a time to end");
+        assert!(
+            first.follow(message(100, 1)).is_ok(),
+            "a message of exactly the limit is accepted"
+        );
+        assert!(first.deadline.is_some(), "the message has a deadline");
         let text = refusal(&mut metered(&meter, 2, None), 101);
-        assert_eq!(text, "a request of 101 bytes is larger than the limit of 100");
+        assert_eq!(text, "message of 101 bytes is larger than the limit of 100 bytes");
         assert!(refusal(&mut metered(&meter, 2, None), u32::MAX).contains("4294967295 bytes"));
-        // Of another connection, which shares the total alone.
+        // On another connection, which shares only the total.
         let mut second = metered(&meter, 2, None);
-        assert_eq!(refusal(&mut second, 51), "too many requests are under way; try again");
+        let reason = "memory limit of all messages in flight reached; retry later";
+        assert_eq!(refusal(&mut second, 51), reason);
         drop(first);
         let mut third = metered(&meter, 3, None);
-        assert!(third.follow(message(51, 1)).is_ok(), "what is dropped is held no longer");
+        assert!(third.follow(message(51, 1)).is_ok(), "a dropped body releases its reservation");
     }
 
     #[tokio::test]
-    async fn connection_holds_four_messages_of_the_largest_size() {
+    async fn connection_without_a_certificate_reserves_four_of_the_largest_messages() {
         let meter = meter(100, 400, 10_000);
         let mut streams: Vec<MeteredBody> = (0..5).map(|_| metered(&meter, 1, None)).collect();
         let held: Vec<bool> =
@@ -448,7 +451,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn identity_that_announces_the_largest_messages_on_all_connections_keeps_out_no_other() {
+    async fn identity_that_announces_largest_messages_on_all_connections_does_not_block_others() {
         let limit = 16 * 1024 * 1024;
         let meter = MessageMeter::new(RequestLimits::for_message_bytes(limit));
         let announce = |connection, id| {

@@ -1,4 +1,5 @@
-//! What a client has. Most clients have all that they want of one set, so the set is kept, which they share.
+//! Tracks which resource versions a client has. Most clients have all subscribed resources of one set, so a reference to
+//! the shared set is stored instead of a list of versions.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,19 +12,19 @@ use crate::translate::ResourceKind;
 /// The resources of one kind that a client has, as far as the server knows.
 #[derive(Debug, Default)]
 pub(super) struct KnownResources {
-    /// The client has those resources of this set that it wants.
+    /// The client has the resources of this set that it subscribes to.
     set: Option<Arc<ResourceSet>>,
-    /// Beside these names, each with its version, whatever the set says of them.
+    /// Names with other versions than in the set.
     listed: BTreeMap<Name, Arc<str>>,
 }
 
 impl KnownResources {
-    /// Notes a version that the client reports.
+    /// Records a version that the client reports.
     pub(super) fn report(&mut self, name: Name, version: Arc<str>) {
         self.listed.insert(name, version);
     }
 
-    /// The version that the client has of a name.
+    /// The client's version of a resource.
     pub(super) fn version(
         &self,
         kind: ResourceKind,
@@ -36,7 +37,7 @@ impl KnownResources {
         })
     }
 
-    /// The names that the client has and `now` does not hold. A name may come twice.
+    /// The names that the client has and `now` does not contain. A name may occur twice.
     pub(super) fn gone<'k>(
         &'k self,
         kind: ResourceKind,
@@ -49,13 +50,13 @@ impl KnownResources {
         self.listed.keys().chain(of_set).filter(move |name| now.get(kind, name).is_none())
     }
 
-    /// Notes that the client has all that it wants of a set.
+    /// Records that the client has all subscribed resources of a set.
     pub(super) fn take_set(&mut self, set: Arc<ResourceSet>) {
         self.set = Some(set);
         self.listed.clear();
     }
 
-    /// The same, with names that the set does not hold and the client still has.
+    /// The same, with names that the client still has and the set does not contain.
     pub(super) fn take_set_beside(
         &mut self,
         kind: ResourceKind,
@@ -67,7 +68,8 @@ impl KnownResources {
         self.set = Some(set);
     }
 
-    /// Lists each name: needed before the client wants names that it does not have, or forgets some that it wants.
+    /// Replaces the set by a list of versions. Needed before the subscription changes to names that the client does not
+    /// have, or when the client has dropped names that it subscribes to.
     pub(super) fn list(&mut self, kind: ResourceKind, wants: impl Fn(&str) -> bool) {
         let Some(set) = self.set.take() else {
             return;
@@ -78,12 +80,12 @@ impl KnownResources {
         }
     }
 
-    /// Forgets a name that the client no longer wants.
+    /// Removes a name that the client no longer subscribes to.
     pub(super) fn forget(&mut self, name: &str) {
         self.listed.remove(name);
     }
 
-    /// Forgets the listed names that are not kept.
+    /// Removes the listed names for which `is_kept` is false.
     pub(super) fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
         self.listed.retain(|name, _| is_kept(name));
     }

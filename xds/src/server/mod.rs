@@ -1,7 +1,7 @@
-//! The xDS server: publishes resource sets to whoever may see them.
+//! The xDS server: sends each client the resources that it may see.
 //!
-//! [`ResourceSet`] is what one kind of client sees at one moment, closed under its references and
-//! encoded once. [`session`] decides what to send to one stream; [`serve`] carries it out.
+//! A [`ResourceSet`] holds the resources of one kind of client, complete with everything they refer to, and encoded
+//! once. [`session`] decides what to send on a stream; [`serve`] does the I/O.
 
 mod guard;
 mod known_resources;

@@ -1,5 +1,5 @@
-//! Which resources are read back after they were encoded. Reading costs more than writing, and a control plane with
-//! thousands of services writes hundreds of thousands of resources.
+//! Decides which resources are decoded again after encoding, to check that data planes accept them. Decoding costs more
+//! than encoding, and a control plane with thousands of services encodes hundreds of thousands of resources.
 
 use weft_model::{
     Cluster, Discovery, Filter, FilterChain, Listener, RouteAction, RouteMatch, RouteSource,
@@ -8,20 +8,20 @@ use weft_model::{
 
 use crate::translate::Resource;
 
-/// Whether a resource may hold what our own data planes would refuse: text that a person wrote. Others consist of
-/// numbers and of names that were checked before. Debug builds read all of them back.
+/// Whether a resource contains user-provided text, which a data plane might reject. Other resources consist of numbers
+/// and of names that were validated before. Debug builds decode all resources.
 pub(super) fn is_needed(resource: &Resource) -> bool {
     match resource {
         Resource::Endpoints(..) => false,
-        Resource::Cluster(cluster) => cluster_needs_it(cluster),
-        Resource::Listener(listener) => listener_needs_it(listener),
+        Resource::Cluster(cluster) => cluster_needs_check(cluster),
+        Resource::Listener(listener) => listener_needs_check(listener),
         Resource::Routes(table) => !forwards_all(table),
         Resource::Secret(..) => true,
     }
 }
 
-/// Clusters outside the mesh have host names of users.
-fn cluster_needs_it(cluster: &Cluster) -> bool {
+/// Clusters outside the mesh have user-provided host names.
+fn cluster_needs_check(cluster: &Cluster) -> bool {
     let is_outside = cluster.tls.as_ref().is_some_and(|tls| tls.identity.is_none());
     match cluster.discovery {
         Discovery::Dns(_) => true,
@@ -31,9 +31,9 @@ fn cluster_needs_it(cluster: &Cluster) -> bool {
     }
 }
 
-/// Policies, and settings of TLS, stand in listeners.
-fn listener_needs_it(listener: &Listener) -> bool {
-    let needs_it = |chain: &FilterChain| {
+/// Listeners contain policies and TLS settings.
+fn listener_needs_check(listener: &Listener) -> bool {
+    let needs_check = |chain: &FilterChain| {
         let has_policy = match &chain.filter {
             Filter::Tcp(_) => false,
             Filter::Http(http) => {
@@ -42,10 +42,10 @@ fn listener_needs_it(listener: &Listener) -> bool {
         };
         has_policy || chain.tls.is_some() || !chain.rules.is_empty()
     };
-    listener.all_chains().any(needs_it)
+    listener.all_chains().any(needs_check)
 }
 
-/// Whether a table has nothing but the route that each service has.
+/// Whether a table has only the default route that every service has.
 fn forwards_all(table: &RouteTable) -> bool {
     let is_plain = |host: &VirtualHost| {
         host.domains == ["*"]
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn clusters_are_read_back_where_they_have_host_names_of_users() {
+    fn clusters_with_user_provided_host_names_are_read_back() {
         let static_hosts = json!({"type": "STATIC", "loadAssignment": {"clusterName": "c"}});
         assert!(!is_needed(&cluster(static_hosts)));
         let eds = json!({"type": "EDS", "edsClusterConfig": {"edsConfig": {"ads": {}}}});
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_are_read_back_beyond_the_route_that_each_service_has() {
+    fn route_tables_other_than_the_default_are_read_back() {
         let host = |domain: &str, prefix: &str| {
             json!({"name": "h", "domains": [domain], "routes": [
                 {"match": {"prefix": prefix}, "route": {"cluster": "c"}}]})
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn listeners_are_read_back_where_they_have_policies_or_routes() {
+    fn listeners_with_policies_or_inline_routes_are_read_back() {
         let routes = json!({"routeConfigName": "r", "configSource": {"ads": {}}});
         let manager = json!({
             "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",

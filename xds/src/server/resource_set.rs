@@ -1,4 +1,4 @@
-//! What one kind of client sees at one moment.
+//! Resource sets: the encoded resources that one kind of client gets.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -14,9 +14,9 @@ use crate::{descriptor, wire};
 /// A resource, encoded once for all streams.
 #[derive(Debug, Clone, Eq)]
 pub struct EncodedResource {
-    /// A hash of the content: the same after a restart and on every replica.
+    /// A hash of the content: the same after a restart and on every control plane.
     pub version: Arc<str>,
-    /// The message. Its maps may have any order, so equal resources may differ here.
+    /// The encoded message. Protobuf maps are unordered, so equal resources may have different bytes.
     pub bytes: Arc<[u8]>,
     /// For a cluster: the name its endpoints are served under.
     pub endpoints: Option<Name>,
@@ -29,21 +29,21 @@ impl PartialEq for EncodedResource {
     }
 }
 
-/// Resources that were encoded together, to be shared by several sets and reused while what they were
-/// made of stays the same.
+/// Resources that were encoded together. Several sets share a fragment, and it is reused while its source does not
+/// change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fragment {
     resources: Vec<(ResourceKind, Name, EncodedResource)>,
-    /// The names that it refers to and does not hold.
+    /// The names that its resources refer to and that it does not contain.
     references: Vec<MissingReference>,
 }
 
 impl Fragment {
-    /// Encodes a part of a configuration. Routes and endpoints that it refers to and does not hold
-    /// are published empty, since a client that waits for them would not become ready.
+    /// Encodes a part of a configuration. Missing routes and endpoints are published empty, because a client that waits
+    /// for them would not become ready.
     ///
     /// # Errors
-    /// Each value that has no form in xDS or that our own data planes would refuse.
+    /// One message for each resource that xDS cannot express or that a data plane would reject.
     pub fn encode(mut snapshot: Snapshot) -> Result<Self, Vec<String>> {
         let mut references = Vec::new();
         for missing in snapshot.missing() {
@@ -82,20 +82,20 @@ impl Fragment {
     }
 }
 
-/// Resources by kind and name: closed, so that every name in it leads to a resource.
+/// Resources by kind and name. Complete: every name that a resource refers to is in the set.
 ///
 /// A set may extend a base that it shares with other sets.
 #[derive(Debug, Clone, Default)]
 pub struct ResourceSet {
     base: Option<Arc<Self>>,
     kinds: BTreeMap<ResourceKind, Table>,
-    /// Per kind, a hash over all versions, those of the base included.
+    /// For each kind, a hash of all versions, including those of the base.
     versions: BTreeMap<ResourceKind, String>,
     changes: BTreeMap<ResourceKind, ResourceChanges>,
 }
 
-/// Resources of one kind, sorted by name: in one piece, since sets are made again with each change, and pieces that
-/// are freed between others cannot be given back.
+/// Resources of one kind, sorted by name. One allocation, because sets are rebuilt with each change, and small freed
+/// allocations between others would fragment the heap.
 type Table = Vec<(Name, EncodedResource)>;
 
 /// The difference between a set and an earlier one, for one kind.
@@ -108,7 +108,7 @@ struct ResourceChanges {
 }
 
 impl PartialEq for ResourceSet {
-    /// Whether two sets that were put together in the same way send the same.
+    /// Whether two sets that were assembled in the same way have the same resources.
     fn eq(&self, other: &Self) -> bool {
         ResourceKind::ALL.into_iter().all(|kind| self.of(kind).eq(other.of(kind)))
     }
@@ -117,20 +117,20 @@ impl PartialEq for ResourceSet {
 impl Eq for ResourceSet {}
 
 impl ResourceSet {
-    /// Encodes a whole configuration. `local_secrets` are those that clients make themselves.
+    /// Encodes a whole configuration. `local_secrets` are secrets that clients create themselves.
     ///
     /// # Errors
-    /// Each name that leads nowhere, and each value that has no form in xDS.
+    /// One message for each missing name, and for each resource that xDS cannot express.
     pub fn new(snapshot: Snapshot, local_secrets: &[&str]) -> Result<Self, Vec<String>> {
         let fragment = Fragment::encode(snapshot)?;
         Self::assemble(None, [&fragment], local_secrets)
     }
 
-    /// Puts fragments together, on top of a base where there is one, which has no base itself. `local_secrets` are those that
-    /// clients make themselves.
+    /// Assembles a set from fragments and an optional base, which must have no base itself. `local_secrets` are secrets
+    /// that clients create themselves.
     ///
     /// # Errors
-    /// Each name that leads nowhere or is held twice.
+    /// One message for each name that is missing or defined twice.
     pub fn assemble<'f>(
         base: Option<Arc<Self>>,
         fragments: impl IntoIterator<Item = &'f Fragment>,
@@ -174,7 +174,7 @@ impl ResourceSet {
                 }
             };
             if !is_known {
-                problems.push(format!("{reference} is referred to and not there"));
+                problems.push(format!("missing {reference}: a resource refers to it"));
             }
         }
         if !problems.is_empty() {
@@ -187,8 +187,8 @@ impl ResourceSet {
         Ok(set)
     }
 
-    /// Notes what differs from the set that clients were sent before, so that each of them need not
-    /// compare everything again.
+    /// Records the difference from the set that clients were sent before, so that each stream need not compare all
+    /// resources.
     pub fn compare(&mut self, earlier: &Self) {
         for kind in ResourceKind::ALL {
             let base = match (&self.base, &earlier.base) {
@@ -196,7 +196,7 @@ impl ResourceSet {
                 (Some(base), Some(before)) => base.changed_since(kind, before.version(kind)),
                 (Some(_), None) | (None, Some(_)) => None,
             };
-            // Without the changes of the base, clients compare everything.
+            // Without the changes of the base, streams compare all resources.
             let Some(base) = base else {
                 self.changes.remove(&kind);
                 continue;
@@ -208,7 +208,7 @@ impl ResourceSet {
         }
     }
 
-    /// The names that changed since the kind had an earlier version; none when that is not known.
+    /// The names that changed since an earlier version of the kind; none when that is not known.
     pub(super) fn changed_since(&self, kind: ResourceKind, version: &str) -> Option<&[Name]> {
         if self.version(kind) == version {
             return Some(&[]);
@@ -253,7 +253,7 @@ impl ResourceSet {
         self.entry(kind, name).map(|(_, published)| published)
     }
 
-    /// A name, in the memory of the resource where there is one.
+    /// The name, sharing the allocation of the resource's name when the set contains it.
     pub(super) fn shared_name(&self, kind: ResourceKind, name: &str) -> Name {
         self.entry(kind, name).map_or_else(|| name.into(), |(name, _)| name.clone())
     }
@@ -263,7 +263,7 @@ impl ResourceSet {
         own.or_else(|| find(self.base.as_ref()?.own(kind), name))
     }
 
-    /// The version of a whole kind.
+    /// The version of all resources of a kind.
     #[must_use]
     pub fn version(&self, kind: ResourceKind) -> &str {
         self.versions.get(&kind).map_or("", String::as_str)
@@ -274,11 +274,11 @@ fn find<'t>(
     table: &'t [(Name, EncodedResource)],
     name: &str,
 ) -> Option<&'t (Name, EncodedResource)> {
-    let place = table.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
-    table.get(place)
+    let index = table.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
+    table.get(index)
 }
 
-/// The names that only one of two sorted tables holds, or that they hold with different content.
+/// The names that only one of two sorted tables contains, or that have different content.
 fn different(now: &[(Name, EncodedResource)], before: &[(Name, EncodedResource)]) -> Vec<Name> {
     let mut names = Vec::new();
     let mut now = now.iter().peekable();
@@ -309,10 +309,10 @@ fn publish(resource: &Resource) -> Result<EncodedResource, String> {
     let kind = descriptor::message(name).ok_or_else(|| format!("unknown message {name}"))?;
     let (version, bytes) = match wire::encode(&kind, &json) {
         Some(bytes) => (hash(&bytes), bytes),
-        // The library writes maps in any order.
+        // The library writes maps in arbitrary order, so the JSON form is hashed.
         None => (hash(json.to_string().as_bytes()), descriptor::by_reflection(&kind, json)?),
     };
-    // A resource that our own data planes would refuse is never sent.
+    // A resource that a data plane would reject is never sent.
     if cfg!(debug_assertions) || read_back::is_needed(resource) {
         translate::decode(resource.kind(), &bytes).map_err(|rejection| rejection.to_string())?;
     }
@@ -360,7 +360,7 @@ mod tests {
         Rbac, RbacAction, RbacFilter, RbacPolicy, RouteSource, SourceAddress, Transport,
     };
 
-    /// A listener whose policies are a map on the wire, which has no order there.
+    /// A listener with policies, which are an unordered map on the wire.
     fn guarded() -> Snapshot {
         let policy =
             RbacPolicy { permissions: vec![Permission::Any], principals: vec![Principal::Any] };
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_configuration_has_the_same_versions_wherever_it_is_published() {
+    fn equal_configurations_have_equal_versions() {
         let set = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
         let replica = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
         let version =
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_leads_nowhere_is_published_empty_or_refused() {
+    fn missing_routes_are_published_empty_and_missing_clusters_are_refused() {
         let set = ResourceSet::new(guarded(), &[]).expect("a closed configuration");
         assert!(set.get(ResourceKind::Routes, "r").is_some());
 
@@ -425,6 +425,6 @@ mod tests {
         listener.transport = Transport::Udp;
         listener.chains.clear();
         let problems = ResourceSet::new(snapshot, &[]).expect_err("refused");
-        assert_eq!(problems, ["cluster \"nowhere\" is referred to and not there"]);
+        assert_eq!(problems, ["missing cluster \"nowhere\": a resource refers to it"]);
     }
 }

@@ -1,4 +1,4 @@
-//! The gRPC services around the sessions.
+//! The gRPC services of the xDS server; each stream runs a [`ServerSession`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,66 +29,66 @@ use crate::authority::{self, CertificateService, CertificateSigner};
 use crate::client::{XdsNode, XdsVariant};
 use crate::translate::ResourceKind;
 
-/// How many responses may wait for a slow client: more than there are kinds of resources, of each of which at
-/// most one is unacknowledged.
+/// How many responses may be queued for a slow client: more than there are resource kinds, because at most one response
+/// of each kind is unacknowledged.
 const QUEUE_LIMIT: usize = 8;
-/// What one stream, and all of a connection, may send before it is read, in bytes.
+/// The HTTP/2 flow-control windows of a stream and of a connection, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
-/// The largest list of headers, in bytes.
+/// The largest HTTP/2 header list, in bytes.
 const HEADERS_LIMIT: u32 = 16 * 1024;
-/// How many connections there were.
+/// The number of connections so far.
 static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Knows what each client may see.
+/// Provides the resources of each client.
 pub trait ResourceProvider: Send + Sync + 'static {
     /// The resources of a client.
     ///
     /// # Errors
-    /// Why this client may see nothing.
+    /// When the client may not have any resources.
     fn resources(
         &self,
         node: &XdsNode,
         peer: Option<&SpiffeId>,
     ) -> Result<Arc<ResourceSet>, String>;
 
-    /// Whether a client may see anything, whatever it says of itself: its requests are not read otherwise.
+    /// Checks a client by its certificate alone, before its requests are read.
     ///
     /// # Errors
-    /// Why this client may see nothing.
+    /// When the client may not have any resources.
     fn admits(&self, peer: Option<&SpiffeId>) -> Result<(), String> {
         self.resources(&XdsNode::default(), peer).map(drop)
     }
 }
 
-/// What is served, and what requests may take.
+/// The configuration of the xDS server.
 #[derive(Debug)]
 pub struct XdsServerConfig<D> {
     /// The resources of each client.
     pub provider: watch::Receiver<Arc<D>>,
-    /// Is given what clients have taken.
+    /// Is updated with the clients' acknowledgements.
     pub subscribers: Arc<ResourceSubscribers>,
-    /// What requests may take.
+    /// Limits of requests.
     pub limits: RequestLimits,
 }
 
-/// The other end of a connection.
+/// The client of a connection.
 #[derive(Debug, Clone)]
 pub struct Peer {
-    /// Who it is, proved by mutual TLS; none without a certificate.
+    /// The SPIFFE ID, verified by mutual TLS; none without a certificate.
     pub id: Option<SpiffeId>,
-    /// The number of the connection, of which no other has the same.
+    /// The unique number of the connection.
     pub(super) connection: u64,
 }
 
-/// A connection whose handshake is done.
+/// An accepted connection, after the TLS handshake.
 #[derive(Debug)]
 pub struct IncomingConnection<T> {
-    /// The bytes.
+    /// The byte stream.
     pub io: T,
-    /// Who sends them.
+    /// The verified SPIFFE ID of the client.
     pub peer: Option<SpiffeId>,
-    /// Its place among a limited number, if they are limited by places.
+    /// The permit that limits the number of connections, released on drop.
     pub permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -151,7 +151,7 @@ where
         .map_err(|error| error.to_string())
 }
 
-/// Serves resources alone, as [`serve`] does.
+/// Serves resources without the certificate service; otherwise like [`serve`].
 ///
 /// # Errors
 /// When the HTTP/2 server itself fails.
@@ -169,7 +169,7 @@ where
     ended.map_err(|error| error.to_string())
 }
 
-/// The discovery services: all kinds on one stream, and secrets on one of their own.
+/// The discovery services: ADS, and SDS.
 fn discovery<D: ResourceProvider>(
     XdsServerConfig { provider, subscribers, limits }: XdsServerConfig<D>,
     meter: &MessageMeter,
@@ -184,7 +184,7 @@ fn discovery<D: ResourceProvider>(
         })
     });
     let discovery = Arc::new(DiscoveryServices { provider, subscribers });
-    // The guard has measured each message before; without this, tonic's own limit of 4 MiB would hold.
+    // The guard checks each message first; tonic's default limit is 4 MiB.
     let largest = limits.authenticated.message_bytes.max(limits.unauthenticated.message_bytes);
     let all = AggregatedDiscoveryServiceServer::from_arc(discovery.clone())
         .max_decoding_message_size(largest);
@@ -229,12 +229,14 @@ impl<D: ResourceProvider> AggregatedDiscoveryService for DiscoveryServices<D> {
     }
 }
 
-/// The kind need not be said where there is one only.
+/// The type URL of an SDS request; it may be empty, because SDS has only one type.
 fn secret_type_url(type_url: String) -> Result<String, Status> {
     match ResourceKind::from_type_url(&type_url) {
         _ if type_url.is_empty() => Ok(ResourceKind::Secret.type_url()),
         Some(ResourceKind::Secret) => Ok(type_url),
-        _ => Err(Status::invalid_argument(format!("{type_url} is not served here; secrets are"))),
+        _ => Err(Status::invalid_argument(format!(
+            "unsupported type {type_url:?}: this service serves secrets only"
+        ))),
     }
 }
 
@@ -281,7 +283,7 @@ impl<D: ResourceProvider> SecretDiscoveryService for DiscoveryServices<D> {
             XdsResponse::Delta(_) => None,
         };
         let answer = answers.into_iter().find_map(of_this);
-        answer.map(tonic::Response::new).ok_or_else(|| Status::not_found("no such secrets"))
+        answer.map(tonic::Response::new).ok_or_else(|| Status::not_found("unknown secrets"))
     }
 }
 
@@ -346,7 +348,7 @@ impl<D: ResourceProvider> DiscoveryServices<D> {
         })))
     }
 
-    /// Starts the task of a stream and gives what it will send.
+    /// Starts the task of a stream, and returns the stream of its responses.
     fn start<R: Send + 'static>(
         &self,
         request: Request<Streaming<R>>,
@@ -368,14 +370,10 @@ impl<D: ResourceProvider> DiscoveryServices<D> {
             };
             if let Err(status) = task.run(requests, &outbox).await {
                 if status.code() == tonic::Code::ResourceExhausted {
-                    tracing::warn!(
-                        peer = who,
-                        reason = status.message(),
-                        "an xDS stream was refused"
-                    );
+                    tracing::warn!(peer = who, reason = status.message(), "xDS stream rejected");
                 }
-                tracing::debug!(%status, "an xDS stream ended");
-                // The client may be gone already, which is why the stream ended.
+                tracing::debug!(%status, "xDS stream ended");
+                // Sending fails when the client has already disconnected.
                 drop(outbox.send(Err(status)).await);
             }
         });
@@ -383,7 +381,7 @@ impl<D: ResourceProvider> DiscoveryServices<D> {
     }
 }
 
-/// One stream.
+/// The task of one stream.
 struct StreamTask<D> {
     node: XdsNode,
     peer: Option<SpiffeId>,
@@ -410,7 +408,7 @@ impl<D: ResourceProvider> StreamTask<D> {
                             introduced = true;
                         }
                         if !introduced {
-                            return Err(Status::invalid_argument("the first request must carry the node"));
+                            return Err(Status::invalid_argument("the first request of a stream must contain the node"));
                         }
                         self.answer(request)?
                     }
@@ -439,7 +437,7 @@ impl<D: ResourceProvider> StreamTask<D> {
                 node = self.node.id,
                 type_url,
                 reason,
-                "a client refused a configuration"
+                "client rejected a configuration (NACK)"
             );
         }
         let set = self.resources()?;

@@ -1,12 +1,14 @@
-//! What to send to one stream. A state machine without I/O.
+//! The server's side of one xDS stream, as a state machine without I/O.
 //!
-//! Rules kept here (xDS protocol; the numbers are what real clients were seen to need):
-//! clusters go before endpoints, secrets, listeners and routes, and removals of clusters last; the
-//! endpoints of a changed cluster are sent again, unasked and unchanged, or Envoy waits 15 s; what a
-//! client refused is never sent again until it changes; a first request for everything is answered
-//! even when there is nothing, its acknowledgement never; at most one response of a type is
-//! unacknowledged, later changes merge into the next; names are answered even if the client had
-//! them; what is gone is told, also to a client that was away.
+//! Rules (xDS protocol, and the observed behaviour of clients):
+//!
+//! - Clusters are sent before endpoints, secrets, listeners and routes; removals of clusters last.
+//! - The endpoints of a changed cluster are sent again even if they did not change; otherwise Envoy waits 15 s.
+//! - A rejected version (NACK) is not sent again until it changes.
+//! - The first wildcard request is answered even when there are no resources; its ACK is never answered.
+//! - At most one response of a type is unacknowledged; later changes are merged into the next response.
+//! - Newly subscribed names are answered even if the client reported them.
+//! - Removals are reported, also to a client that reconnects.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,18 +26,18 @@ use super::{AckState, EncodedResource, ResourceSet};
 use crate::client::XdsVariant;
 use crate::translate::ResourceKind;
 
-/// The most names one stream may ask for, of each type.
+/// The most names that one stream may subscribe to, per type.
 const NAME_LIMIT: usize = 100_000;
-/// The most bytes that they may have, those of the names to answer included.
+/// The most bytes of these names, including the names that must be sent.
 const NAME_LIMIT_BYTES: usize = 32 * 1024 * 1024;
-const TOO_MANY_NAMES: &str = "more than 100000 names of one type";
+const TOO_MANY_NAMES: &str = "too many names of one resource type: at most 100000 are accepted";
 
-/// A message to send.
+/// A response to the client.
 #[derive(Debug, Clone, PartialEq)]
 pub enum XdsResponse {
-    /// Of the delta variant.
+    /// A response of the delta variant.
     Delta(Box<DeltaDiscoveryResponse>),
-    /// Of the state-of-the-world variant.
+    /// A response of the state-of-the-world variant.
     StateOfTheWorld(Box<DiscoveryResponse>),
 }
 
@@ -49,36 +51,36 @@ pub struct ServerSession {
 
 #[derive(Debug, Default)]
 struct ServerTypeState {
-    /// Whether the client asked for this type at all.
+    /// Whether the client sent a request of this type.
     opened: bool,
-    /// Whether it wants everything.
+    /// Whether the client subscribes to all resources.
     wildcard: bool,
-    /// Whether it ever named something, after which no names mean nothing.
+    /// Whether the client has subscribed to names. After that, an empty list no longer means a wildcard.
     named: bool,
-    /// The names it wants.
+    /// The names that the client subscribes to.
     names: BTreeSet<Name>,
-    /// What it has, as far as we know.
+    /// The versions that the client has, as far as the server knows.
     known: KnownResources,
-    /// Names to answer even if the client has them.
+    /// Names to send even if the client has them.
     must_send: BTreeSet<Name>,
-    /// How the last response fares.
+    /// The state of the last response.
     last: LastResponse,
-    /// The version of this type up to which `known` agrees with the set: only what has changed
-    /// since then needs a look. None when everything has to be compared_version.
+    /// The version of this type at which `known` was compared with the set: only later changes need a comparison. None
+    /// when all resources must be compared.
     compared_version: Option<String>,
 }
 
-/// What became of the last response of a type, with its nonce.
+/// The state of the last response of a type, with its nonce.
 #[derive(Debug, Default)]
 enum LastResponse {
-    /// There was none yet.
+    /// No response was sent.
     #[default]
     None,
-    /// The client has not answered it.
+    /// Not acknowledged yet.
     InFlight(String),
-    /// The client accepted it.
+    /// Acknowledged (ACK).
     Accepted(String),
-    /// The client refused it.
+    /// Rejected (NACK).
     Refused(String),
 }
 
@@ -97,17 +99,17 @@ impl ServerTypeState {
         self.wildcard || self.names.contains(name)
     }
 
-    /// The version that the client has of a name.
+    /// The client's version of a resource.
     fn version(&self, kind: ResourceKind, name: &str) -> Option<&Arc<str>> {
         self.known.version(kind, name, self.wants(name))
     }
 
-    /// Whether the client wants a resource and does not have it in this version.
+    /// Whether the client subscribes to a resource and has another version of it, or none.
     fn lacks(&self, kind: ResourceKind, name: &str, published: &EncodedResource) -> bool {
         self.wants(name) && self.version(kind, name) != Some(&published.version)
     }
 
-    /// Lists what the client has, before it wants more than that.
+    /// Lists the versions that the client has, before its subscription grows.
     fn list_known(&mut self, kind: ResourceKind) {
         let Self { known, names, wildcard, .. } = self;
         known.list(kind, |name| *wildcard || names.contains(name));
@@ -120,7 +122,7 @@ impl ServerTypeState {
         }
     }
 
-    /// Takes note that the client wants nothing but names.
+    /// Ends the wildcard subscription; only names remain.
     fn want_names_only(&mut self) {
         self.wildcard = false;
         let names = &self.names;
@@ -128,7 +130,7 @@ impl ServerTypeState {
         self.must_send.retain(|name| names.contains(name));
     }
 
-    /// Takes note that the client does not want a name any longer.
+    /// Removes a name from the subscription.
     fn unsubscribe(&mut self, kind: ResourceKind, name: &str, set: &ResourceSet) {
         let was_named = self.names.remove(name);
         self.must_send.remove(name);
@@ -140,25 +142,25 @@ impl ServerTypeState {
     }
 
     /// # Errors
-    /// When the stream asks for more than the limit.
+    /// When the stream subscribes to more names than the limit.
     fn check_limits(&self) -> Result<(), &'static str> {
         let bytes = |names: &BTreeSet<Name>| names.iter().map(|name| name.len()).sum::<usize>();
         if self.names.len() > NAME_LIMIT || self.must_send.len() > NAME_LIMIT {
             return Err(TOO_MANY_NAMES);
         }
         if bytes(&self.names).saturating_add(bytes(&self.must_send)) > NAME_LIMIT_BYTES {
-            return Err("more than 32 MiB of names of one type");
+            return Err("names of one resource type too long: at most 32 MiB are accepted");
         }
         Ok(())
     }
 
-    /// Whether the last response is not yet answered.
+    /// Whether the last response is not acknowledged yet.
     fn in_flight(&self) -> bool {
         matches!(self.last, LastResponse::InFlight(_))
     }
 
-    /// Notes an answer to the last response. A refusal changes nothing: the version counts as
-    /// known, so that it is not sent again.
+    /// Records an ACK or NACK of the last response. After a NACK the version counts as known, so that it is not sent
+    /// again.
     fn acknowledged(&mut self, nonce: &str, refused: bool) {
         if self.in_flight() && nonce == self.last.nonce() {
             let nonce = nonce.to_owned();
@@ -169,16 +171,16 @@ impl ServerTypeState {
 }
 
 impl ServerSession {
-    /// A stream that has said nothing.
+    /// A new stream.
     #[must_use]
     pub fn new(variant: XdsVariant) -> Self {
         Self { variant, types: BTreeMap::new(), sent: 0 }
     }
 
-    /// Takes a delta request; what to send now.
+    /// Handles a delta request; returns the responses to send.
     ///
     /// # Errors
-    /// When the stream asks for more than the limit and has to end.
+    /// When the stream subscribes to more names than the limit; the stream must be closed.
     pub fn on_delta(
         &mut self,
         request: DeltaDiscoveryRequest,
@@ -215,7 +217,7 @@ impl ServerSession {
                 continue;
             }
             let shared = set.shared_name(kind, &name);
-            // A client that comes back lists what it has: that is asked for, and it need not be sent again.
+            // A client that reconnects reports the versions it has; those need not be sent again.
             if !reported.contains_key(&name) {
                 state.must_send.insert(shared.clone());
             }
@@ -234,10 +236,10 @@ impl ServerSession {
         Ok(self.flush(set))
     }
 
-    /// Takes a state-of-the-world request; what to send now.
+    /// Handles a state-of-the-world request; returns the responses to send.
     ///
     /// # Errors
-    /// When the stream asks for more than the limit and has to end.
+    /// When the stream subscribes to more names than the limit; the stream must be closed.
     pub fn on_state(
         &mut self,
         request: DiscoveryRequest,
@@ -253,8 +255,8 @@ impl ServerSession {
         let mut names: BTreeSet<Name> =
             request.resource_names.into_iter().map(|name| set.shared_name(kind, &name)).collect();
         if !request.response_nonce.is_empty() && request.response_nonce != state.last.nonce() {
-            // Stale: the client will answer the newer response too. By then it may name again what
-            // it left out here, and it has forgotten that.
+            // Stale nonce: the client will also acknowledge the newer response. By then it may list names again that
+            // are missing here; it has dropped their resources in between.
             let wildcard = state.wildcard;
             state.compared_version = None;
             state.list_known(kind);
@@ -275,8 +277,8 @@ impl ServerSession {
         }
         state.wildcard = wildcard;
         state.named |= star || !names.is_empty();
-        // The same names under the same nonce once more: a request to send them again. Envoy does
-        // so for the endpoints of a cluster that changed.
+        // The same names with the same nonce again: a request to resend them. Envoy sends it for the endpoints of a
+        // changed cluster.
         let again =
             was_acknowledged && !first && names == state.names && request.error_detail.is_none();
         for name in &names {
@@ -291,7 +293,7 @@ impl ServerSession {
         Ok(self.flush(set))
     }
 
-    /// What the client has said of a resource.
+    /// How far the client is with a resource.
     #[must_use]
     pub fn ack_state(&self, kind: ResourceKind, name: &str) -> AckState {
         match self.types.get(&kind).filter(|state| state.opened && state.wants(name)) {
@@ -308,7 +310,7 @@ impl ServerSession {
         }
     }
 
-    /// What to send now that `set` is in force.
+    /// The responses that bring the client up to date with `set`.
     pub fn flush(&mut self, set: &Arc<ResourceSet>) -> Vec<XdsResponse> {
         let mut responses = Vec::new();
         for kind in ResourceKind::ALL {
@@ -338,8 +340,8 @@ impl ServerSession {
         responses
     }
 
-    /// Whether listeners or routes are still to be sent or acknowledged: until then a cluster that
-    /// is gone may still be in use.
+    /// Whether listeners or routes are not sent or not acknowledged yet: until then the client may still use a removed
+    /// cluster.
     fn routes_are_unsettled(&self, set: &ResourceSet) -> bool {
         [ResourceKind::Listener, ResourceKind::Routes].into_iter().any(|kind| {
             self.types.get(&kind).is_some_and(|state| {
@@ -349,8 +351,8 @@ impl ServerSession {
         })
     }
 
-    /// Whether there is a way to tell the client how this name stands: the state of the world has
-    /// no word for the absence of endpoints, secrets and routes.
+    /// Whether the protocol can report this name's state: state of the world cannot report the removal of endpoints,
+    /// secrets and routes.
     fn can_report(&self, kind: ResourceKind, name: &str, set: &ResourceSet) -> bool {
         match self.variant {
             XdsVariant::Delta => true,
@@ -379,7 +381,7 @@ impl ServerSession {
                 });
                 continue;
             }
-            // A cluster that the client never had cannot be in use.
+            // The client cannot use a cluster that it never had.
             match state.version(kind, &name).filter(|_| hold_removals).cloned() {
                 Some(version) => held.push((name, version)),
                 None => removed.push(name.to_string()),
@@ -390,7 +392,7 @@ impl ServerSession {
         held.into_iter().for_each(|(name, version)| state.known.report(name, version));
         state.must_send.clear();
         let empty = resources.is_empty() && removed.is_empty();
-        // A first request for everything is answered even when there is nothing.
+        // The first wildcard request is answered even when there are no resources.
         let first = state.wildcard && matches!(state.last, LastResponse::None);
         if empty && !first {
             return None;
@@ -430,7 +432,7 @@ impl ServerSession {
             return None;
         }
         if kind.is_wildcard() {
-            // The whole state: what is absent is deleted.
+            // The response contains all resources: the client deletes missing ones.
             let all = set.of(kind).map(|(name, _)| name).filter(|name| state.wants(name));
             names = all.cloned().collect();
             state.known.take_set(set.clone());
@@ -452,7 +454,7 @@ impl ServerSession {
         })))
     }
 
-    /// A type nobody here publishes: what is named does not exist.
+    /// Answers a request of an unknown type: the names do not exist.
     fn unknown_delta(&mut self, request: DeltaDiscoveryRequest) -> Vec<XdsResponse> {
         if !request.response_nonce.is_empty() {
             return Vec::new();
@@ -467,12 +469,12 @@ impl ServerSession {
     }
 }
 
-/// The text of a refusal, when a request carries one.
+/// The message of a NACK.
 pub(super) fn refusal(detail: Option<&rpc::Status>) -> Option<&str> {
     detail.map(|status| status.message.as_str())
 }
 
-/// Names the client wants or has whose state it does not know. A name may come twice.
+/// Names whose current version or removal the client does not know. A name may occur twice.
 fn differences<'s>(
     state: &'s ServerTypeState,
     kind: ResourceKind,

@@ -1,4 +1,4 @@
-//! `Cluster`: a service's endpoints, and how to choose among and speak to them.
+//! `Cluster`: endpoints, load balancing and connection settings of a service.
 
 #![allow(
     clippy::indexing_slicing,
@@ -15,6 +15,7 @@ use weft_model::{
     DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, OnEmptyAnswer, UpstreamProtocol, UpstreamTls,
 };
 
+use super::reader::MISSING;
 use super::{FieldError, MessageReader, endpoints, secret, values};
 
 /// The default of both circuit breaker limits (`CircuitBreakers.Thresholds`).
@@ -30,15 +31,16 @@ pub(super) fn decode(mut cluster: MessageReader<'_>) -> Result<Cluster, FieldErr
     let balance = balance(&mut cluster, &discovery)?;
     let connect_timeout = cluster.duration("connect_timeout")?.unwrap_or(DEFAULT_CONNECT_TIMEOUT);
     if connect_timeout.is_zero() {
-        return Err(cluster.refuse("connect_timeout", "a duration must be more than 0s"));
+        return Err(cluster.refuse("connect_timeout", "invalid duration 0s: must be more than 0s"));
     }
     let mut options = HttpProtocolOptions::default();
     let protocol = protocol(&mut cluster, &mut options)?;
     let tls = cluster.child("transport_socket").map(socket).transpose()?.flatten();
     let (connection_limit, request_limit) = limits(&mut cluster);
     if cluster.has("transport_socket_matches") {
-        return Err(cluster
-            .refuse("transport_socket_matches", "it is not supported yet; use transport_socket"));
+        return Err(
+            cluster.refuse("transport_socket_matches", "not supported: use transport_socket")
+        );
     }
     Ok(Cluster {
         name,
@@ -66,7 +68,7 @@ fn discovery(
     match kind.as_str() {
         "STATIC" => match cluster.child("load_assignment") {
             Some(assignment) => Ok(Discovery::Static(endpoints::set(assignment)?)),
-            None => Err(cluster.refuse("load_assignment", "a STATIC cluster needs its endpoints")),
+            None => Err(cluster.refuse("load_assignment", "a STATIC cluster must have endpoints")),
         },
         "EDS" => {
             let mut config = cluster.required_child("eds_cluster_config")?;
@@ -77,7 +79,7 @@ fn discovery(
         "STRICT_DNS" => dns(cluster, OnEmptyAnswer::Drop),
         "LOGICAL_DNS" => dns(cluster, OnEmptyAnswer::Keep),
         "ORIGINAL_DST" => Ok(Discovery::OriginalDestination),
-        other => Err(cluster.refuse("type", format!("{other} is no known discovery type"))),
+        other => Err(cluster.refuse("type", format!("unsupported discovery type {other}: must be STATIC, EDS, STRICT_DNS, LOGICAL_DNS or ORIGINAL_DST"))),
     }
 }
 
@@ -112,7 +114,7 @@ fn dns_policy(
     let mut failure_max = refresh;
     if let Some(mut rate) = cluster.child("dns_failure_refresh_rate") {
         let base = interval(&mut rate, "base_interval")?;
-        failure_base = base.ok_or_else(|| rate.refuse("base_interval", "it is missing"))?;
+        failure_base = base.ok_or_else(|| rate.refuse("base_interval", MISSING))?;
         failure_max =
             interval(&mut rate, "max_interval")?.unwrap_or_else(|| failure_base.saturating_mul(10));
         if failure_max < failure_base {
@@ -143,7 +145,7 @@ fn dns_policy(
     })
 }
 
-/// A time between lookups: Envoy refuses 1 ms and less.
+/// An interval between lookups: Envoy refuses 1 ms or less.
 fn interval(reader: &mut MessageReader<'_>, field: &str) -> Result<Option<Duration>, FieldError> {
     match reader.duration(field)? {
         Some(interval) if interval <= Duration::from_millis(1) => {
@@ -171,12 +173,12 @@ fn balance(cluster: &mut MessageReader<'_>, discovery: &Discovery) -> Result<Bal
         }
         other => Err(cluster.refuse(
             "lb_policy",
-            format!("{other} is not supported; ROUND_ROBIN, LEAST_REQUEST and MAGLEV are"),
+            format!("unsupported policy {other}: must be ROUND_ROBIN, LEAST_REQUEST or MAGLEV"),
         )),
     }
 }
 
-/// What `HttpProtocolOptions` says beside the version.
+/// Settings of `HttpProtocolOptions` other than the version.
 struct HttpProtocolOptions {
     response_head_bytes: usize,
     response_header_count: usize,
@@ -207,7 +209,7 @@ impl HttpProtocolOptions {
                 self.response_head_bytes = usize::try_from(kib).unwrap_or(60) * 1024;
             }
             Some(kib) => {
-                let why = format!("{kib} is not between 1 and 8192");
+                let why = format!("invalid size {kib}: must be 1 to 8192");
                 return Err(common.refuse("max_response_headers_kb", why));
             }
         }
@@ -225,8 +227,10 @@ fn protocol(
     for (_, any) in cluster.map("typed_extension_protocol_options") {
         let mut options = any.unpacked()?;
         if options.kind() != HTTP_OPTIONS {
-            return Err(options
-                .refuse("", format!("{} is not understood; {HTTP_OPTIONS} is", options.kind())));
+            return Err(options.refuse(
+                "",
+                format!("unsupported type {}: must be {HTTP_OPTIONS}", options.kind()),
+            ));
         }
         if let Some(common) = options.child("common_http_protocol_options") {
             more.read(common)?;
@@ -238,7 +242,7 @@ fn protocol(
         }
         if let Some(mut downstream) = options.child("use_downstream_protocol_config") {
             read_http1(downstream.child("http_protocol_options"));
-            // What is set in it is listed.
+            // Its settings are listed as not honoured.
             drop(downstream.child("http2_protocol_options"));
             return Ok(UpstreamProtocol::AsDownstream);
         }
@@ -246,10 +250,10 @@ fn protocol(
     Ok(UpstreamProtocol::Http1)
 }
 
-/// Reads `Http1ProtocolOptions` of a cluster: what has no effect is listed.
+/// Reads `Http1ProtocolOptions` of a cluster: its settings have no effect and are listed.
 fn read_http1(options: Option<MessageReader<'_>>) {
     if let Some(mut options) = options {
-        // Both are always so.
+        // Both are always enabled.
         options.harmless(&["accept_http_10", "enable_trailers"]);
     }
 }
@@ -261,8 +265,10 @@ fn socket(mut socket: MessageReader<'_>) -> Result<Option<UpstreamTls>, FieldErr
     };
     match context.kind().rsplit('.').next() {
         Some("UpstreamTlsContext") => secret::upstream(context).map(Some),
-        _ => Err(context
-            .refuse("", format!("{} is no upstream transport socket known here", context.kind()))),
+        _ => Err(context.refuse(
+            "",
+            format!("unsupported transport socket {}: must be UpstreamTlsContext", context.kind()),
+        )),
     }
 }
 

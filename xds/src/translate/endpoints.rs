@@ -14,17 +14,17 @@ pub(super) fn decode(mut assignment: MessageReader<'_>) -> Result<(Name, Endpoin
     Ok((name, set(assignment)?))
 }
 
-/// Reads the endpoints of an assignment whose name was read or does not matter.
+/// Reads the endpoints of an assignment without its name.
 pub(super) fn set(mut assignment: MessageReader<'_>) -> Result<EndpointSet, FieldError> {
     assignment.harmless(&["cluster_name"]);
-    // Nothing of it has an effect: each setting is listed by its own name.
+    // It has no effect: each of its settings is listed as not honoured.
     drop(assignment.child("policy"));
     let mut endpoints = Vec::new();
     let mut seen = HashSet::new();
     for mut locality in assignment.children("endpoints") {
         locality.harmless(&["locality", "proximity"]);
         if locality.number("priority").unwrap_or(0) > 0 {
-            return Err(locality.refuse("priority", "only priority 0 is supported yet"));
+            return Err(locality.refuse("priority", "unsupported priority: must be 0"));
         }
         endpoints.extend(locality.many("lb_endpoints", |member| endpoint(member, &mut seen))?);
     }
@@ -32,7 +32,7 @@ pub(super) fn set(mut assignment: MessageReader<'_>) -> Result<EndpointSet, Fiel
     Ok(EndpointSet { endpoints })
 }
 
-/// Reads an endpoint whose address is none of those `seen`.
+/// Reads an endpoint; its address must not be in `seen`.
 fn endpoint(
     mut member: MessageReader<'_>,
     seen: &mut HashSet<SocketAddr>,
@@ -47,10 +47,10 @@ fn endpoint(
     endpoint.harmless(&["hostname", "observability_name"]);
     let (address, _) = values::socket(endpoint.required_child("address")?)?;
     if !seen.insert(address) {
-        return Err(endpoint.refuse("address", format!("{address} is there twice")));
+        return Err(endpoint.refuse("address", format!("duplicate address {address}")));
     }
     Endpoint::new(address, weight, health).ok_or_else(|| {
-        member.refuse("load_balancing_weight", "it is 0; leave the endpoint out instead")
+        member.refuse("load_balancing_weight", "invalid weight 0: must be 1 or more")
     })
 }
 

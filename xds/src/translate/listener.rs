@@ -1,4 +1,4 @@
-//! `Listener`: an address, and how what arrives there is served.
+//! `Listener`: an address, and the filter chains that serve it.
 
 #![allow(
     clippy::indexing_slicing,
@@ -14,15 +14,16 @@ use weft_model::{
 };
 
 use super::filters::OurHttp;
+use super::reader::MISSING;
 use super::{FieldError, MessageReader, filters, secret, values};
 
 const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
 const ORIGINAL_SOURCE: &str = "envoy.extensions.filters.listener.original_src.v3.OriginalSrc";
 
-/// The name of a chain that stands for none.
+/// The name of the placeholder chain that closes connections.
 const CLOSED: &str = "weft.closed";
 
-/// The name under which metadata is ours, and what we know there.
+/// The key of weft's metadata, and its fields.
 const OUR_METADATA: &str = "weft";
 const ALLOW_FROM: &str = "allow_from";
 const IDLE_END: &str = "idle_end";
@@ -33,16 +34,16 @@ pub(super) fn decode(mut listener: MessageReader<'_>) -> Result<Listener, FieldE
     let name: weft_model::Name = listener.required_text("name")?.into();
     listener.harmless(&["stat_prefix", "traffic_direction"]);
     if listener.flag("enable_reuse_port") == Some(false) {
-        listener.not_honoured("enable_reuse_port", "each worker has a socket of its own");
+        listener.not_honoured("enable_reuse_port", "each worker has its own socket");
     }
     if listener.has("api_listener") {
-        return Err(listener.refuse("api_listener", "it is for gRPC clients; this is a proxy"));
+        return Err(
+            listener.refuse("api_listener", "not supported: an API listener is for gRPC clients")
+        );
     }
     if listener.has("additional_addresses") {
-        return Err(listener.refuse(
-            "additional_addresses",
-            "it is not supported yet; use a listener for each address",
-        ));
+        return Err(listener
+            .refuse("additional_addresses", "not supported: use one listener for each address"));
     }
     let (address, transport) = values::socket(listener.required_child("address")?)?;
     let bind = listener.flag("bind_to_port").unwrap_or(true);
@@ -80,7 +81,7 @@ pub(super) fn decode(mut listener: MessageReader<'_>) -> Result<Listener, FieldE
     Ok(listener_value)
 }
 
-/// What is ours among a listener's metadata.
+/// The weft fields of a listener's metadata.
 #[derive(Default)]
 struct OurMetadata {
     allow_from: Option<Vec<Cidr>>,
@@ -88,7 +89,7 @@ struct OurMetadata {
     flow_seed: Option<u32>,
 }
 
-/// Reads what is ours; what is for others is not ours to read.
+/// Reads the weft fields; metadata of others is ignored.
 fn our_metadata(mut metadata: MessageReader<'_>) -> Result<OurMetadata, FieldError> {
     metadata.harmless(&["typed_filter_metadata"]);
     let mut ours = OurMetadata::default();
@@ -101,7 +102,7 @@ fn our_metadata(mut metadata: MessageReader<'_>) -> Result<OurMetadata, FieldErr
             if field == IDLE_END {
                 let word = value.text("string_value");
                 let end = IdleEnd::named(&word).ok_or_else(|| {
-                    value.refuse("", format!("{word:?} is no end; reset and close are"))
+                    value.refuse("", format!("invalid value {word:?}: must be reset or close"))
                 })?;
                 ours.idle_end = Some(end);
                 continue;
@@ -109,7 +110,12 @@ fn our_metadata(mut metadata: MessageReader<'_>) -> Result<OurMetadata, FieldErr
             if field == FLOW_SEED {
                 let text = value.text("string_value");
                 let seed = text.parse().map_err(|_| {
-                    value.refuse("", format!("{text:?} is no text of a whole number below 2^32"))
+                    value.refuse(
+                        "",
+                        format!(
+                            "invalid seed {text:?}: must be a whole number below 2^32, as text"
+                        ),
+                    )
                 })?;
                 ours.flow_seed = Some(seed);
                 continue;
@@ -119,7 +125,7 @@ fn our_metadata(mut metadata: MessageReader<'_>) -> Result<OurMetadata, FieldErr
                 value.refuse(
                     "",
                     format!(
-                        "{field:?} is not known; {ALLOW_FROM}, a list, is, and {IDLE_END} and {FLOW_SEED}, texts"
+                        "unknown field {field:?}: must be {ALLOW_FROM} (a list), {IDLE_END} or {FLOW_SEED} (text)"
                     ),
                 )
             })?;
@@ -133,28 +139,29 @@ fn our_metadata(mut metadata: MessageReader<'_>) -> Result<OurMetadata, FieldErr
     Ok(ours)
 }
 
-/// What only the whole can tell.
+/// Checks that need several fields of the listener.
 fn check(reader: &MessageReader<'_>, listener: &Listener) -> Result<(), FieldError> {
     let has_chain = !listener.chains.is_empty() || listener.default_chain.is_some();
     match listener.transport {
         Transport::Tcp if !has_chain && !listener.use_original_destination => {
-            return Err(
-                reader.refuse("filter_chains", "a TCP listener needs one, or use_original_dst")
-            );
+            return Err(reader.refuse(
+                "filter_chains",
+                "a TCP listener must have a filter chain or use_original_dst",
+            ));
         }
         Transport::Tcp if listener.udp.is_some() => {
-            return Err(reader.refuse("listener_filters", "udp_proxy needs a UDP address"));
+            return Err(reader.refuse("listener_filters", "udp_proxy must be on a UDP address"));
         }
         Transport::Udp if listener.udp.is_none() && !listener.use_original_destination => {
             return Err(reader.refuse(
                 "listener_filters",
-                "a UDP listener needs udp_proxy, or use_original_dst",
+                "a UDP listener must have udp_proxy or use_original_dst",
             ));
         }
         Transport::Udp if has_chain => {
             return Err(reader.refuse(
                 "filter_chains",
-                "filter chains are for TCP (QUIC is passed through, not terminated)",
+                "not supported on a UDP listener: QUIC is proxied as UDP, not terminated",
             ));
         }
         Transport::Tcp | Transport::Udp => {}
@@ -180,14 +187,14 @@ enum ListenerFilter {
 fn listener_filter(mut filter: MessageReader<'_>) -> Result<ListenerFilter, FieldError> {
     filter.harmless(&["name"]);
     if filter.has("filter_disabled") {
-        return Err(filter.refuse("filter_disabled", "it is not supported yet"));
+        return Err(filter.refuse("filter_disabled", "not supported: leave the filter out"));
     }
     let Some(mut config) = filter.any("typed_config")? else {
-        return Err(filter.refuse("typed_config", "it is missing"));
+        return Err(filter.refuse("typed_config", MISSING));
     };
     match config.kind().rsplit('.').next().unwrap_or_default() {
         "OriginalDst" => Ok(ListenerFilter::OriginalDestination),
-        // Whether a connection is TLS is seen without being told to look.
+        // TLS and HTTP are always detected.
         "TlsInspector" | "HttpInspector" => {
             config.harmless(&[
                 "enable_ja3_fingerprinting",
@@ -197,11 +204,11 @@ fn listener_filter(mut filter: MessageReader<'_>) -> Result<ListenerFilter, Fiel
             Ok(ListenerFilter::Inspector)
         }
         "OriginalSrc" => {
-            // The mark on what we send is our own, and answers find us by it (`weft redirect`).
+            // The agent sets its own mark, by which `weft redirect` routes replies to it.
             config.harmless(&["mark"]);
             if config.flag("bind_port").unwrap_or(false) {
                 return Err(
-                    config.refuse("bind_port", "it is not supported; the port is a new one")
+                    config.refuse("bind_port", "not supported: the source port is not preserved")
                 );
             }
             Ok(ListenerFilter::OriginalSource)
@@ -211,7 +218,7 @@ fn listener_filter(mut filter: MessageReader<'_>) -> Result<ListenerFilter, Fiel
             let source = if keeps { SourceAddress::Client } else { SourceAddress::Agent };
             Ok(ListenerFilter::Udp(filters::udp_proxy(config)?, source))
         }
-        _ => Err(config.refuse("", format!("{} is no listener filter known here", config.kind()))),
+        _ => Err(config.refuse("", format!("unsupported listener filter {}", config.kind()))),
     }
 }
 
@@ -223,11 +230,14 @@ fn chain(mut chain: MessageReader<'_>) -> Result<FilterChain, FieldError> {
         Some(mut socket) => {
             socket.harmless(&["name"]);
             let context = socket.any("typed_config")?;
-            let context = context.ok_or_else(|| socket.refuse("typed_config", "it is missing"))?;
+            let context = context.ok_or_else(|| socket.refuse("typed_config", MISSING))?;
             if context.kind().rsplit('.').next() != Some("DownstreamTlsContext") {
                 return Err(context.refuse(
                     "",
-                    format!("{} is no downstream transport socket known here", context.kind()),
+                    format!(
+                        "unsupported transport socket {}: must be DownstreamTlsContext",
+                        context.kind()
+                    ),
                 ));
             }
             Some(secret::downstream(context)?)
@@ -237,26 +247,27 @@ fn chain(mut chain: MessageReader<'_>) -> Result<FilterChain, FieldError> {
     let ours = chain.child("metadata").map(our_http).transpose()?.unwrap_or_default();
     let mut filters = chain.children("filters");
     let Some(last) = filters.pop() else {
-        return Err(chain.refuse("filters", "there is none; a chain says what is done"));
+        return Err(chain.refuse("filters", "a filter chain must have at least one filter"));
     };
     let rules = values::each(filters, connection_rules)?;
     Ok(FilterChain { name, matches, tls, rules, filter: network_filter(last, &ours)? })
 }
 
-/// Reads a filter that stands before the last: one that lets connections in or does not.
+/// Reads a filter before the last one, which must be an RBAC filter.
 fn connection_rules(mut filter: MessageReader<'_>) -> Result<Arc<RbacFilter>, FieldError> {
     filter.harmless(&["name"]);
     let Some(config) = filter.any("typed_config")? else {
-        return Err(filter.refuse("typed_config", "it is missing"));
+        return Err(filter.refuse("typed_config", MISSING));
     };
     if config.kind() != "envoy.extensions.filters.network.rbac.v3.RBAC" {
-        let reason = format!("{} is not known here before the last filter; RBAC is", config.kind());
+        let reason =
+            format!("unsupported filter {} before the last filter: must be RBAC", config.kind());
         return Err(config.refuse("", reason));
     }
     filters::network_rbac(config).map(Arc::new)
 }
 
-/// Reads what is ours among a chain's metadata.
+/// Reads the weft fields of a chain's metadata.
 fn our_http(mut metadata: MessageReader<'_>) -> Result<OurHttp, FieldError> {
     metadata.harmless(&["typed_filter_metadata"]);
     let mut ours = OurHttp::default();
@@ -273,28 +284,30 @@ fn our_http(mut metadata: MessageReader<'_>) -> Result<OurHttp, FieldError> {
 }
 
 fn chain_match(mut matches: MessageReader<'_>) -> Result<ChainMatch, FieldError> {
-    let destination_port =
-        match matches.number("destination_port") {
-            None => None,
-            Some(port) => Some(u16::try_from(port).map_err(|_| {
-                matches.refuse("destination_port", format!("{port} is above 65535"))
-            })?),
-        };
+    let destination_port = match matches.number("destination_port") {
+        None => None,
+        Some(port) => Some(u16::try_from(port).map_err(|_| {
+            matches
+                .refuse("destination_port", format!("invalid port {port}: must be at most 65535"))
+        })?),
+    };
     let destination_prefixes = values::each(matches.children("prefix_ranges"), values::cidr)?;
     let transport = match matches.text("transport_protocol").as_str() {
         "" => None,
         "tls" => Some(TransportKind::Tls),
         "raw_buffer" => Some(TransportKind::Plain),
         other => {
-            return Err(matches
-                .refuse("transport_protocol", format!("{other:?} is neither tls nor raw_buffer")));
+            return Err(matches.refuse(
+                "transport_protocol",
+                format!("invalid protocol {other:?}: must be tls or raw_buffer"),
+            ));
         }
     };
     for field in ["server_names", "application_protocols", "source_prefix_ranges", "source_ports"] {
         if matches.has(field) {
             return Err(matches.refuse(
                 field,
-                "not supported: expected destination_port, prefix_ranges or transport_protocol",
+                "not supported: must match by destination_port, prefix_ranges or transport_protocol",
             ));
         }
     }
@@ -304,14 +317,14 @@ fn chain_match(mut matches: MessageReader<'_>) -> Result<ChainMatch, FieldError>
 fn network_filter(mut filter: MessageReader<'_>, ours: &OurHttp) -> Result<Filter, FieldError> {
     filter.harmless(&["name"]);
     let Some(config) = filter.any("typed_config")? else {
-        return Err(filter.refuse("typed_config", "it is missing"));
+        return Err(filter.refuse("typed_config", MISSING));
     };
     match config.kind().rsplit('.').next().unwrap_or_default() {
         "TcpProxy" => filters::tcp_proxy(config).map(Filter::Tcp),
         "HttpConnectionManager" => {
             filters::http_service(config, ours).map(|http| Filter::Http(http.into()))
         }
-        _ => Err(config.refuse("", format!("{} is no network filter known here", config.kind()))),
+        _ => Err(config.refuse("", format!("unsupported network filter {}", config.kind()))),
     }
 }
 
@@ -367,8 +380,8 @@ pub(super) fn encode(listener: &Listener) -> Value {
     json
 }
 
-/// A chain that serves nothing, for Envoy, which takes no listener without chains: connections are
-/// closed, since there is no such cluster. [`decode`] leaves it out.
+/// A placeholder chain for Envoy, which refuses listeners without chains. Its cluster does not exist, so that
+/// connections are closed. [`decode`] ignores it.
 fn closed_json() -> Value {
     let fields = json!({"stat_prefix": CLOSED, "cluster": CLOSED});
     json!({"name": CLOSED, "filters": [{"name": "envoy.filters.network.tcp_proxy",

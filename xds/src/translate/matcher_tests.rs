@@ -1,4 +1,4 @@
-//! Matchers: every form is read as it is, or refused with the path of its field.
+//! Matchers: supported forms survive a round trip, unsupported ones are refused with the path of their field.
 
 use super::{Resource, ResourceKind};
 
@@ -12,7 +12,7 @@ fn table(fields: &str, matches: &str) -> String {
 }
 
 #[test]
-fn matches_of_routes_come_back_as_they_went_out() {
+fn route_matches_round_trip() {
     for matches in [
         "{prefix: '', case_sensitive: false}",
         "{path: /a, case_sensitive: false}",
@@ -54,7 +54,7 @@ fn matches_of_routes_come_back_as_they_went_out() {
 }
 
 #[test]
-fn matches_that_cannot_be_decided_are_refused() {
+fn unsupported_route_matches_are_refused() {
     let at = "virtual_hosts[0].routes[0].match";
     for (matches, field, reason) in [
         ("{prefix: /, tls_context: {presented: true}}", ".tls_context", "not implemented"),
@@ -108,7 +108,7 @@ fn matches_that_cannot_be_decided_are_refused() {
     }
 }
 
-/// A listener with a filter of requests.
+/// A listener with an HTTP filter.
 fn filtered(filter: &str) -> String {
     format!(
         r#"
@@ -137,7 +137,7 @@ fn rules(action: &str, permission: &str, principal: &str) -> String {
 }
 
 #[test]
-fn rules_of_every_kind_come_back_as_they_went_out() {
+fn rbac_rules_of_every_kind_round_trip() {
     for permission in [
         "{destination_ip: {address_prefix: 10.0.0.0, prefix_len: 8}}",
         "{destination_port_range: {start: 80, end: 90}}",
@@ -156,7 +156,7 @@ fn rules_of_every_kind_come_back_as_they_went_out() {
 }
 
 #[test]
-fn rules_that_cannot_be_decided_are_refused() {
+fn unsupported_rbac_rules_are_refused() {
     let policy = "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.rules.policies[\"p\"]";
     let any = "{any: true}";
     for (permission, principal, field, reason) in [
@@ -166,16 +166,16 @@ fn rules_that_cannot_be_decided_are_refused() {
         (any, "{or_ids: {}}", ".principals[0].or_ids.ids", "empty"),
         ("", any, ".permissions", "empty"),
         (any, "", ".principals", "empty"),
-        ("{requested_server_name: {exact: a}}", any, ".permissions[0]", "not supported"),
-        ("{metadata: {filter: f}}", any, ".permissions[0]", "not supported"),
+        ("{requested_server_name: {exact: a}}", any, ".permissions[0]", "unsupported permission"),
+        ("{metadata: {filter: f}}", any, ".permissions[0]", "unsupported permission"),
         (
             "{destination_port_range: {start: 80, end: 80}}",
             any,
             ".permissions[0].destination_port_range",
             "start < end",
         ),
-        ("{destination_port: 65536}", any, ".permissions[0].destination_port", "above 65535"),
-        (any, "{filter_state: {key: k}}", ".principals[0]", "not supported"),
+        ("{destination_port: 65536}", any, ".permissions[0].destination_port", "at most 65535"),
+        (any, "{filter_state: {key: k}}", ".principals[0]", "unsupported principal"),
         (
             any,
             "{remote_ip: {address_prefix: 10.0.0.0, prefix_len: 33}}",
@@ -189,7 +189,7 @@ fn rules_that_cannot_be_decided_are_refused() {
 }
 
 #[test]
-fn fields_that_set_what_services_trust_and_are_not_read_are_refused() {
+fn unsupported_fields_that_change_trusted_headers_are_refused() {
     let any = "{any: true}";
     let plain = rules("ALLOW", any, any);
     let action = "direct_response: {status: 200}";

@@ -1,7 +1,7 @@
-//! Between the wire and the model, in both directions. Protobuf ends here.
+//! Translates between protobuf resources and the model, in both directions.
 //!
-//! One file a resource type, each with what reads it and what writes it. Reading answers for every
-//! resource alone: the good ones are used, the others are refused with a name, a path and a reason.
+//! Each resource type has a file with its decoder and encoder. Every resource is decoded on its own: valid ones are
+//! used, the others are rejected with name, field path and reason.
 
 mod cluster;
 mod endpoints;
@@ -31,7 +31,7 @@ pub(crate) use values::socket;
 
 use crate::descriptor;
 
-/// The resource types, in the order in which they are sent: what is referred to comes first.
+/// The resource types, in the order in which they are sent: referenced types come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceKind {
     /// `envoy.config.cluster.v3.Cluster` (CDS).
@@ -47,7 +47,7 @@ pub enum ResourceKind {
 }
 
 impl ResourceKind {
-    /// All of them, in sending order.
+    /// All kinds, in sending order.
     pub const ALL: [Self; 5] =
         [Self::Cluster, Self::Endpoints, Self::Secret, Self::Listener, Self::Routes];
 
@@ -76,8 +76,8 @@ impl ResourceKind {
         Self::ALL.into_iter().find(|kind| kind.message() == name)
     }
 
-    /// Whether a response of the state-of-the-world variant holds the whole set, so that what is
-    /// absent is deleted; also whether a client may ask for all without naming any.
+    /// Whether a state-of-the-world response contains all resources, so that missing ones are deleted; also whether a
+    /// client may subscribe to all resources without names.
     #[must_use]
     pub fn is_wildcard(self) -> bool {
         match self {
@@ -86,7 +86,7 @@ impl ResourceKind {
         }
     }
 
-    /// The field that holds the resource's name.
+    /// The field with the resource's name.
     fn name_field(self) -> &'static str {
         if self == Self::Endpoints { "cluster_name" } else { "name" }
     }
@@ -98,7 +98,7 @@ impl fmt::Display for ResourceKind {
     }
 }
 
-/// A resource, read.
+/// A resource as a model type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resource {
     /// A cluster.
@@ -137,15 +137,15 @@ impl Resource {
         }
     }
 
-    /// Its bytes on the wire.
+    /// The encoded message.
     ///
     /// # Errors
-    /// When the value has no form in xDS: a mistake of ours, named.
+    /// When the resource cannot be expressed in xDS, which is a bug.
     pub fn encode(&self) -> Result<Vec<u8>, String> {
         descriptor::from_json(self.kind().message(), self.json())
     }
 
-    /// Its JSON form, equal whenever the resources are.
+    /// The JSON form; equal resources have equal forms.
     pub(crate) fn json(&self) -> serde_json::Value {
         match self {
             Self::Cluster(cluster) => cluster::encode(cluster),
@@ -157,26 +157,26 @@ impl Resource {
     }
 }
 
-/// A resource that was read, with what an operator should know of it.
+/// A decoded resource with notes for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodedResource {
     /// The resource.
     pub resource: Resource,
-    /// What of it has no effect here or weakens security.
+    /// Settings without effect and settings that weaken security.
     pub notes: Notes,
 }
 
-/// What an operator should know of an accepted configuration.
+/// Notes for the operator about an accepted configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Notes {
-    /// The paths of fields that are set and have no effect here.
+    /// The paths of fields that are set and have no effect.
     pub not_honoured: Vec<String>,
-    /// Settings that are in force and weaken security, each with its path and what follows from it.
+    /// Settings that weaken security, each with its path and its consequence.
     pub warnings: Vec<String>,
 }
 
 impl Notes {
-    /// Whether there is nothing to say.
+    /// Whether there are no notes.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.not_honoured.is_empty() && self.warnings.is_empty()
@@ -188,14 +188,14 @@ impl Notes {
     }
 }
 
-/// A resource that was refused.
+/// A rejected resource; its text is sent in a NACK.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// Its kind.
+    /// The kind.
     pub kind: ResourceKind,
-    /// Its name, as far as it could be read.
+    /// The name; empty when it could not be decoded.
     pub name: String,
-    /// Where and why.
+    /// The field and the reason.
     pub error: FieldError,
 }
 
@@ -205,10 +205,10 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Reads the bytes of a resource.
+/// Decodes a resource.
 ///
 /// # Errors
-/// The resource's name with the path and the reason.
+/// When the bytes are not a valid message, or a field is invalid or unsupported.
 pub fn decode(kind: ResourceKind, bytes: &[u8]) -> Result<DecodedResource, Rejection> {
     let unreadable = |reason| Rejection {
         kind,
@@ -219,13 +219,13 @@ pub fn decode(kind: ResourceKind, bytes: &[u8]) -> Result<DecodedResource, Rejec
     read(kind, message, String::new())
 }
 
-/// The name of a resource that is not read yet; empty when it has none.
+/// The name of a resource that is not decoded yet; empty when it has none.
 pub(crate) fn name_of(kind: ResourceKind, message: &DynamicMessage) -> String {
     let name = message.get_field_by_name(kind.name_field());
     name.and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-/// Reads a resource that stands at `path` of a larger message.
+/// Decodes a resource at `path` of a larger message.
 pub(crate) fn read(
     kind: ResourceKind,
     message: DynamicMessage,
@@ -252,7 +252,7 @@ pub(crate) fn read(
     }
 }
 
-/// Puts a resource into a snapshot and gives back whether one of that name had to go.
+/// Adds a resource to a snapshot; returns its name when it replaced another one.
 pub(crate) fn insert(snapshot: &mut Snapshot, resource: Resource) -> Option<Name> {
     let name = resource.name().clone();
     let replaced = match resource {
@@ -265,7 +265,7 @@ pub(crate) fn insert(snapshot: &mut Snapshot, resource: Resource) -> Option<Name
     replaced.then_some(name)
 }
 
-/// A whole configuration for people: the resources in their JSON form, without any private key.
+/// The whole configuration in JSON form for `/config_dump`, without private keys.
 #[must_use]
 pub fn dump(snapshot: &Snapshot) -> serde_json::Value {
     let named = |name: &Name, json| (name.to_string(), json);
@@ -282,7 +282,7 @@ pub fn dump(snapshot: &Snapshot) -> serde_json::Value {
     dump
 }
 
-/// Takes every private key out, and the seed by which flows could be aimed at an endpoint.
+/// Redacts private keys and the flow seed, with which clients could aim flows at an endpoint.
 fn redact(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(fields) => {

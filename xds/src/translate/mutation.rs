@@ -1,4 +1,4 @@
-//! Changes of headers, at each level of a route table.
+//! Header changes, at each level of a route table.
 
 #![allow(
     clippy::indexing_slicing,
@@ -18,14 +18,14 @@ use super::{FieldError, MessageReader, values};
 /// The most headers that one level adds, and the most that it removes. Envoy has the same limit.
 const LIMIT: usize = 1000;
 
-/// Headers that frame a message: without them, or with others, it would be read in another way.
+/// Headers that frame a message: a change would alter how the message is parsed.
 const FRAMING: [&str; 5] =
     ["connection", "content-length", "sec-websocket-key", "transfer-encoding", "upgrade"];
-/// Headers that belong to one connection, so that none may be added for the next.
-const OF_ONE_HOP: [&str; 6] =
+/// Hop-by-hop headers, which must not be added.
+const HOP_BY_HOP: [&str; 6] =
     ["expect", "http2-settings", "keep-alive", "proxy-connection", "te", "trailer"];
 
-/// Reads the changes that a level makes; none when it makes none.
+/// Reads the header changes of a level; none when it has none.
 pub(super) fn decode(
     level: &mut MessageReader<'_>,
 ) -> Result<Option<Arc<HeaderMutations>>, FieldError> {
@@ -33,7 +33,8 @@ pub(super) fn decode(
     let response = one(level, ["response_headers_to_remove", "response_headers_to_add"])?;
     if let Some(index) = request.add.iter().position(|addition| addition.value.needs_response()) {
         let field = format!("request_headers_to_add[{index}].header.value");
-        return Err(level.refuse(&field, "a request has no response yet: RESP is for responses"));
+        return Err(level
+            .refuse(&field, "unsupported variable: a request header must not use the response"));
     }
     let is_empty = request.is_empty() && response.is_empty();
     Ok((!is_empty).then(|| Arc::new(HeaderMutations { request, response })))
@@ -64,12 +65,14 @@ fn one(
 fn may_change(name: &str) -> Result<(), String> {
     if name.starts_with(':') || name == "host" {
         return Err(format!(
-            "invalid header {name:?}: pseudo-headers and host cannot be changed here; rewrites of \
-             the route change them"
+            "invalid header {name:?}: must not be a pseudo-header or host, which the route's rewrites \
+             change"
         ));
     }
     if FRAMING.contains(&name) {
-        return Err(format!("invalid header {name:?}: it frames the message"));
+        return Err(format!(
+            "invalid header {name:?}: must not be a header that frames the message"
+        ));
     }
     if is_header_name(name) { Ok(()) } else { Err(format!("invalid header name {name:?}")) }
 }
@@ -78,21 +81,21 @@ fn addition(mut option: MessageReader<'_>) -> Result<HeaderAddition, FieldError>
     let mut header = option.required_child("header")?;
     let name = header.required_text("key")?.to_ascii_lowercase();
     may_change(&name).map_err(|reason| header.refuse("key", reason))?;
-    if OF_ONE_HOP.contains(&name.as_str()) {
-        let reason = format!("invalid header {name:?}: it belongs to one connection");
+    if HOP_BY_HOP.contains(&name.as_str()) {
+        let reason = format!("invalid header {name:?}: must not be a hop-by-hop header");
         return Err(header.refuse("key", reason));
     }
     if is_identity_header(name.as_bytes()) {
         let reason = format!(
-            "invalid header {name:?}: it says who the client is, and only a proof sets it \
-             (forward_client_cert_details)"
+            "invalid header {name:?}: must not be an identity header, which is set from the client's \
+             certificate (forward_client_cert_details)"
         );
         return Err(header.refuse("key", reason));
     }
     let value_field = if header.has("raw_value") { "raw_value" } else { "value" };
     let text = if value_field == "raw_value" {
         String::from_utf8(header.bytes("raw_value"))
-            .map_err(|_| header.refuse("raw_value", "it must be UTF-8"))?
+            .map_err(|_| header.refuse("raw_value", "must be UTF-8"))?
     } else {
         header.text("value")
     };
@@ -101,11 +104,11 @@ fn addition(mut option: MessageReader<'_>) -> Result<HeaderAddition, FieldError>
     let known = AppendAction::NAMES.iter().find(|(name, _)| *name == said);
     let action = known.map(|(_, action)| *action);
     let mut action =
-        action.ok_or_else(|| option.refuse("append_action", format!("{said} is not known")))?;
+        action.ok_or_else(|| option.refuse("append_action", format!("unknown action {said}")))?;
     match option.flag("append") {
         None => {}
         Some(_) if action != AppendAction::Append => {
-            return Err(option.refuse("append", "it cannot be set beside append_action"));
+            return Err(option.refuse("append", "must not be set together with append_action"));
         }
         Some(true) => {}
         Some(false) => action = AppendAction::Overwrite,
@@ -114,7 +117,7 @@ fn addition(mut option: MessageReader<'_>) -> Result<HeaderAddition, FieldError>
     Ok(HeaderAddition { name, value, action, keep_empty })
 }
 
-/// Adds the changes of a level to its JSON form.
+/// Adds the header changes of a level to its JSON form.
 pub(super) fn encode(mutations: Option<&HeaderMutations>, level: &mut Value) {
     let Some(HeaderMutations { request, response }) = mutations else {
         return;
@@ -168,18 +171,18 @@ mod tests {
             refused(&add, "response_headers_to_add[0].header.key", "invalid header");
         }
         let claim = "request_headers_to_add: [{header: {key: x_forwarded_client_cert, value: a}}]";
-        refused(claim, "request_headers_to_add[0].header.key", "who the client is");
+        refused(claim, "request_headers_to_add[0].header.key", "identity header");
     }
 
     #[test]
-    fn value_that_cannot_be_made_is_refused_with_its_path() {
+    fn unsupported_value_is_refused_with_its_path() {
         for value in ["%HOSTNAME%", "50%", "%REQ(a b)%", "a\\nb"] {
             let add =
                 format!("request_headers_to_add: [{{header: {{key: x, value: \"{value}\"}}}}]");
             refused(&add, "request_headers_to_add[0].header.value", "");
         }
         let early = "request_headers_to_add: [{header: {key: x, value: '%RESP(a)%'}}]";
-        refused(early, "request_headers_to_add[0].header.value", "no response yet");
+        refused(early, "request_headers_to_add[0].header.value", "must not use the response");
         let both = "request_headers_to_add: [{header: {key: x, value: a}, append: true, \
             append_action: ADD_IF_ABSENT}]";
         refused(both, "request_headers_to_add[0].append", "append_action");

@@ -1,9 +1,8 @@
-//! Reads a message field by field, and notices what nobody read.
+//! Reads a message field by field, and reports fields that were not read.
 //!
-//! A field is *taken* out of the message when it is read. What is left when a reader is dropped was
-//! understood by nobody: such a field is listed as not honoured, or, when ignoring it would weaken
-//! security, refuses the whole resource. So nothing we do not implement is ever dropped silently,
-//! and a new field of xDS needs no line of ours to be noticed.
+//! Reading a field *takes* it out of the message. The fields left when a reader is dropped are not supported: each is
+//! listed as not honoured or, when ignoring it would weaken security, the whole resource is rejected. Unsupported fields
+//! are therefore never ignored silently, and a new xDS field is reported without a change to this code.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -17,10 +16,13 @@ use super::Notes;
 use super::security_fields::{SECURITY_FIELDS, is_security};
 use crate::descriptor;
 
-/// Why a resource cannot be used: where, and what would be right.
+/// The reason of a missing required field.
+pub(super) const MISSING: &str = "this field is missing";
+
+/// Why a resource is rejected: the field, and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
-    /// The field, such as `filter_chains[0].filters[1].typed_config`.
+    /// The field path, such as `filter_chains[0].filters[1].typed_config`.
     pub path: String,
     /// What is wrong with it.
     pub reason: String,
@@ -36,27 +38,27 @@ impl fmt::Display for FieldError {
     }
 }
 
-/// What was noticed while a resource was read.
+/// The findings about one resource.
 #[derive(Debug, Default)]
 pub(crate) struct TranslationFindings {
-    /// What was set and read by nothing, and what weakens security.
+    /// Fields that were set and not read, and settings that weaken security.
     pub(crate) notes: Notes,
-    /// The first field whose absence from our code would weaken security.
+    /// The first unread field that is relevant for security.
     pub(crate) refused: Option<FieldError>,
 }
 
-/// What becomes of a field that is set and not read.
+/// What happens with a field that is set and not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unread {
-    /// It is listed as not honoured, unless its kind or its name decides about security.
+    /// It is listed as not honoured, unless its type or name is relevant for security.
     Report,
-    /// It refuses the resource: the message, or one around it, decides about security.
+    /// The resource is rejected: the message, or one around it, is relevant for security.
     RejectResource,
-    /// It is listed, whatever it is: the message decides nothing here.
+    /// It is always listed: the message is not enforced.
     ReportAlways,
 }
 
-/// A message being read. See the module's head.
+/// Reads the fields of one message; see the module documentation.
 pub(crate) struct MessageReader<'f> {
     message: DynamicMessage,
     path: String,
@@ -65,7 +67,7 @@ pub(crate) struct MessageReader<'f> {
 }
 
 impl<'f> MessageReader<'f> {
-    /// Starts to read a message that stands at `path`.
+    /// Starts to read a message at `path` of the resource.
     pub(crate) fn new(
         message: DynamicMessage,
         path: String,
@@ -89,14 +91,13 @@ impl<'f> MessageReader<'f> {
         Self { message, path, findings, unread }
     }
 
-    /// The same for rules that only watch: what is not understood of them is listed, since they let
-    /// nothing in.
+    /// For dry-run rules (`shadow_rules`): unsupported fields are listed, because these rules are not enforced.
     pub(crate) fn shadow_rules(mut self) -> Self {
         self.unread = Unread::ReportAlways;
         self
     }
 
-    /// Lists fields as not honoured, without a refusal: they change nothing about who is let in.
+    /// Lists fields as not honoured without rejecting the resource: they do not change which requests are allowed.
     pub(crate) fn unenforced(&mut self, fields: &[&str]) {
         for field in fields {
             if self.take(field).is_some() {
@@ -105,18 +106,18 @@ impl<'f> MessageReader<'f> {
         }
     }
 
-    /// A refusal of a field of this message.
+    /// An error about a field of this message.
     pub(crate) fn refuse(&self, field: &str, reason: impl Into<String>) -> FieldError {
         FieldError { path: join(&self.path, field), reason: reason.into() }
     }
 
-    /// Notes that a setting is in force and weakens security.
+    /// Adds a warning about a setting that weakens security.
     pub(crate) fn warn(&self, field: &str, text: &str) {
         let warning = format!("{}: {text}", join(&self.path, field));
         self.findings.borrow_mut().notes.warnings.push(warning);
     }
 
-    /// Notes that a part of this message has no effect here.
+    /// Lists a part of this message as not honoured.
     pub(crate) fn not_honoured(&self, field: &str, text: &str) {
         let path = format!("{} ({text})", join(&self.path, field));
         self.findings.borrow_mut().notes.not_honoured.push(path);
@@ -127,7 +128,7 @@ impl<'f> MessageReader<'f> {
         self.message.has_field_by_name(field)
     }
 
-    /// A text below this message, of the first item where a list is on the way, which stays there.
+    /// A text at a path below this message, without taking it. Lists on the path: their first item.
     pub(crate) fn peek(&self, path: &[&str]) -> Option<String> {
         let (last, above) = path.split_last()?;
         let mut message = self.message.clone();
@@ -141,7 +142,7 @@ impl<'f> MessageReader<'f> {
         message.get_field_by_name(last)?.as_str().map(str::to_owned)
     }
 
-    /// Whether no field is set that is not yet taken.
+    /// Whether all fields are taken.
     pub(crate) fn is_empty(&self) -> bool {
         self.message.fields().next().is_none() && self.message.unknown_fields().next().is_none()
     }
@@ -151,7 +152,7 @@ impl<'f> MessageReader<'f> {
         self.message.descriptor().full_name().to_owned()
     }
 
-    /// Says that these fields mean nothing to us and cannot harm: names for statistics and the like.
+    /// Drops fields that have no meaning here and are harmless, such as names for statistics.
     pub(crate) fn harmless(&mut self, fields: &[&str]) {
         for field in fields {
             self.message.clear_field_by_name(field);
@@ -178,7 +179,7 @@ impl<'f> MessageReader<'f> {
     /// A string that must not be empty.
     pub(crate) fn required_text(&mut self, field: &str) -> Result<String, FieldError> {
         let text = self.text(field);
-        if text.is_empty() { Err(self.refuse(field, "it is missing")) } else { Ok(text) }
+        if text.is_empty() { Err(self.refuse(field, MISSING)) } else { Ok(text) }
     }
 
     /// A list of strings.
@@ -199,11 +200,11 @@ impl<'f> MessageReader<'f> {
         }
     }
 
-    /// A number, plain or wrapped, that is whole and fits `u32`.
+    /// A whole number, plain or wrapped, that fits `u32`.
     #[allow(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "a JSON number has no other type here, and its range is looked at first"
+        reason = "a JSON number has no other type here, and its range is checked first"
     )]
     pub(crate) fn number(&mut self, field: &str) -> Option<u32> {
         let narrow = |v: &Value| match v {
@@ -221,7 +222,7 @@ impl<'f> MessageReader<'f> {
         narrow(&value).or_else(|| unwrapped(value, narrow))
     }
 
-    /// A number that need not be whole; 0 when it is not set.
+    /// A decimal number; 0 when it is not set.
     pub(crate) fn decimal(&mut self, field: &str) -> Option<f64> {
         match self.take(field) {
             None => Some(0.0),
@@ -254,10 +255,10 @@ impl<'f> MessageReader<'f> {
             (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => {
                 Ok(Some(Duration::new(seconds, nanos)))
             }
-            _ => {
-                Err(self
-                    .refuse(field, "a duration must be 0 or more, with less than 10^9 nanoseconds"))
-            }
+            _ => Err(self.refuse(
+                field,
+                "invalid duration: must be 0 or more, with less than 10^9 nanoseconds",
+            )),
         }
     }
 
@@ -284,16 +285,16 @@ impl<'f> MessageReader<'f> {
         }
     }
 
-    /// A message that must be there.
+    /// A required message.
     pub(crate) fn required_child(&mut self, field: &str) -> Result<Self, FieldError> {
-        self.child(field).ok_or_else(|| self.refuse(field, "it is missing"))
+        self.child(field).ok_or_else(|| self.refuse(field, MISSING))
     }
 
-    /// A list of messages, which may be very long, for somebody else to read.
+    /// The messages of a list that may be very long.
     ///
-    /// A message takes many times the room of its bytes. So the list goes back into bytes, and then
-    /// one message after the other comes out again. What is made of them lies together in memory:
-    /// between what all the messages leave behind, it would keep that from the system for good.
+    /// A `DynamicMessage` takes many times the memory of its encoded bytes. The list is therefore encoded again, and
+    /// its messages are decoded one after the other. Otherwise the decoded values would be scattered between the freed
+    /// messages, and the heap could not be returned to the system.
     pub(crate) fn messages(
         &mut self,
         field: &str,
@@ -318,7 +319,7 @@ impl<'f> MessageReader<'f> {
         })
     }
 
-    /// What `read` makes of each message of a list that may be very long, or the first refusal.
+    /// Calls `read` for each message of a list that may be very long; returns the values or the first error.
     pub(crate) fn many<T>(
         &mut self,
         field: &str,
@@ -367,7 +368,7 @@ impl<'f> MessageReader<'f> {
     /// The message inside an `Any` field.
     ///
     /// # Errors
-    /// When the type is none that we know, or the bytes are not of it.
+    /// When the type is unknown, or the bytes are not a valid message of it.
     pub(crate) fn any(&mut self, field: &str) -> Result<Option<Self>, FieldError> {
         let Some(any) = self.child(field) else {
             return Ok(None);
@@ -375,21 +376,21 @@ impl<'f> MessageReader<'f> {
         any.unpacked().map(Some)
     }
 
-    /// The full name of the type inside this `Any`, which need not be known.
+    /// The full name of the type inside this `Any`, known or not.
     pub(crate) fn any_kind(&self) -> String {
         let url = self.message.get_field_by_name("type_url");
         let url = url.and_then(|url| url.as_str().map(str::to_owned)).unwrap_or_default();
         url.rsplit('/').next().unwrap_or_default().to_owned()
     }
 
-    /// All of this message that is not yet taken, encoded, for where it is passed on unread.
+    /// The fields that are not taken yet, encoded, to be passed on unread.
     pub(crate) fn into_bytes(mut self) -> Vec<u8> {
         let bytes = self.message.encode_to_vec();
         self.message = DynamicMessage::new(self.message.descriptor());
         bytes
     }
 
-    /// Leaves the rest of this message unread, after what was lost by it was noted as a whole.
+    /// Ignores the rest of this message, after the caller has listed it as not honoured.
     pub(crate) fn set_aside(mut self) {
         self.message = DynamicMessage::new(self.message.descriptor());
     }
@@ -415,7 +416,7 @@ impl<'f> MessageReader<'f> {
         Self::within(self.unread, message, join(&self.path, field), self.findings)
     }
 
-    /// Whether an unread field refuses the resource.
+    /// Whether an unread field rejects the resource.
     fn is_refused(&self, field: &FieldDescriptor) -> bool {
         let kind = self.message.descriptor().name().to_owned();
         match self.unread {
@@ -432,7 +433,7 @@ impl<'f> MessageReader<'f> {
 }
 
 impl Drop for MessageReader<'_> {
-    /// Records what nobody read.
+    /// Records the unread fields.
     fn drop(&mut self) {
         let mut findings = self.findings.borrow_mut();
         let mut note = |name: &str, is_refused: bool| {
@@ -440,8 +441,7 @@ impl Drop for MessageReader<'_> {
             if is_refused {
                 findings.refused.get_or_insert_with(|| FieldError {
                     path: path.clone(),
-                    reason: "it is not implemented here, and ignoring it would weaken security"
-                        .into(),
+                    reason: "not implemented, and ignoring it would weaken security".into(),
                 });
             }
             findings.notes.not_honoured.push(path);

@@ -1,4 +1,4 @@
-//! What revocation lists decide, in a validator of our own inside a validation context.
+//! How CRLs are applied: the custom validator `weft.revocation` of a validation context.
 
 use std::time::Duration;
 
@@ -8,9 +8,10 @@ use weft_model::{
     Validation,
 };
 
+use super::reader::MISSING;
 use super::{FieldError, MessageReader, values};
 
-/// The validator that is ours, and its settings.
+/// The name of weft's validator, and its settings.
 const REVOCATION: &str = "weft.revocation";
 const MODE: &str = "mode";
 const ON_EXPIRED: &str = "on_expired";
@@ -23,12 +24,11 @@ const URI: &str = "uri";
 const CLUSTER: &str = "cluster";
 const REFRESH: &str = "refresh_seconds";
 
-/// The most distribution points, and how often one is asked unless that is said.
+/// The most distribution points, and the default refresh interval in seconds.
 const POINTS_LIMIT: usize = 30;
 const REFRESH_DEFAULT: u64 = 300;
 
-/// What the lists decide, where Envoy has no field for it: a validator of our own, whose settings are a
-/// `google.protobuf.Struct`.
+/// Reads the CRL settings for which Envoy has no field: a custom validator with a `google.protobuf.Struct`.
 pub(super) fn revocation_policy(
     mut ours: MessageReader<'_>,
     policy: &mut RevocationPolicy,
@@ -36,16 +36,16 @@ pub(super) fn revocation_policy(
 ) -> Result<(), FieldError> {
     let name = ours.text("name");
     if name != REVOCATION {
-        let right = format!("{name:?} is not known; {REVOCATION} is");
+        let right = format!("unknown validator {name:?}: must be {REVOCATION}");
         return Err(ours.refuse("name", right));
     }
     let Some(mut settings) = ours.any("typed_config")? else {
-        return Err(ours.refuse("typed_config", "it is missing"));
+        return Err(ours.refuse("typed_config", MISSING));
     };
     if settings.kind() != "google.protobuf.Struct" {
         let kind = settings.kind();
         return Err(
-            settings.refuse("", format!("{kind} is not understood; google.protobuf.Struct is"))
+            settings.refuse("", format!("unsupported type {kind}: must be google.protobuf.Struct"))
         );
     }
     for (field, mut value) in settings.map("fields") {
@@ -60,25 +60,28 @@ pub(super) fn revocation_policy(
                 let list = value.child("list_value").map(|mut list| list.children("values"));
                 *points = values::each(list.unwrap_or_default(), point)?;
                 if points.is_empty() || points.len() > POINTS_LIMIT {
-                    let right = format!("it must be a list of 1 to {POINTS_LIMIT} points");
+                    let right =
+                        format!("must be a list of 1 to {POINTS_LIMIT} distribution points");
                     return Err(value.refuse("", right));
                 }
             }
             _ => {
                 let known = [MODE, ON_EXPIRED, DEPTH, DRAIN, BYTES_LIMIT, ENTRIES_LIMIT, POINTS];
                 let known = known.join(", ");
-                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+                return Err(
+                    value.refuse("", format!("unknown field {field:?}: must be one of {known}"))
+                );
             }
         }
     }
     Ok(())
 }
 
-/// Where a list is fetched: `{uri, cluster, refresh_seconds}`.
+/// A distribution point: `{uri, cluster, refresh_seconds}`.
 fn point(mut value: MessageReader<'_>) -> Result<DistributionPoint, FieldError> {
     let (mut uri, mut cluster, mut refresh) = (String::new(), String::new(), REFRESH_DEFAULT);
     let Some(mut fields) = value.child("struct_value") else {
-        return Err(value.refuse("", format!("it must be an object with {URI} and {CLUSTER}")));
+        return Err(value.refuse("", format!("must be an object with {URI} and {CLUSTER}")));
     };
     for (field, mut value) in fields.map("fields") {
         match field.as_str() {
@@ -87,21 +90,26 @@ fn point(mut value: MessageReader<'_>) -> Result<DistributionPoint, FieldError> 
             REFRESH => refresh = whole(value)?.max(1) as u64,
             _ => {
                 let known = [URI, CLUSTER, REFRESH].join(", ");
-                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+                return Err(
+                    value.refuse("", format!("unknown field {field:?}: must be one of {known}"))
+                );
             }
         }
     }
     if !["http://", "https://"].iter().any(|scheme| uri.starts_with(scheme)) {
-        let right = format!("{uri:?} is no {URI}; http://HOST/PATH is one, or https://HOST/PATH");
+        let right = format!("invalid {URI} {uri:?}: must be http://HOST/PATH or https://HOST/PATH");
         return Err(value.refuse(URI, right));
     }
     if cluster.is_empty() {
-        return Err(value.refuse(CLUSTER, "it is missing; it says where the host is found"));
+        return Err(value.refuse(
+            CLUSTER,
+            "this field is missing: it must name the cluster that serves the CRL",
+        ));
     }
     Ok(DistributionPoint { uri, cluster: cluster.into(), refresh: Duration::from_secs(refresh) })
 }
 
-/// One of several words.
+/// One of several named values.
 fn word<T: Copy>(
     mut value: MessageReader<'_>,
     words: &[(&'static str, T)],
@@ -110,16 +118,16 @@ fn word<T: Copy>(
     let found = words.iter().find(|(word, _)| *word == said);
     found.map(|(_, meant)| *meant).ok_or_else(|| {
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        value.refuse("", format!("{said:?} is not known; {} are", known.join(", ")))
+        value.refuse("", format!("invalid value {said:?}: must be one of {}", known.join(", ")))
     })
 }
 
 fn whole(mut value: MessageReader<'_>) -> Result<usize, FieldError> {
     let number = value.number("number_value").and_then(|number| usize::try_from(number).ok());
-    number.ok_or_else(|| value.refuse("", "it must be a whole number that is not negative"))
+    number.ok_or_else(|| value.refuse("", "must be a whole number, 0 or more"))
 }
 
-/// What differs from the default.
+/// The settings that differ from the defaults.
 pub(super) fn revocation_policy_json(validation: &Validation) -> Option<Value> {
     let policy = &validation.policy;
     fn word<T: PartialEq>(meant: &T, words: &[(&'static str, T)]) -> Value {

@@ -1,4 +1,4 @@
-//! `RouteConfiguration`: which cluster serves a request.
+//! `RouteConfiguration`: virtual hosts, routes and their actions.
 
 #![allow(
     clippy::indexing_slicing,
@@ -15,7 +15,7 @@ use weft_model::{
 
 use super::{FieldError, MessageReader, mutation, route_match, values};
 
-/// Reads a route table. The name may be empty when it stands inside a listener.
+/// Reads a route table. The name may be empty for a table inside a listener.
 pub(super) fn decode(mut table: MessageReader<'_>) -> Result<RouteTable, FieldError> {
     table.harmless(&["validate_clusters"]);
     let name = table.text("name");
@@ -23,9 +23,7 @@ pub(super) fn decode(mut table: MessageReader<'_>) -> Result<RouteTable, FieldEr
     let mut seen = std::collections::HashSet::new();
     for domain in hosts.iter().flat_map(|host: &VirtualHost| &host.domains) {
         if !seen.insert(domain.clone()) {
-            return Err(
-                table.refuse("virtual_hosts", format!("the domain {domain:?} is there twice"))
-            );
+            return Err(table.refuse("virtual_hosts", format!("duplicate domain {domain:?}")));
         }
     }
     Ok(RouteTable {
@@ -43,7 +41,7 @@ fn virtual_host(mut host: MessageReader<'_>) -> Result<VirtualHost, FieldError> 
     let domains: Vec<String> =
         host.texts("domains").iter().map(|d| d.to_ascii_lowercase()).collect();
     if domains.is_empty() {
-        return Err(host.refuse("domains", "it is empty; \"*\" stands for every host"));
+        return Err(host.refuse("domains", "must not be empty: \"*\" matches every host"));
     }
     Ok(VirtualHost {
         name,
@@ -64,7 +62,7 @@ fn route(mut route: MessageReader<'_>) -> Result<Route, FieldError> {
             RouteAction::Forward { path_rewrite: Some(PathRewrite::Prefix(_)), .. }
         );
         if rewrites && matches!(matches.path, PathMatch::Template(_)) {
-            let reason = "prefix_rewrite is not supported beside path_match_policy";
+            let reason = "prefix_rewrite is not supported together with path_match_policy";
             return Err(route.refuse("route", reason));
         }
         action
@@ -99,14 +97,14 @@ fn forwarding(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> 
     })
 }
 
-/// What becomes of the path, of a request that is sent on or of one that is sent elsewhere.
+/// The path rewrite of a forwarding or redirect action.
 fn path_rewrite(action: &mut MessageReader<'_>) -> Result<Option<PathRewrite>, FieldError> {
     let prefix = values::uri_part(action, "prefix_rewrite")?;
     let Some(mut regex) = action.child("regex_rewrite") else {
         return Ok(prefix.map(PathRewrite::Prefix));
     };
     if prefix.is_some() {
-        return Err(action.refuse("regex_rewrite", "it cannot be set beside prefix_rewrite"));
+        return Err(action.refuse("regex_rewrite", "must not be set together with prefix_rewrite"));
     }
     let pattern = values::pattern(regex.required_child("pattern")?)?;
     let text = values::uri_part(&mut regex, "substitution")?.unwrap_or_default();
@@ -115,31 +113,32 @@ fn path_rewrite(action: &mut MessageReader<'_>) -> Result<Option<PathRewrite>, F
     Ok(Some(PathRewrite::Regex(substitution.into())))
 }
 
-/// Whether tunnels end here. What else a route may say of upgrades, the filter says for all of them.
+/// Whether CONNECT tunnels are terminated. Other upgrade settings of a route are not supported: the connection manager
+/// has them for all routes.
 fn ends_tunnels(action: &mut MessageReader<'_>) -> Result<bool, FieldError> {
     let mut ends = false;
     for mut upgrade in action.children("upgrade_configs") {
         let kind = upgrade.required_text("upgrade_type")?;
         if upgrade.flag("enabled") == Some(false) {
-            let reason = format!("{kind:?} cannot be turned off for one route");
+            let reason = format!("{kind:?} cannot be disabled for a single route");
             return Err(upgrade.refuse("enabled", reason));
         }
         if kind.eq_ignore_ascii_case("connect") {
             ends |= upgrade.child("connect_config").is_some();
         } else if !kind.eq_ignore_ascii_case("websocket") {
-            let reason = format!("{kind:?} is not supported; CONNECT and websocket are");
+            let reason = format!("unsupported upgrade {kind:?}: must be CONNECT or websocket");
             return Err(upgrade.refuse("upgrade_type", reason));
         }
     }
     Ok(ends)
 }
 
-/// Reads clusters of requests with their shares.
+/// Reads the weighted clusters of a route.
 fn clusters_of_requests(weighted: MessageReader<'_>) -> Result<Vec<WeightedCluster>, FieldError> {
     weighted_clusters(weighted, mutation::decode)
 }
 
-/// Reads clusters with their shares. `mutations` reads what changes in headers.
+/// Reads weighted clusters. `mutations` reads their header changes.
 pub(super) fn weighted_clusters(
     mut weighted: MessageReader<'_>,
     mutations: impl Fn(&mut MessageReader<'_>) -> Result<Option<Arc<HeaderMutations>>, FieldError>,
@@ -151,7 +150,7 @@ pub(super) fn weighted_clusters(
         Ok(WeightedCluster { name, weight, mutations: mutations(&mut cluster)? })
     })?;
     if clusters.iter().all(|cluster| cluster.weight == 0) {
-        return Err(weighted.refuse("clusters", "no cluster has a weight above 0"));
+        return Err(weighted.refuse("clusters", "at least one weight must be above 0"));
     }
     Ok(clusters)
 }
@@ -173,7 +172,7 @@ fn redirect(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> {
     let path = values::uri_part(&mut action, "path_redirect")?;
     let path_rewrite = path_rewrite(&mut action)?;
     if path.is_some() && path_rewrite.is_some() {
-        return Err(action.refuse("path_redirect", "it cannot be set beside a rewrite of the path"));
+        return Err(action.refuse("path_redirect", "must not be set together with a path rewrite"));
     }
     let port = match action.number("port_redirect").unwrap_or(0) {
         0 => None,
@@ -195,10 +194,10 @@ fn redirect(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> {
 
 fn direct(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> {
     let status = action.number("status").unwrap_or(0);
-    let status = u16::try_from(status)
-        .ok()
-        .filter(|s| (200..600).contains(s))
-        .ok_or_else(|| action.refuse("status", format!("{status} is not between 200 and 599")))?;
+    let status =
+        u16::try_from(status).ok().filter(|s| (200..600).contains(s)).ok_or_else(|| {
+            action.refuse("status", format!("invalid status {status}: must be 200 to 599"))
+        })?;
     let body = match action.child("body") {
         Some(mut body) if body.has("inline_string") => body.text("inline_string"),
         Some(body) => return Err(body.refuse("", "only inline_string is supported")),
@@ -302,7 +301,7 @@ fn path_rewrite_json(rewrite: Option<&PathRewrite>, action: &mut Value) {
     }
 }
 
-/// Clusters with their shares in JSON form.
+/// The JSON form of weighted clusters.
 pub(super) fn weighted_clusters_json(clusters: &[WeightedCluster]) -> Value {
     let cluster = |cluster: &WeightedCluster| {
         let mut json = json!({"name": &*cluster.name, "weight": cluster.weight});

@@ -1,4 +1,4 @@
-//! `RouteMatch`: which requests a route or a rule covers.
+//! `RouteMatch`: which requests a route or a rule matches.
 
 #![allow(
     clippy::indexing_slicing,
@@ -11,10 +11,11 @@ use weft_model::{
     has_query_or_fragment,
 };
 
+use super::reader::MISSING;
 use super::values::StringMatchConstructor;
 use super::{FieldError, MessageReader, values};
 
-/// Content types of gRPC calls, as Envoy's `grpc` matcher takes them.
+/// Content types of gRPC calls, as in Envoy's `grpc` matcher.
 const GRPC: &str = r"application/grpc(\+.*)?";
 
 /// Reads the match of a route.
@@ -30,8 +31,8 @@ pub(super) fn decode(mut matches: MessageReader<'_>) -> Result<RouteMatch, Field
     Ok(covered)
 }
 
-/// Reads the match of a rule about tokens. Envoy ignores all but path, headers and query parameters there:
-/// a rule that wants a token of gRPC calls wants one of every request. So the rest is refused.
+/// Reads the match of a JWT rule. Envoy ignores everything except path, headers and query parameters there: a rule that
+/// should require a token for gRPC calls would require one for every request. Other conditions are therefore refused.
 pub(super) fn decode_rule(mut matches: MessageReader<'_>) -> Result<RouteMatch, FieldError> {
     let path = path(&mut matches)?;
     let headers = values::each(matches.children("headers"), header)?;
@@ -41,7 +42,7 @@ pub(super) fn decode_rule(mut matches: MessageReader<'_>) -> Result<RouteMatch, 
 
 fn path(matches: &mut MessageReader<'_>) -> Result<PathMatch, FieldError> {
     let ignores_case = matches.flag("case_sensitive") == Some(false);
-    // Envoy compares the paths of extensions and expressions with case, whatever is set.
+    // In Envoy, templates and regular expressions are always case-sensitive.
     if let Some(extension) = matches.child("path_match_policy") {
         return values::path_template(extension).map(PathMatch::Template);
     }
@@ -73,10 +74,10 @@ fn path(matches: &mut MessageReader<'_>) -> Result<PathMatch, FieldError> {
     Ok(if ignores_case { PathMatch::IgnoreCase(path.into()) } else { path })
 }
 
-/// A share of requests that a route covers: all of them, or it is refused.
+/// Checks that a route's runtime fraction is 100 %; other fractions are not supported.
 fn runtime_fraction(matches: &mut MessageReader<'_>) -> Result<(), FieldError> {
     let Some(mut fraction) = matches.child("runtime_fraction") else { return Ok(()) };
-    // Nothing changes values of the runtime here.
+    // There is no runtime layer that could override the value.
     fraction.harmless(&["runtime_key"]);
     let mut value = fraction.required_child("default_value")?;
     let whole = match value.choice("denominator").as_str() {
@@ -87,7 +88,7 @@ fn runtime_fraction(matches: &mut MessageReader<'_>) -> Result<(), FieldError> {
     if value.number("numerator").unwrap_or(0) >= whole {
         return Ok(());
     }
-    let reason = "only 100 % is supported; use weighted_clusters to divide requests";
+    let reason = "only 100 % is supported: use weighted_clusters to split traffic";
     Err(matches.refuse("runtime_fraction", reason))
 }
 
@@ -129,12 +130,12 @@ fn header_check(header: &mut MessageReader<'_>) -> Result<HeaderCheck, FieldErro
         let text = header.text(field);
         return match text.is_empty() {
             false => Ok(HeaderCheck::Value(form(text))),
-            // Measured: Envoy takes any value for an empty exact_match, though not for an empty exact.
+            // Measured: in Envoy an empty exact_match matches any value, but an empty string_match.exact does not.
             true if field == "exact_match" => {
                 let any = Pattern::parse("(?s).*").map_err(|reason| header.refuse(field, reason));
                 Ok(HeaderCheck::Value(StringMatch::Regex(any?)))
             }
-            true => Err(header.refuse(field, "it is missing")),
+            true => Err(header.refuse(field, MISSING)),
         };
     }
     if let Some(regex) = header.child("safe_regex_match") {
@@ -161,7 +162,7 @@ fn path_json(path: &PathMatch) -> Value {
     match path {
         PathMatch::Prefix(text) => json!({"prefix": text}),
         PathMatch::Exact(text) => json!({"path": text}),
-        // Envoy takes neither `/` nor a slash at the end for segments.
+        // Envoy accepts neither `/` nor a trailing slash in path_separated_prefix.
         PathMatch::Segments(text) => match text.trim_end_matches('/') {
             "" => json!({"prefix": "/"}),
             bare => json!({"path_separated_prefix": bare}),

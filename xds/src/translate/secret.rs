@@ -1,4 +1,4 @@
-//! `Secret` and the TLS contexts: who we are, and what a peer must prove.
+//! `Secret` and the TLS contexts: certificates, trust bundles, and how peers are verified.
 
 #![allow(
     clippy::indexing_slicing,
@@ -18,15 +18,14 @@ use super::{FieldError, MessageReader, tls_parameters, values};
 
 const COMMON: &str = "envoy.extensions.transport_sockets.tls.v3";
 
-/// The static secret that holds the workload's own certificate: it is made by the workload itself
-/// and never asked for over SDS.
+/// The name of the secret with the workload's own certificate. The workload creates it and does not request it over SDS.
 pub const WORKLOAD_IDENTITY: &str = "default";
 
-/// The static cluster at which an Envoy finds `weft sds`, in its bootstrap file: it has the key of
-/// [`WORKLOAD_IDENTITY`], and roots and lists without what only weft understands.
+/// The static cluster for `weft sds` in an Envoy's bootstrap file: it serves [`WORKLOAD_IDENTITY`] with its key, and the
+/// trust bundle and CRLs without weft's own settings.
 const SDS_CLUSTER: &str = "sds";
 
-/// The deepest path that may be asked for: webpki follows none that is deeper.
+/// The greatest accepted chain depth, which is webpki's limit.
 const DEPTH_LIMIT: usize = 7;
 
 /// Reads a secret.
@@ -38,7 +37,7 @@ pub(super) fn decode(mut secret: MessageReader<'_>) -> Result<(Name, Secret), Fi
     if let Some(context) = secret.child("validation_context") {
         return Ok((name, Secret::Validation(validation(context)?)));
     }
-    Err(secret.refuse("", "only tls_certificate and validation_context are understood"))
+    Err(secret.refuse("", "unsupported secret: must have tls_certificate or validation_context"))
 }
 
 fn identity(mut certificate: MessageReader<'_>) -> Result<TlsIdentity, FieldError> {
@@ -58,7 +57,7 @@ fn validation(mut context: MessageReader<'_>) -> Result<Validation, FieldError> 
     }
     if let Some(depth) = context.number("max_verify_depth") {
         if depth == 0 {
-            let reason = "0 leaves no room for a root; 1 is the least";
+            let reason = "invalid depth 0: must be 1 or more";
             return Err(context.refuse("max_verify_depth", reason));
         }
         policy.depth_limit = (depth as usize).min(DEPTH_LIMIT);
@@ -75,16 +74,17 @@ fn roots(context: &mut MessageReader<'_>) -> Result<DataSource, FieldError> {
     match (context.child("trusted_ca"), context.child("system_root_certs")) {
         (Some(given), None) => values::data(given),
         (None, Some(_)) => Ok(DataSource::SystemRoots),
-        (Some(_), Some(_)) => Err(context.refuse(
-            "system_root_certs",
-            "trusted_ca is set as well: set one of trusted_ca and system_root_certs",
+        (Some(_), Some(_)) => {
+            Err(context.refuse("system_root_certs", "must not be set together with trusted_ca"))
+        }
+        (None, None) => Err(context.refuse(
+            "trusted_ca",
+            "this field is missing: without it any certificate would be accepted",
         )),
-        (None, None) => Err(context
-            .refuse("trusted_ca", "it is missing; without roots any certificate would be good")),
     }
 }
 
-/// The names of which a peer must have one. Only URI and DNS names can be asked for.
+/// The names of which a peer's certificate must have one. Only URI and DNS names are supported.
 fn names(context: &mut MessageReader<'_>) -> Result<Vec<StringMatch>, FieldError> {
     let mut typed = Vec::new();
     for mut matcher in context.children("match_typed_subject_alt_names") {
@@ -92,16 +92,16 @@ fn names(context: &mut MessageReader<'_>) -> Result<Vec<StringMatch>, FieldError
             "URI" | "DNS" => typed.push(values::string_match(matcher.required_child("matcher")?)?),
             other => {
                 return Err(matcher
-                    .refuse("san_type", format!("{other} is not supported; URI and DNS are")));
+                    .refuse("san_type", format!("unsupported type {other}: must be URI or DNS")));
             }
         }
     }
     let untyped = values::each(context.children("match_subject_alt_names"), values::string_match)?;
-    // The deprecated field counts only when the typed one is not set.
+    // The deprecated field is used only when the typed one is not set.
     Ok(if typed.is_empty() { untyped } else { typed })
 }
 
-/// Reads how TLS with a client is done.
+/// Reads the TLS settings towards clients.
 pub(super) fn downstream(mut context: MessageReader<'_>) -> Result<DownstreamTls, FieldError> {
     let required = context.flag("require_client_certificate").unwrap_or(false);
     context.harmless(&[
@@ -109,13 +109,13 @@ pub(super) fn downstream(mut context: MessageReader<'_>) -> Result<DownstreamTls
         "disable_stateless_session_resumption",
         "session_timeout",
         "session_ticket_keys",
-        // There is one certificate, and all suites are as strong, so that whose order counts decides nothing.
+        // There is only one certificate, and all suites are equally strong, so these settings have no effect.
         "full_scan_certs_on_sni_mismatch",
         "prefer_client_ciphers",
     ]);
     let mut common = common(context.required_child("common_tls_context")?, false)?;
     let Some(identity) = common.identity.take() else {
-        return Err(context.refuse("common_tls_context", "a server needs a certificate"));
+        return Err(context.refuse("common_tls_context", "must have a server certificate"));
     };
     let client_certificates = match (common.validation, common.accepts_untrusted) {
         (Some(validation), _) => {
@@ -125,7 +125,7 @@ pub(super) fn downstream(mut context: MessageReader<'_>) -> Result<DownstreamTls
         (None, false) if required => {
             return Err(context.refuse(
                 "require_client_certificate",
-                "it needs a validation context with trusted_ca to check the certificate against",
+                "must have a validation context with trusted_ca to verify the certificate",
             ));
         }
         (None, false) => ClientCertificateMode::NotRequested,
@@ -138,9 +138,9 @@ pub(super) fn downstream(mut context: MessageReader<'_>) -> Result<DownstreamTls
     })
 }
 
-/// Reads how TLS to an endpoint is done.
+/// Reads the TLS settings towards endpoints.
 pub(super) fn upstream(mut context: MessageReader<'_>) -> Result<UpstreamTls, FieldError> {
-    // Renegotiation is never done.
+    // Renegotiation is not supported.
     context.harmless(&["max_session_keys", "enforce_rsa_key_usage", "allow_renegotiation"]);
     let sni = Some(context.text("sni")).filter(|sni| !sni.is_empty());
     let common = match context.child("common_tls_context") {
@@ -167,15 +167,15 @@ pub(super) fn upstream(mut context: MessageReader<'_>) -> Result<UpstreamTls, Fi
 struct CommonTls {
     identity: Option<SecretSource>,
     validation: Option<SecretSource>,
-    /// Whether any certificate is taken, unchecked.
+    /// Whether any certificate is accepted without verification.
     accepts_untrusted: bool,
     names: Vec<StringMatch>,
     alpn: Vec<String>,
     parameters: TlsParameters,
 }
 
-/// Reads what both sides of TLS share. An endpoint's context may lack roots (`takes_any_server`), as
-/// Envoy takes it; a client's must say `ACCEPT_UNTRUSTED` for that.
+/// Reads `CommonTlsContext`. As in Envoy, the context for endpoints may have no trust bundle (`takes_any_server`); the
+/// context for clients must set `ACCEPT_UNTRUSTED` for that.
 fn common(mut context: MessageReader<'_>, takes_any_server: bool) -> Result<CommonTls, FieldError> {
     let alpn = context.texts("alpn_protocols");
     let parameters = context.child("tls_params").map(tls_parameters::decode).transpose()?;
@@ -189,7 +189,7 @@ fn common(mut context: MessageReader<'_>, takes_any_server: bool) -> Result<Comm
     }
     if identities.len() > 1 {
         return Err(
-            context.refuse("tls_certificates", "more than one certificate is not supported yet")
+            context.refuse("tls_certificates", "unsupported number of certificates: must be one")
         );
     }
     let mut names_here = Vec::new();
@@ -214,12 +214,12 @@ fn common(mut context: MessageReader<'_>, takes_any_server: bool) -> Result<Comm
     Ok(CommonTls { identity, validation, accepts_untrusted, names: names_here, alpn, parameters })
 }
 
-/// Whether a context asks for no check at all. One that asks for some, and to let in whoever fails it, is
-/// refused: what would be checked for?
+/// Whether a context accepts any certificate. A context that sets `ACCEPT_UNTRUSTED` together with conditions is refused,
+/// because certificates that do not meet them would be accepted too.
 fn takes_any(context: &mut MessageReader<'_>, takes_any_server: bool) -> Result<bool, FieldError> {
     const FIELD: &str = "trust_chain_verification";
     match context.choice(FIELD).as_str() {
-        // What else a context without roots may ask for cannot be checked, and is refused below.
+        // Other conditions cannot be checked without a trust bundle; the caller refuses them.
         "VERIFY_TRUST_CHAIN" => Ok(takes_any_server && context.is_empty()),
         "ACCEPT_UNTRUSTED" => {
             let asks = ["trusted_ca", "system_root_certs", "crl"]
@@ -229,18 +229,18 @@ fn takes_any(context: &mut MessageReader<'_>, takes_any_server: bool) -> Result<
             let asks = asks.or_else(|| is_named.then_some("names"));
             asks.map_or(Ok(true), |asked| {
                 let reason = format!(
-                    "ACCEPT_UNTRUSTED would let in who fails the check by {asked}; leave out {asked} to \
-                     pass every certificate on unchecked, or this field to have them checked"
+                    "ACCEPT_UNTRUSTED must not be set together with {asked}: remove {asked} to forward \
+                     certificates without verification, or remove this field to verify them"
                 );
                 Err(context.refuse(FIELD, reason))
             })
         }
-        other => Err(context.refuse(FIELD, format!("{other} is not known"))),
+        other => Err(context.refuse(FIELD, format!("unknown value {other}"))),
     }
 }
 
-/// Reads the name of a secret. Where the reference says to ask for it counts for Envoy alone: a data
-/// plane of weft makes [`WORKLOAD_IDENTITY`] itself and requests the others over ADS.
+/// Reads a reference to a secret. Only Envoy uses its `sds_config`: weft's data planes create [`WORKLOAD_IDENTITY`]
+/// themselves and request other secrets over ADS.
 fn named(mut sds: MessageReader<'_>) -> Result<SecretSource, FieldError> {
     let name = sds.required_text("name")?;
     let source = ["sds_config", "api_config_source", "grpc_services", "envoy_grpc", "cluster_name"];
@@ -300,7 +300,7 @@ fn names_json(names: &[StringMatch]) -> Value {
         .collect()
 }
 
-/// The JSON form of a client-side socket.
+/// The JSON form of the TLS settings towards endpoints.
 pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
     let mut context = common_json(tls.identity.as_ref(), tls.validation.as_ref(), &tls.names);
     context["alpn_protocols"] = json!(tls.alpn);
@@ -309,7 +309,7 @@ pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
     json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.UpstreamTlsContext"), fields)})
 }
 
-/// The JSON form of a server-side socket.
+/// The JSON form of the TLS settings towards clients.
 pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
     let (validation, names, required) = match &tls.client_certificates {
         ClientCertificateMode::NotRequested => (None, &[][..], false),

@@ -1,7 +1,7 @@
-//! Which messages and fields decide about security, so that a resource is refused when one is not read.
+//! Messages and fields that are relevant for security: a resource is rejected when one of them is not supported.
 
-/// Packages whose messages decide who is trusted, who is let in, or what a rule covers. Whatever is set
-/// in one of them, or in a message inside it, and is not read refuses the resource.
+/// Packages whose messages decide which peers are trusted, which requests are allowed, or what a rule matches. An
+/// unsupported field in one of them, or in a message inside it, rejects the resource.
 const SECURITY_PACKAGES: &[&str] = &[
     "envoy.config.rbac.v3.",
     "envoy.extensions.filters.http.api_key_auth.v3.",
@@ -17,7 +17,7 @@ const SECURITY_PACKAGES: &[&str] = &[
     "xds.type.matcher.v3.",
 ];
 
-/// The same of messages whose packages have others too.
+/// Messages of other packages that are relevant for security.
 const SECURITY_MESSAGES: &[&str] = &[
     "envoy.config.core.v3.CidrRange",
     "envoy.config.listener.v3.FilterChainMatch",
@@ -26,7 +26,7 @@ const SECURITY_MESSAGES: &[&str] = &[
     "envoy.config.route.v3.RouteMatch",
 ];
 
-/// Fields of other messages that decide the same: a resource that sets one is refused. `Message.field`,
+/// Fields of other messages that are relevant for security: a resource that sets one is rejected. `Message.field`,
 /// without the package.
 pub(super) const SECURITY_FIELDS: &[&str] = &[
     "ClusterWeight.typed_per_filter_config",
@@ -55,7 +55,7 @@ pub(super) const SECURITY_FIELDS: &[&str] = &[
     "VirtualHost.typed_per_filter_config",
 ];
 
-/// Whether a message decides about security.
+/// Whether a message is relevant for security.
 pub(super) fn is_security(message: &str) -> bool {
     SECURITY_PACKAGES.iter().any(|package| message.starts_with(package))
         || SECURITY_MESSAGES.contains(&message)

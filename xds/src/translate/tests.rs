@@ -1,4 +1,4 @@
-//! Every value comes back as it went out, and every mistake names its place.
+//! Resources survive a round trip through encoder and decoder, and errors have the path of their field.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ pub(super) fn round_trip(kind: ResourceKind, yaml: &str) -> Resource {
     let first = read_yaml(kind, yaml).expect("accepted").resource;
     let second = decode(kind, &first.encode().expect("encoded")).expect("accepted again");
     assert_eq!(first, second.resource);
-    assert_eq!(second.notes.not_honoured, Vec::<String>::new(), "we honour all that we write");
+    assert_eq!(second.notes.not_honoured, Vec::<String>::new(), "every encoded field is supported");
     first
 }
 
@@ -89,7 +89,7 @@ filter_chains:
 "#;
 
 #[test]
-fn a_listener_comes_back_as_it_went_out() {
+fn listener_round_trips() {
     let Resource::Listener(listener) = round_trip(ResourceKind::Listener, LISTENER) else {
         panic!("a listener")
     };
@@ -138,7 +138,7 @@ filter_chains:
 "#;
 
 #[test]
-fn what_is_said_of_http_comes_back_as_it_went_out() {
+fn http_settings_round_trip() {
     let Resource::Listener(listener) = round_trip(ResourceKind::Listener, EDGE) else {
         panic!("a listener")
     };
@@ -183,7 +183,7 @@ fn what_is_said_of_http_comes_back_as_it_went_out() {
 }
 
 #[test]
-fn what_is_ours_of_http_is_refused_with_its_place_and_what_would_be_right() {
+fn invalid_weft_metadata_is_refused_with_path_and_accepted_values() {
     let check = |ours: &str, field: &str, why: &str| {
         let text = format!(
             r#"
@@ -197,7 +197,7 @@ filter_chains:
         let at = format!("filter_chains[0].metadata.filter_metadata[\"weft\"].fields[\"{field}\"]");
         refused(ResourceKind::Listener, &text, &at, why);
     };
-    check("{desync_mode: strict}", "desync_mode", "monitor, defensive and strictest are");
+    check("{desync_mode: strict}", "desync_mode", "must be monitor, defensive or strictest");
     check("{forwarded_for: add}", "forwarded_for", "use_remote_address");
     check("{target_limit_bytes: 0}", "target_limit_bytes", "a whole number above 0");
     check("{field_limit_bytes: 1.5}", "field_limit_bytes", "a whole number above 0");
@@ -205,7 +205,7 @@ filter_chains:
 }
 
 #[test]
-fn proxies_come_back_as_they_went_out() {
+fn tcp_and_udp_proxies_round_trip() {
     round_trip(
         ResourceKind::Listener,
         r#"
@@ -247,7 +247,7 @@ default_filter_chain:
 }
 
 #[test]
-fn connect_timeout_of_zero_is_refused_as_by_envoy() {
+fn connect_timeout_of_zero_is_refused_as_in_envoy() {
     let cluster = |timeout| {
         format!(
             "{{name: any, type: ORIGINAL_DST, lb_policy: CLUSTER_PROVIDED, connect_timeout: {timeout}}}"
@@ -258,7 +258,7 @@ fn connect_timeout_of_zero_is_refused_as_by_envoy() {
 }
 
 #[test]
-fn clusters_come_back_as_they_went_out() {
+fn clusters_round_trip() {
     round_trip(
         ResourceKind::Cluster,
         r#"
@@ -294,7 +294,7 @@ transport_socket:
 }
 
 #[test]
-fn endpoints_secrets_and_routes_come_back_as_they_went_out() {
+fn endpoints_secrets_and_routes_round_trip() {
     round_trip(
         ResourceKind::Endpoints,
         "{cluster_name: orders, endpoints: [{lb_endpoints: [{health_status: DRAINING, endpoint: {address: {socket_address: {address: \"fd00::2\", port_value: 80}}}}]}]}",
@@ -366,7 +366,7 @@ filter_chains:
 "#;
 
 #[test]
-fn tokens_come_back_as_they_went_out() {
+fn jwt_settings_round_trip_and_invalid_ones_are_refused() {
     let Resource::Listener(listener) = round_trip(ResourceKind::Listener, TOKENS) else {
         panic!("a listener")
     };
@@ -396,19 +396,19 @@ fn tokens_come_back_as_they_went_out() {
     let unsaid = TOKENS.replace("any_audience: true, ", "");
     let warnings = read_yaml(ResourceKind::Listener, &unsaid).expect("accepted").notes.warnings;
     assert!(warnings.len() == 1 && warnings[0].contains("[\"a\"].audiences: none"), "{warnings:?}");
-    check("jwt: {a:", "jwt: {z: {}, a:", "\"z\", which is no provider");
+    check("jwt: {a:", "jwt: {z: {}, a:", "unknown provider \"z\"");
     check("format: space", "format: x", "single-string, string-array");
-    check("values: [read, list]", "values: []", "there must be one");
-    check("name: scope", "name: exp", "cannot be asked for in this way");
-    check("requirement_name: both", "requirement_name: all", "is not in requirement_map");
+    check("values: [read, list]", "values: []", "at least one non-empty string");
+    check("name: scope", "name: exp", "must not be iss, aud, exp");
+    check("requirement_name: both", "requirement_name: all", "must be in requirement_map");
     check("{allow_missing: {}}]}}]}}}", "{allow_missing_or_failed: {}}]}}]}}}", "a forged token");
     check("name: X-Token", "name: \"x token\"", "invalid header name");
-    check("filter: envoy.filters.http.jwt_authn", "filter: other", "\"other\" is not known");
-    check("[{key: a}, {key: groups}]", "[{key: a}]", "and the claim");
+    check("filter: envoy.filters.http.jwt_authn", "filter: other", "unsupported filter \"other\"");
+    check("[{key: a}, {key: groups}]", "[{key: a}]", "path to the claim");
 }
 
 #[test]
-fn what_revocation_lists_decide_comes_back_as_it_went_out() {
+fn crl_settings_round_trip_and_invalid_ones_are_refused() {
     let secret = |more: &str| {
         format!(
             "name: trust\nvalidation_context:\n  trusted_ca: {{filename: r}}\n  crl: {{filename: c}}\n{more}"
@@ -450,28 +450,36 @@ fn what_revocation_lists_decide_comes_back_as_it_went_out() {
         refused(ResourceKind::Secret, yaml, &path, reason);
     };
     let value = |field: &str| format!(".typed_config.fields[\"{field}\"]");
-    check(&ours("{mode: maybe}"), &value("mode"), "\"maybe\" is not known; off, soft, strict are");
-    check(&ours("{on_expired: 1}"), &value("on_expired"), "ignore, warn, deny are");
+    check(
+        &ours("{mode: maybe}"),
+        &value("mode"),
+        "invalid value \"maybe\": must be one of off, soft, strict",
+    );
+    check(&ours("{on_expired: 1}"), &value("on_expired"), "must be one of ignore, warn, deny");
     check(&ours("{drain_seconds: -1}"), &value("drain_seconds"), "a whole number");
     check(&ours("{drain_seconds: 1.5}"), &value("drain_seconds"), "a whole number");
     let points = |one: &str| ours(&format!("{{distribution_points: [{one}]}}"));
-    check(&points(""), &value("distribution_points"), "a list of 1 to 30 points");
+    check(&points(""), &value("distribution_points"), "a list of 1 to 30 distribution points");
     check(&ours("{distribution_points: a}"), &value("distribution_points"), "a list of 1 to 30");
     let first = format!("{}.list_value.values[0]", value("distribution_points"));
     check(&points("a"), &first, "an object with uri and cluster");
-    let uri = "\"ldap://a\" is no uri; http://HOST/PATH is one";
+    let uri = "invalid uri \"ldap://a\": must be http://HOST/PATH";
     check(&points("{uri: \"ldap://a\", cluster: c}"), &format!("{first}.uri"), uri);
     let cluster = format!("{first}.cluster");
-    check(&points("{uri: \"http://a/b\"}"), &cluster, "it is missing");
+    check(&points("{uri: \"http://a/b\"}"), &cluster, "this field is missing");
     let other = format!("{first}.struct_value.fields[\"url\"]");
-    check(&points("{url: \"http://a/b\"}"), &other, "uri, cluster, refresh_seconds are");
-    check(&ours("{moed: soft}"), &value("moed"), "\"moed\" is not known; mode, on_expired");
+    check(&points("{url: \"http://a/b\"}"), &other, "must be one of uri, cluster, refresh_seconds");
+    check(
+        &ours("{moed: soft}"),
+        &value("moed"),
+        "unknown field \"moed\": must be one of mode, on_expired",
+    );
     let other = secret("  custom_validator_config: {name: envoy.tls.cert_validator.spiffe}");
-    check(&other, ".name", "weft.revocation is");
+    check(&other, ".name", "must be weft.revocation");
 }
 
 #[test]
-fn certificates_that_nobody_checks_are_asked_for_by_name() {
+fn accept_untrusted_is_refused_together_with_conditions() {
     let listener = |context: &str| {
         let own = "common_tls_context:\n        ";
         let from = LISTENER.find(own).expect("a context") + own.len();
@@ -494,27 +502,27 @@ fn certificates_that_nobody_checks_are_asked_for_by_name() {
             format!("validation_context: {{trust_chain_verification: ACCEPT_UNTRUSTED, {more}}}");
         refused(ResourceKind::Listener, &listener(&context), field, asked);
     };
-    check("trusted_ca: {filename: r}", "fails the check by trusted_ca");
-    check("crl: {filename: r}", "fails the check by crl");
+    check("trusted_ca: {filename: r}", "together with trusted_ca");
+    check("crl: {filename: r}", "together with crl");
     let names = "match_typed_subject_alt_names: [{san_type: URI, matcher: {exact: a}}]";
-    check(names, "fails the check by names");
+    check(names, "together with names");
     let email = "match_typed_subject_alt_names: [{san_type: EMAIL, matcher: {exact: a}}]";
     let context =
         format!("validation_context: {{trust_chain_verification: ACCEPT_UNTRUSTED, {email}}}");
     let of_names =
         field.replace("trust_chain_verification", "match_typed_subject_alt_names[0].san_type");
-    refused(ResourceKind::Listener, &listener(&context), &of_names, "EMAIL is not supported");
+    refused(ResourceKind::Listener, &listener(&context), &of_names, "unsupported type EMAIL");
     let served = "{name: s, validation_context: {trust_chain_verification: ACCEPT_UNTRUSTED}}";
     refused(ResourceKind::Secret, served, "validation_context.trusted_ca", "missing");
 }
 
 #[test]
-fn a_mistake_names_its_place() {
+fn errors_have_the_path_of_their_field() {
     refused(
         ResourceKind::Cluster,
         "{name: c, type: STATIC}",
         "load_assignment",
-        "needs its endpoints",
+        "must have endpoints",
     );
     refused(
         ResourceKind::Cluster,
@@ -550,7 +558,7 @@ fn a_mistake_names_its_place() {
         ResourceKind::Routes,
         "{name: r, virtual_hosts: [{name: h, domains: [a]}, {name: i, domains: [A]}]}",
         "virtual_hosts",
-        "twice",
+        "duplicate domain",
     );
     refused(
         ResourceKind::Routes,
@@ -576,7 +584,7 @@ fn a_mistake_names_its_place() {
 }
 
 #[test]
-fn an_extension_that_nobody_knows_is_refused_unless_it_is_optional() {
+fn unknown_extension_is_refused_unless_it_is_optional() {
     let unknown = |optional: bool| {
         let any = prost_reflect::prost_types::Any {
             type_url: "type.googleapis.com/does.not.Exist".into(),
@@ -637,10 +645,10 @@ fn an_extension_that_nobody_knows_is_refused_unless_it_is_optional() {
 }
 
 #[test]
-fn what_has_no_effect_is_listed() {
+fn settings_without_effect_are_listed() {
     let accepted = read_yaml(ResourceKind::Cluster, "{name: c, type: EDS, eds_cluster_config: {}, preconnect_policy: {per_upstream_preconnect_ratio: 1.5}}").expect("accepted");
     assert_eq!(accepted.notes.not_honoured, ["preconnect_policy"]);
-    // Field 2047 of a cluster, a number: nobody knows it.
+    // Field 2047 of a cluster, which does not exist.
     let mut bytes = accepted.resource.encode().expect("encoded");
     bytes.extend([0xf8, 0x7f, 0x01]);
     assert_eq!(
@@ -649,7 +657,7 @@ fn what_has_no_effect_is_listed() {
     );
 }
 
-/// One who may, one who may not, and rules of either kind that only watch.
+/// A network RBAC filter with DENY rules and ALLOW dry-run rules.
 const WATCHED: &str = r#"
 name: l
 address: {socket_address: {address: 0.0.0.0, port_value: 1}}
@@ -666,7 +674,7 @@ filter_chains:
 "#;
 
 #[test]
-fn rules_of_connections_come_back_as_they_went_out() {
+fn network_rbac_rules_round_trip() {
     let Resource::Listener(listener) = round_trip(ResourceKind::Listener, WATCHED) else {
         panic!("a listener")
     };
@@ -674,7 +682,7 @@ fn rules_of_connections_come_back_as_they_went_out() {
     let action = |rules: &Option<weft_model::Rbac>| rules.as_ref().map(|rules| rules.action);
     let (denies, allows) = (weft_model::RbacAction::Deny, weft_model::RbacAction::Allow);
     assert_eq!((action(&rules.rules), action(&rules.shadow)), (Some(denies), Some(allows)));
-    // Rules that only watch may be of a kind that is not known here; those in force may not.
+    // Dry-run rules may have an unsupported condition; enforced rules may not.
     let unknown = |rules: &str| WATCHED.replace(rules, &rules.replace("any: true", "metadata: {}"));
     let watching = "yes: {permissions: [{destination_port: 1}], principals: [{any: true}]";
     let Resource::Listener(listener) =
@@ -687,7 +695,7 @@ fn rules_of_connections_come_back_as_they_went_out() {
         ResourceKind::Listener,
         &unknown("no: {permissions: [{any: true}]"),
         "filter_chains[0].filters[0].typed_config.rules.policies[\"no\"].permissions[0]",
-        "a permission of this kind is not supported",
+        "unsupported permission",
     );
     let (head, tail) = WATCHED.split_once("  - name: doors").expect("a filter");
     let tcp = tail.split_once("  - name: tcp").expect("a filter").1;
@@ -695,12 +703,12 @@ fn rules_of_connections_come_back_as_they_went_out() {
         ResourceKind::Listener,
         &format!("{head}  - name: tcp{tcp}  - name: tcp{tcp}"),
         "filter_chains[0].filters[0].typed_config",
-        "is not known here before the last filter",
+        "before the last filter: must be RBAC",
     );
 }
 
 #[test]
-fn unknown_types_in_what_is_left_out_are_noted_the_same_by_file_and_by_wire() {
+fn unknown_types_in_ignored_fields_are_listed_equally_from_file_and_wire() {
     let unknown = "{name: x, typed_config: {'@type': type.googleapis.com/does.not.Exist, a: 1}}";
     let fields = format!("tracing: {{provider: {unknown}}}\n      access_log: [{unknown}]\n");
     let listener = LISTENER.replacen(
@@ -725,7 +733,7 @@ fn with_unknown_field(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 #[test]
-fn unknown_field_refuses_a_security_message_and_is_listed_elsewhere() {
+fn unknown_field_is_refused_in_a_security_message_and_listed_elsewhere() {
     let secret = "{name: s, validation_context: {trusted_ca: {filename: /roots.pem}}}";
     let secret = read_yaml(ResourceKind::Secret, secret)
         .expect("a secret")
@@ -772,7 +780,7 @@ validation_context:
 }
 
 #[test]
-fn rules_that_only_watch_are_listed_and_refuse_nothing() {
+fn unsupported_dry_run_rules_are_listed_and_refuse_nothing() {
     let yaml = r#"
 name: l
 address: {socket_address: {address: 127.0.0.1, port_value: 1}}

@@ -1,7 +1,7 @@
 //! `TlsParameters`: the versions, cipher suites and curves of a TLS context.
 //!
-//! What is not spoken here is left out where the rest is still as strict as what the file says, and listed as
-//! not honoured. What would leave nothing of the setting, or asks for a version that is not spoken, is refused.
+//! Unsupported values are ignored and listed as not honoured when the rest is at least as strict as the configuration. A
+//! setting is refused when no supported value is left, or when it requires an unsupported version.
 
 #![allow(
     clippy::indexing_slicing,
@@ -16,7 +16,7 @@ use super::{FieldError, MessageReader};
 const MINIMUM: &str = "tls_minimum_protocol_version";
 const MAXIMUM: &str = "tls_maximum_protocol_version";
 
-/// Suites that BoringSSL knows and that have no forward secrecy, no authenticated encryption, or shared keys.
+/// Suites of BoringSSL without forward secrecy or authenticated encryption, or with pre-shared keys.
 const SUITES_NOT_OFFERED: [&str; 17] = [
     "ECDHE-ECDSA-AES128-SHA",
     "ECDHE-ECDSA-AES128-SHA256",
@@ -37,7 +37,7 @@ const SUITES_NOT_OFFERED: [&str; 17] = [
     "DES-CBC3-SHA",
 ];
 
-/// Curves that Envoy knows and that are not offered here.
+/// Curves of Envoy that are not offered.
 const GROUPS_NOT_OFFERED: [&str; 5] =
     ["P-521", "P-224", "X25519Kyber768Draft00", "CECPQ2", "MLKEM1024"];
 
@@ -46,7 +46,11 @@ pub(super) fn decode(mut parameters: MessageReader<'_>) -> Result<TlsParameters,
     let minimum = minimum(&mut parameters)?;
     let maximum = maximum(&mut parameters)?;
     if maximum < minimum {
-        let reason = format!("{} is below {MINIMUM} {}", maximum.word(), minimum.word());
+        let reason = format!(
+            "invalid version {}: must not be below {MINIMUM} {}",
+            maximum.word(),
+            minimum.word()
+        );
         return Err(parameters.refuse(MAXIMUM, reason));
     }
     let bounds = TlsParameters { minimum, maximum, ..TlsParameters::default() };
@@ -55,14 +59,14 @@ pub(super) fn decode(mut parameters: MessageReader<'_>) -> Result<TlsParameters,
     Ok(TlsParameters { cipher_suites, groups, ..bounds })
 }
 
-/// The lowest version. One below TLS 1.2 is a wish for more than we speak, which the peer need not use.
+/// The lowest version. A version below TLS 1.2 only permits more, so it is raised to TLS 1.2.
 fn minimum(parameters: &mut MessageReader<'_>) -> Result<TlsVersion, FieldError> {
     match parameters.choice(MINIMUM).as_str() {
         "TLS_AUTO" | "TLSv1_2" => Ok(TlsVersion::V1_2),
         "TLSv1_3" => Ok(TlsVersion::V1_3),
         old @ ("TLSv1_0" | "TLSv1_1") => {
             parameters
-                .not_honoured(MINIMUM, &format!("{old} is not spoken; the minimum is TLSv1_2"));
+                .not_honoured(MINIMUM, &format!("{old} is not supported; the minimum is TLSv1_2"));
             Ok(TlsVersion::V1_2)
         }
         other => Err(parameters.refuse(MINIMUM, unknown_version(other))),
@@ -73,8 +77,10 @@ fn maximum(parameters: &mut MessageReader<'_>) -> Result<TlsVersion, FieldError>
     match parameters.choice(MAXIMUM).as_str() {
         "TLS_AUTO" | "TLSv1_3" => Ok(TlsVersion::V1_3),
         "TLSv1_2" => Ok(TlsVersion::V1_2),
-        old @ ("TLSv1_0" | "TLSv1_1") => Err(parameters
-            .refuse(MAXIMUM, format!("{old} is not spoken: must be TLS_AUTO, TLSv1_2 or TLSv1_3"))),
+        old @ ("TLSv1_0" | "TLSv1_1") => Err(parameters.refuse(
+            MAXIMUM,
+            format!("unsupported version {old}: must be TLS_AUTO, TLSv1_2 or TLSv1_3"),
+        )),
         other => Err(parameters.refuse(MAXIMUM, unknown_version(other))),
     }
 }
@@ -83,8 +89,8 @@ fn unknown_version(version: &str) -> String {
     format!("unknown version {version}: must be TLS_AUTO, TLSv1_2 or TLSv1_3")
 }
 
-/// The suites of TLS 1.2. Brackets with `|` between them give several suites the same preference, which has no
-/// meaning here: all that are offered have a preference of their own.
+/// The suites of TLS 1.2. Brackets with `|` give several suites the same preference, which is not supported: each suite
+/// has its own preference.
 fn cipher_suites(
     parameters: &mut MessageReader<'_>,
     bounds: &TlsParameters,
@@ -110,14 +116,13 @@ fn cipher_suites(
         return Ok(Vec::new());
     }
     if offered.is_empty() {
-        let reason =
-            format!("no cipher suite of the list is offered: must name one of {}", suites());
+        let reason = format!("no supported cipher suite: must name one of {}", suites());
         return Err(parameters.refuse(FIELD, reason));
     }
     Ok(offered)
 }
 
-/// The suite of an OpenSSL name, or of the name in RFC 5289 and RFC 7905, which BoringSSL takes as well.
+/// The suite with an OpenSSL name, or with the name of RFC 5289 or RFC 7905, which BoringSSL also accepts.
 fn suite(name: &str) -> Option<CipherSuite> {
     let standard = |suite| match suite {
         CipherSuite::EcdsaAes128Gcm => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
@@ -158,7 +163,7 @@ fn groups(
         return Ok(offered);
     }
     if offered.is_empty() {
-        let reason = format!("no curve of the list is offered: must name one of {words}");
+        let reason = format!("no supported curve: must name one of {words}");
         return Err(parameters.refuse(FIELD, reason));
     }
     let is_classical = |group: &KeyExchangeGroup| KeyExchangeGroup::CLASSICAL.contains(group);
@@ -169,7 +174,7 @@ fn groups(
     Ok(offered)
 }
 
-/// The JSON form. Both bounds are always written: a client of Envoy does not offer TLS 1.3 without them.
+/// The JSON form. Both bounds are always written: without them, Envoy as a client does not offer TLS 1.3.
 pub(super) fn encode(parameters: &TlsParameters) -> Value {
     let TlsParameters { minimum, maximum, cipher_suites, groups } = parameters;
     let mut json = json!({MINIMUM: minimum.word(), MAXIMUM: maximum.word()});
@@ -213,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_come_back_as_they_went_out() {
+    fn parameters_round_trip() {
         use CipherSuite::{EcdsaChaCha20, RsaAes256Gcm};
         let written = |text: &str| parameters(round_trip(ResourceKind::Cluster, &cluster(text)));
         assert_eq!(written(""), TlsParameters::default());
@@ -234,11 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn older_minimum_means_tls_1_2_and_is_listed() {
+    fn minimum_below_tls_1_2_is_raised_and_listed() {
         for old in ["TLSv1_0", "TLSv1_1"] {
             let (parameters, listed) = read(&format!("tls_minimum_protocol_version: {old}"));
             assert_eq!(parameters, TlsParameters::default());
-            let note = format!("{old} is not spoken; the minimum is TLSv1_2");
+            let note = format!("{old} is not supported; the minimum is TLSv1_2");
             assert_eq!(listed, [format!("{PLACE}.{MINIMUM} ({note})")]);
         }
     }
@@ -248,16 +253,16 @@ mod tests {
         let check = |text: &str, reason: &str| {
             refused(ResourceKind::Cluster, &cluster(text), &format!("{PLACE}.{MAXIMUM}"), reason);
         };
-        check("tls_maximum_protocol_version: TLSv1_0", "TLSv1_0 is not spoken");
-        check("tls_maximum_protocol_version: TLSv1_1", "TLSv1_1 is not spoken");
+        check("tls_maximum_protocol_version: TLSv1_0", "unsupported version TLSv1_0");
+        check("tls_maximum_protocol_version: TLSv1_1", "unsupported version TLSv1_1");
         check(
             "tls_minimum_protocol_version: TLSv1_3, tls_maximum_protocol_version: TLSv1_2",
-            "TLSv1_2 is below tls_minimum_protocol_version TLSv1_3",
+            "TLSv1_2: must not be below tls_minimum_protocol_version TLSv1_3",
         );
     }
 
     #[test]
-    fn suites_that_are_not_offered_are_left_out_and_listed() {
+    fn unsupported_suites_are_ignored_and_listed() {
         let (parameters, listed) = read(
             r#"cipher_suites: [AES128-SHA, "[ECDHE-RSA-AES128-GCM-SHA256|ECDHE-RSA-CHACHA20-POLY1305]",
                 TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256]"#,
@@ -270,16 +275,16 @@ mod tests {
     }
 
     #[test]
-    fn unknown_suites_and_lists_without_an_offered_one_are_refused() {
+    fn unknown_suites_and_lists_without_a_supported_one_are_refused() {
         let check = |text: &str, field: &str, reason: &str| {
             refused(ResourceKind::Cluster, &cluster(text), &format!("{PLACE}.{field}"), reason);
         };
-        check("cipher_suites: [AES128-SHA]", "cipher_suites", "no cipher suite of the list");
+        check("cipher_suites: [AES128-SHA]", "cipher_suites", "no supported cipher suite");
         for unknown in ["ALL", "!aNULL", "ECDHE-RSA-AES128-GCM-SHA999", ""] {
             let text = format!("cipher_suites: [ECDHE-RSA-AES128-GCM-SHA256, {unknown:?}]");
             check(&text, "cipher_suites[1]", "unknown cipher suite");
         }
-        check("ecdh_curves: [P-521]", "ecdh_curves", "no curve of the list");
+        check("ecdh_curves: [P-521]", "ecdh_curves", "no supported curve");
         check("ecdh_curves: [X25519, P-1]", "ecdh_curves[1]", "unknown curve");
         let hybrid = "tls_maximum_protocol_version: TLSv1_2, ecdh_curves: [X25519MLKEM768]";
         check(hybrid, "ecdh_curves", "no hybrid groups");

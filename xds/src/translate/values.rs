@@ -1,4 +1,4 @@
-//! The small values that several resources share: addresses, ranges, texts, data.
+//! Values that several resources share: addresses, ranges, string matches, data sources, access logs.
 
 #![allow(
     clippy::indexing_slicing,
@@ -27,7 +27,8 @@ pub(super) fn any(message: &str, mut fields: Value) -> Value {
 pub(super) fn header_count(options: &MessageReader<'_>, count: u32) -> Result<usize, FieldError> {
     match usize::try_from(count) {
         Ok(count @ 1..=1024) => Ok(count),
-        _ => Err(options.refuse("max_headers_count", format!("{count} is not between 1 and 1024"))),
+        _ => Err(options
+            .refuse("max_headers_count", format!("invalid number {count}: must be 1 to 1024"))),
     }
 }
 
@@ -41,23 +42,26 @@ pub(crate) fn socket(
     mut address: MessageReader<'_>,
 ) -> Result<(SocketAddr, Transport), FieldError> {
     let Some(mut socket) = address.child("socket_address") else {
-        return Err(address.refuse("", "only a socket_address is understood"));
+        return Err(address.refuse("", "unsupported address: must be a socket_address"));
     };
     let transport = match socket.choice("protocol").as_str() {
         "UDP" => Transport::Udp,
         _ => Transport::Tcp,
     };
     let text = socket.required_text("address")?;
-    let ip: IpAddr = text
-        .parse()
-        .map_err(|_| socket.refuse("address", format!("{text:?} is no IPv4 or IPv6 address")))?;
+    let ip: IpAddr = text.parse().map_err(|_| {
+        socket
+            .refuse("address", format!("invalid address {text:?}: must be an IPv4 or IPv6 address"))
+    })?;
     Ok((SocketAddr::new(ip, port(&mut socket)?), transport))
 }
 
 /// The `port_value` of a `SocketAddress`.
 pub(super) fn port(socket: &mut MessageReader<'_>) -> Result<u16, FieldError> {
     let port = socket.number("port_value").unwrap_or(0);
-    u16::try_from(port).map_err(|_| socket.refuse("port_value", format!("{port} is above 65535")))
+    u16::try_from(port).map_err(|_| {
+        socket.refuse("port_value", format!("invalid port {port}: must be at most 65535"))
+    })
 }
 
 /// A `socket_address` in JSON form.
@@ -107,7 +111,7 @@ pub(super) fn path_template_json(template: &PathTemplate) -> Value {
 
 /// A `core.v3.DataSource`.
 pub(super) fn data(mut source: MessageReader<'_>) -> Result<DataSource, FieldError> {
-    // Files are read again when they change, in whatever folder they are.
+    // Files are watched in any directory.
     source.unenforced(&["watched_directory"]);
     if source.has("filename") {
         return Ok(DataSource::File(source.text("filename").into()));
@@ -126,12 +130,12 @@ pub(super) fn data_json(source: &DataSource) -> Value {
     match source {
         DataSource::File(path) => json!({"filename": path.to_string_lossy()}),
         DataSource::Inline(bytes) => json!({"inline_string": String::from_utf8_lossy(bytes)}),
-        // No `DataSource` of Envoy: only roots are taken from the system, and have a field of their own.
+        // Not an Envoy `DataSource`: system roots have their own field.
         DataSource::SystemRoots => json!({}),
     }
 }
 
-/// What a text becomes a match by.
+/// A constructor of [`StringMatch`].
 pub(super) type StringMatchConstructor = fn(String) -> StringMatch;
 
 /// A `matcher.v3.StringMatcher`.
@@ -139,8 +143,7 @@ pub(super) fn string_match(mut matcher: MessageReader<'_>) -> Result<StringMatch
     let ignores_case = matcher.flag("ignore_case") == Some(true);
     if let Some(regex) = matcher.child("safe_regex") {
         if ignores_case {
-            let reason =
-                "it has no effect on safe_regex, as for Envoy; write (?i) in the expression";
+            let reason = "must not be set together with safe_regex: write (?i) in the expression";
             return Err(matcher.refuse("ignore_case", reason));
         }
         return pattern(regex).map(StringMatch::Regex);
@@ -154,7 +157,7 @@ pub(super) fn string_match(mut matcher: MessageReader<'_>) -> Result<StringMatch
     for (field, kept, ignored) in forms {
         if matcher.has(field) {
             let form = if ignores_case { ignored } else { kept };
-            // Only the whole text may be empty: a part that is empty would match everything.
+            // Only `exact` may be empty: an empty prefix, suffix or part would match everything.
             let text = if field == "exact" {
                 matcher.text(field)
             } else {
@@ -166,7 +169,7 @@ pub(super) fn string_match(mut matcher: MessageReader<'_>) -> Result<StringMatch
     Err(matcher.refuse("", "one of exact, prefix, suffix, contains and safe_regex must be set"))
 }
 
-/// A `matcher.v3.RegexMatcher`. There is one engine, so the field that names it means nothing.
+/// A `matcher.v3.RegexMatcher`. There is only one engine, so `google_re2` is ignored.
 pub(super) fn pattern(mut matcher: MessageReader<'_>) -> Result<Pattern, FieldError> {
     matcher.harmless(&["google_re2"]);
     let source = matcher.required_text("regex")?;
@@ -188,10 +191,10 @@ pub(super) fn string_match_json(value: &StringMatch) -> Value {
     }
 }
 
-/// A text that becomes a part of a URI; none when it is empty.
+/// A text for a part of a URI; none when it is empty.
 ///
 /// # Errors
-/// When a character of it may not be in a URI: a blank or a line end would forge a request.
+/// When a character is not allowed in a URI: a space or a line end would allow request injection.
 pub(super) fn uri_part(
     reader: &mut MessageReader<'_>,
     field: &str,
@@ -200,23 +203,23 @@ pub(super) fn uri_part(
     if is_uri_part(&text) {
         return Ok(Some(text).filter(|text| !text.is_empty()));
     }
-    let reason = "only printable ASCII characters without blanks are accepted";
+    let reason = "must be printable ASCII without spaces";
     Err(reader.refuse(field, format!("invalid value {text:?}: {reason}")))
 }
 
-/// Every item read, or the first refusal.
+/// Reads every item; returns the values or the first error.
 pub(super) fn each<'f, T>(
     readers: Vec<MessageReader<'f>>,
     read: impl Fn(MessageReader<'f>) -> Result<T, FieldError>,
 ) -> Result<Vec<T>, FieldError> {
     let mut items = readers.into_iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    // It stays as long as the configuration, and most lists hold one item where there is room for four.
+    // The list lives as long as the configuration, and most lists have one item but a capacity of four.
     items.shrink_to_fit();
     Ok(items)
 }
 
-/// Whether access logging is asked for. One line per request or connection goes to the output of
-/// this process, in our own form: any other place, form or filter is noted as not honoured.
+/// Whether access logging is enabled. Lines go to the output of this process, in weft's format: other destinations,
+/// formats and filters are listed as not honoured.
 pub(super) fn access_log(reader: &mut MessageReader<'_>) -> Result<bool, FieldError> {
     let mut logs = reader.children("access_log");
     for log in &mut logs {
@@ -228,7 +231,7 @@ pub(super) fn access_log(reader: &mut MessageReader<'_>) -> Result<bool, FieldEr
             config.set_aside();
             continue;
         }
-        // What is not read of it, such as a format, is noted.
+        // Its unread fields, such as a format, are listed as not honoured.
         let mut config = config.unpacked()?;
         if kind == FILE_LOG {
             let path = config.text("path");
@@ -240,7 +243,7 @@ pub(super) fn access_log(reader: &mut MessageReader<'_>) -> Result<bool, FieldEr
     Ok(!logs.is_empty())
 }
 
-/// Reads where a resource is asked for: over the one aggregated stream, whatever the source says.
+/// Reads a config source. Resources always come over ADS; any other source is listed as not honoured.
 pub(super) fn config_source(reader: &mut MessageReader<'_>, field: &str) {
     let Some(mut source) = reader.child(field) else { return };
     source.harmless(&["resource_api_version"]);

@@ -12,6 +12,7 @@ use weft_model::{
     HttpTimeouts, PathRules, RouteSource, StreamIdle, Upgrades,
 };
 
+use super::super::reader::MISSING;
 use super::super::{FieldError, MessageReader, route, values};
 use super::http_ours::OurHttp;
 use super::{http_versions, jwt, rbac};
@@ -24,7 +25,7 @@ const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication"
 const RBAC: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 const SUPPORTED: [&str; 3] = [ROUTER, JWT, RBAC];
 
-/// What is lost without a filter that only observes or saves bytes. Such a filter is left out.
+/// The effect of leaving out a filter that only observes or compresses; none for other filters.
 fn without_consequence(kind: &str) -> Option<&'static str> {
     match kind.rsplit('.').next().unwrap_or_default() {
         "Compressor" => Some("responses are not compressed"),
@@ -35,14 +36,16 @@ fn without_consequence(kind: &str) -> Option<&'static str> {
     }
 }
 
-/// Why a filter is refused, and what serves its purpose here.
+/// The error for an unsupported filter, with the supported alternative.
 fn unsupported(kind: &str) -> String {
     let instead = match kind.rsplit('.').next().unwrap_or_default() {
-        "Lua" | "Wasm" | "GolangConfig" => "; routes, header changes and RBAC need no code",
-        "ExtAuthz" | "OAuth2" | "BasicAuth" => "; JwtAuthentication and RBAC authorize requests",
+        "Lua" | "Wasm" | "GolangConfig" => "; use routes, header changes and RBAC instead of code",
+        "ExtAuthz" | "OAuth2" | "BasicAuth" => {
+            "; use JwtAuthentication and RBAC to authorize requests"
+        }
         _ => "",
     };
-    format!("unsupported HTTP filter {kind:?}: expected Router, JwtAuthentication or RBAC{instead}")
+    format!("unsupported HTTP filter {kind:?}: must be Router, JwtAuthentication or RBAC{instead}")
 }
 
 /// Reads `HttpConnectionManager`.
@@ -52,7 +55,7 @@ pub(in super::super) fn http_service(
 ) -> Result<HttpService, FieldError> {
     manager.harmless(&[
         "stat_prefix",
-        // Expectations are always forwarded, as RFC 9110, section 10.1.1, asks of a proxy.
+        // `Expect: 100-continue` is always forwarded, as RFC 9110, section 10.1.1, requires of a proxy.
         "proxy_100_continue",
     ]);
     let codec = codec(&mut manager)?;
@@ -103,10 +106,8 @@ fn head_bytes(manager: &mut MessageReader<'_>) -> Result<usize, FieldError> {
     match manager.number("max_request_headers_kb") {
         None => Ok(HttpLimits::default().head_bytes),
         Some(kib @ 1..=8192) => Ok(usize::try_from(kib).unwrap_or(60) * 1024),
-        Some(kib) => {
-            Err(manager
-                .refuse("max_request_headers_kb", format!("{kib} is not between 1 and 8192")))
-        }
+        Some(kib) => Err(manager
+            .refuse("max_request_headers_kb", format!("invalid size {kib}: must be 1 to 8192"))),
     }
 }
 
@@ -122,7 +123,7 @@ fn timeouts(manager: &mut MessageReader<'_>) -> Result<HttpTimeouts, FieldError>
     Ok(timeouts)
 }
 
-/// Reads `HttpProtocolOptions`, and what becomes of fields with `_`.
+/// Reads `HttpProtocolOptions`; returns how headers with `_` are handled.
 fn common_options(
     mut common: MessageReader<'_>,
     limits: &mut HttpLimits,
@@ -143,12 +144,12 @@ fn common_options(
         "REJECT_REQUEST" => Ok(HeadersWithUnderscores::Reject),
         other => Err(common.refuse(
             "headers_with_underscores_action",
-            format!("{other} is not supported; ALLOW, DROP_HEADER and REJECT_REQUEST are"),
+            format!("unsupported action {other}: must be ALLOW, DROP_HEADER or REJECT_REQUEST"),
         )),
     }
 }
 
-/// What may be upgraded to.
+/// The allowed protocol upgrades.
 fn upgrades(manager: &mut MessageReader<'_>) -> Result<Upgrades, FieldError> {
     let mut upgrades = Upgrades::default();
     for mut upgrade in manager.children("upgrade_configs") {
@@ -161,7 +162,7 @@ fn upgrades(manager: &mut MessageReader<'_>) -> Result<Upgrades, FieldError> {
         } else {
             return Err(upgrade.refuse(
                 "upgrade_type",
-                format!("{kind:?} is not supported; websocket and CONNECT are"),
+                format!("unsupported upgrade {kind:?}: must be websocket or CONNECT"),
             ));
         }
     }
@@ -174,19 +175,19 @@ fn client_certificate(
 ) -> Result<ClientCertificateDetails, FieldError> {
     match manager.choice("forward_client_cert_details").as_str() {
         "SANITIZE" if ours.certificate.is_some() => {
-            let reason = "the chain's metadata wants the certificate told: SANITIZE_SET does that";
+            let reason = "must be SANITIZE_SET, because the chain's metadata sets client_certificate";
             Err(manager.refuse("forward_client_cert_details", reason))
         }
         "SANITIZE" => Ok(ClientCertificateDetails::Sanitize),
         "SANITIZE_SET" => Ok(ours.certificate.unwrap_or(ClientCertificateDetails::SanitizeSet)),
         other => Err(manager.refuse(
             "forward_client_cert_details",
-            format!("{other} would let a client claim an identity; SANITIZE and SANITIZE_SET are supported"),
+            format!("unsupported value {other}: must be SANITIZE or SANITIZE_SET, otherwise a client could claim any identity"),
         )),
     }
 }
 
-/// The keys of `x-forwarded-client-cert` that a file asks for.
+/// The configured keys of `x-forwarded-client-cert`.
 fn certificate_keys(manager: &mut MessageReader<'_>) -> Vec<CertificateKey> {
     let Some(mut details) = manager.child("set_current_client_cert_details") else {
         return Vec::new();
@@ -208,7 +209,7 @@ fn path_rules(manager: &mut MessageReader<'_>, ours: &OurHttp) -> Result<PathRul
         other => {
             return Err(manager.refuse(
                 "path_with_escaped_slashes_action",
-                format!("{other} is not supported; REJECT_REQUEST, KEEP_UNCHANGED, UNESCAPE_AND_FORWARD and UNESCAPE_AND_REDIRECT are"),
+                format!("unsupported action {other}: must be REJECT_REQUEST, KEEP_UNCHANGED, UNESCAPE_AND_FORWARD or UNESCAPE_AND_REDIRECT"),
             ));
         }
     };
@@ -248,7 +249,7 @@ fn host_port(manager: &mut MessageReader<'_>, ours: &OurHttp) -> Result<HostPort
         (false, false, true) => Ok(HostPort::Canonical),
         _ => Err(manager.refuse(
             "strip_any_host_port",
-            "only one of it, strip_matching_host_port and our host_port may be set",
+            "only one of strip_any_host_port, strip_matching_host_port and weft's host_port must be set",
         )),
     }
 }
@@ -258,8 +259,10 @@ fn codec(manager: &mut MessageReader<'_>) -> Result<Codec, FieldError> {
         "AUTO" => Ok(Codec::Auto),
         "HTTP1" => Ok(Codec::Http1),
         "HTTP2" => Ok(Codec::Http2),
-        other => Err(manager
-            .refuse("codec_type", format!("{other} is not spoken; AUTO, HTTP1 and HTTP2 are"))),
+        other => Err(manager.refuse(
+            "codec_type",
+            format!("unsupported codec {other}: must be AUTO, HTTP1 or HTTP2"),
+        )),
     }
 }
 
@@ -287,10 +290,10 @@ fn http_filters(
         }
         let optional = filter.flag("is_optional").unwrap_or(false);
         if filter.flag("disabled").unwrap_or(false) {
-            return Err(filter.refuse("disabled", "it is not supported; leave the filter out"));
+            return Err(filter.refuse("disabled", "not supported: leave the filter out"));
         }
         let Some(any) = filter.child("typed_config") else {
-            return Err(filter.refuse("typed_config", "it is missing"));
+            return Err(filter.refuse("typed_config", MISSING));
         };
         let kind = any.any_kind();
         if optional && !SUPPORTED.contains(&kind.as_str()) {
@@ -309,7 +312,7 @@ fn http_filters(
         let mut config = any.unpacked()?;
         match config.kind().rsplit('.').next().unwrap_or_default() {
             "Router" => {
-                // None of Envoy's own headers is added here.
+                // Envoy's own headers are never added.
                 config.harmless(&["dynamic_stats", "suppress_envoy_headers"]);
                 routed = true;
             }
@@ -323,11 +326,14 @@ fn http_filters(
         }
     }
     if !routed {
-        return Err(manager.refuse("http_filters", "the router is missing; it must be the last"));
+        return Err(
+            manager.refuse("http_filters", "the router is missing: it must be the last filter")
+        );
     }
     let has_tokens = filters.iter().any(|filter| matches!(filter, HttpFilter::Jwt(_)));
     if !ours.tokens.is_empty() && !has_tokens {
-        let reason = "the chain's metadata speaks of tokens, and there is no filter for them";
+        let reason =
+            "the chain's metadata has jwt settings, but there is no JwtAuthentication filter";
         return Err(manager.refuse("http_filters", reason));
     }
     Ok(filters)
@@ -382,7 +388,7 @@ pub(in super::super) fn http_service_json(http: &HttpService) -> Value {
     json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": values::any(HTTP, fields)})
 }
 
-/// Adds what differs from the defaults.
+/// Adds the settings that differ from the defaults.
 fn add_rules(http: &HttpService, fields: &mut Value) {
     if let Some(request) = http.timeouts.request {
         fields["request_timeout"] = json!(values::duration(request));

@@ -1,4 +1,4 @@
-//! What a chain says of HTTP that Envoy has no field for: in its metadata, under `weft`.
+//! HTTP settings for which Envoy has no field: the filter chain's metadata, under `weft`.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::super::{FieldError, MessageReader};
 use super::jwt;
 use super::jwt_ours::{self, OurProvider};
 
-/// What is ours, by its name in the metadata.
+/// The fields of the metadata.
 const DESYNC: &str = "desync_mode";
 const FORWARDED_FOR: &str = "forwarded_for";
 const CLIENT_PORT: &str = "forwarded_client_port";
@@ -39,7 +39,7 @@ const OURS: [&str; 11] = [
     CERTIFICATE,
 ];
 
-/// What a chain's metadata says of HTTP that Envoy has no field for.
+/// The HTTP settings of a chain's weft metadata.
 #[derive(Debug, Default)]
 pub(in super::super) struct OurHttp {
     pub(super) desync: Option<DesyncMode>,
@@ -56,7 +56,7 @@ pub(in super::super) struct OurHttp {
 }
 
 impl OurHttp {
-    /// Reads a field of ours.
+    /// Reads one field of the metadata.
     pub(in super::super) fn read(
         &mut self,
         field: &str,
@@ -68,24 +68,22 @@ impl OurHttp {
         }
         let word = value.text("string_value");
         let refuse = |value: &MessageReader<'_>, right: &str| {
-            value.refuse("", format!("{word:?} is not known for {field}; {right}"))
+            value.refuse("", format!("invalid value {word:?} for {field}: must be {right}"))
         };
         match field {
             DESYNC => {
                 let mode = DesyncMode::named(&word);
-                self.desync = Some(
-                    mode.ok_or_else(|| refuse(&value, "monitor, defensive and strictest are"))?,
-                );
+                self.desync =
+                    Some(mode.ok_or_else(|| refuse(&value, "monitor, defensive or strictest"))?);
             }
             FORWARDED_FOR if word == "remove" => self.removes_forwarded = true,
             FORWARDED_FOR => {
-                let right = "remove is; use_remote_address and skip_xff_append say the rest";
+                let right = "remove; use use_remote_address and skip_xff_append for other modes";
                 return Err(refuse(&value, right));
             }
             HOST_PORT if word == "canonical" => self.canonical_host_port = true,
             HOST_PORT => {
-                let right =
-                    "canonical is; strip_any_host_port and strip_matching_host_port say the rest";
+                let right = "canonical; use strip_any_host_port and strip_matching_host_port for other modes";
                 return Err(refuse(&value, right));
             }
             PATH if word == "as_sent" => {
@@ -93,20 +91,23 @@ impl OurHttp {
             }
             PATH if word == "strict" => self.ambiguous_paths = Some(AmbiguousPath::Refuse),
             PATH => {
-                return Err(refuse(&value, "as_sent and strict are; normalize_path says the rest"));
+                return Err(refuse(
+                    &value,
+                    "as_sent or strict; use normalize_path for other modes",
+                ));
             }
             UNDERSCORES if word == "allow" => self.allows_underscores = true,
             UNDERSCORES => {
                 return Err(refuse(
                     &value,
-                    "allow is; headers_with_underscores_action says the rest",
+                    "allow; use headers_with_underscores_action for other modes",
                 ));
             }
             CERTIFICATE if word == "whole" => {
                 self.certificate = Some(ClientCertificateDetails::SanitizeSetWhole);
             }
             CERTIFICATE => {
-                let right = "whole is; forward_client_cert_details says the rest";
+                let right = "whole; use forward_client_cert_details for other modes";
                 return Err(refuse(&value, right));
             }
             CLIENT_PORT => self.client_port = value.flag("bool_value"),
@@ -118,7 +119,9 @@ impl OurHttp {
             }
             other => {
                 let known = OURS.join(", ");
-                return Err(value.refuse("", format!("{other:?} is not known; {known} are")));
+                return Err(
+                    value.refuse("", format!("unknown field {other:?}: must be one of {known}"))
+                );
             }
         }
         Ok(())
@@ -132,7 +135,7 @@ fn size(value: &mut MessageReader<'_>, field: &str) -> Result<usize, FieldError>
         .ok_or_else(|| value.refuse("", format!("{field} must be a whole number above 0")))
 }
 
-/// The metadata of a chain that serves HTTP: what differs from the defaults.
+/// The weft metadata of an HTTP filter chain: the settings that differ from the defaults.
 pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> {
     let mut ours = Map::new();
     let mut add = |name: &str, differs: bool, value: Value| {
@@ -151,7 +154,7 @@ pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> 
     }
     let whole = http.client_certificate == ClientCertificateDetails::SanitizeSetWhole;
     add(CERTIFICATE, whole, json!("whole"));
-    // Left out, both are as large as the head may be.
+    // By default both equal the head limit.
     let HttpLimits { head_bytes, target_bytes, header_bytes, .. } = http.limits;
     add(TARGET_LIMIT, target_bytes < head_bytes, json!(target_bytes));
     add(FIELD_LIMIT, header_bytes < head_bytes, json!(header_bytes));

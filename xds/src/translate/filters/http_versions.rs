@@ -1,4 +1,4 @@
-//! Options of a listener that concern one version of HTTP: `Http1ProtocolOptions`, `Http2ProtocolOptions`.
+//! The options of a listener for one HTTP version: `Http1ProtocolOptions`, `Http2ProtocolOptions`.
 
 #![allow(
     clippy::indexing_slicing,
@@ -10,15 +10,16 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use weft_model::{HeaderCase, Http1Options, HttpLimits, HttpService, Keepalive};
 
+use super::super::reader::MISSING;
 use super::super::{FieldError, MessageReader, values};
 
 const HTTP1: &str = "http_protocol_options";
 const HTTP2: &str = "http2_protocol_options";
 const PRESERVE_CASE: &str =
     "envoy.extensions.http.header_formatters.preserve_case.v3.PreserveCaseFormatterConfig";
-/// The shortest time that `KeepaliveSettings` may name.
+/// The shortest duration in `KeepaliveSettings`.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// By how much an interval varies when nothing is said: Envoy's.
+/// The default jitter of an interval, the same as Envoy's.
 const DEFAULT_JITTER_PERCENT: u8 = 15;
 
 /// Reads `http_protocol_options`.
@@ -87,7 +88,7 @@ pub(super) fn http2_options(
         if streams == 0 || streams > 0x7fff_ffff {
             return Err(options.refuse(
                 "max_concurrent_streams",
-                format!("{streams} is not between 1 and 2147483647"),
+                format!("invalid number {streams}: must be 1 to 2147483647"),
             ));
         }
         limits.streams = streams;
@@ -109,7 +110,7 @@ fn keepalive(mut settings: MessageReader<'_>) -> Result<Option<Keepalive>, Field
         };
     let timeout = settings.duration("timeout")?;
     let timeout = at_least(&settings, "timeout", timeout)?
-        .ok_or_else(|| settings.refuse("timeout", "it is missing"))?;
+        .ok_or_else(|| settings.refuse("timeout", MISSING))?;
     let interval = settings.duration("interval")?;
     let interval = at_least(&settings, "interval", interval)?;
     let jitter_percent = match settings.child("interval_jitter") {
@@ -130,13 +131,13 @@ fn keepalive(mut settings: MessageReader<'_>) -> Result<Option<Keepalive>, Field
 #[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    reason = "the caller looked at the range"
+    reason = "the caller checked the range"
 )]
 fn whole_percent(value: f64) -> u8 {
     value.round() as u8
 }
 
-/// Adds what differs from the defaults.
+/// Adds the options that differ from the defaults.
 pub(super) fn add_options(http: &HttpService, fields: &mut Value) {
     if http.http1 != Http1Options::default() {
         let mut options = json!({"accept_http_10": true});

@@ -1,4 +1,4 @@
-//! `JwtAuthentication`: which tokens count, and which requests need one.
+//! `JwtAuthentication`: which tokens are accepted, and which requests need one.
 
 #![allow(
     clippy::indexing_slicing,
@@ -15,21 +15,22 @@ use weft_model::{
 };
 
 use super::jwt_ours::OurProvider;
+use crate::translate::reader::MISSING;
 use crate::translate::{FieldError, MessageReader, route_match, values};
 
 const MESSAGE: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 
-/// What Envoy takes when the fields are not set.
+/// Envoy's defaults.
 const DEFAULT_LEEWAY: Duration = Duration::from_secs(60);
 const DEFAULT_CACHE: Duration = Duration::from_secs(600);
 const DEFAULT_FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How deep requirements may nest, so that a hostile resource cannot exhaust the stack.
 const DEPTH_LIMIT: usize = 8;
-/// How many providers there may be, and how many fields, parameters and cookies one looks at.
+/// The most providers, and the most token locations of one provider.
 const LIMIT: usize = 100;
 
-/// Reads the policy. `ours` is what the chain's metadata says of its providers.
+/// Reads the policy. `ours` has the provider settings of the chain's metadata.
 pub(super) fn decode(
     mut filter: MessageReader<'_>,
     ours: &BTreeMap<String, OurProvider>,
@@ -42,10 +43,12 @@ pub(super) fn decode(
         providers.insert(Name::from(name), provider(reader, ours)?);
     }
     if providers.len() > LIMIT {
-        return Err(filter.refuse("providers", format!("more than {LIMIT} of them")));
+        return Err(
+            filter.refuse("providers", format!("too many providers: at most {LIMIT} are accepted"))
+        );
     }
     if let Some(unknown) = ours.keys().find(|name| !providers.contains_key(name.as_str())) {
-        let reason = format!("the chain's metadata speaks of {unknown:?}, which is no provider");
+        let reason = format!("unknown provider {unknown:?} in the chain's metadata");
         return Err(filter.refuse("providers", reason));
     }
     let known = providers.keys().cloned().collect::<Vec<_>>();
@@ -58,22 +61,25 @@ pub(super) fn decode(
 }
 
 fn provider(mut provider: MessageReader<'_>, ours: OurProvider) -> Result<JwtProvider, FieldError> {
-    // A token without `exp` is refused in any case; the rest is Envoy's own bookkeeping.
+    // A token without `exp` is always refused; the other fields configure Envoy's caches.
     provider.harmless(&["jwt_cache_config", "require_expiration", "clear_route_cache"]);
-    // Metadata that no filter here reads.
+    // Metadata that no supported filter reads.
     provider.unenforced(&["header_in_metadata", "failed_status_in_metadata"]);
     let issuer = provider.text("issuer");
     if issuer.is_empty() {
-        return Err(provider.refuse("issuer", "it is missing; a token of any issuer would be good"));
+        return Err(provider.refuse(
+            "issuer",
+            "this field is missing: without it tokens of any issuer would be accepted",
+        ));
     }
     let audiences = provider.texts("audiences");
     if ours.any_audience && !audiences.is_empty() {
-        let reason = "there are some, and the chain's metadata says that any is good";
+        let reason = "must be empty, because the chain's metadata sets any_audience";
         return Err(provider.refuse("audiences", reason));
     }
     if audiences.is_empty() && !ours.any_audience {
         provider
-            .warn("audiences", "none: a token of this issuer for any other service is accepted");
+            .warn("audiences", "none: tokens of this issuer for any other service are accepted");
     }
     let keys = if let Some(local) = provider.child("local_jwks") {
         KeySource::Local(values::data(local)?)
@@ -108,36 +114,39 @@ fn provider(mut provider: MessageReader<'_>, ours: OurProvider) -> Result<JwtPro
     })
 }
 
-/// Where a token may stand. Without any it is the `authorization` field alone: in a URI, which is Envoy's
-/// other default, it would stand in logs.
+/// The token locations. Without any, only the `authorization` header is used: Envoy's other default, a query parameter,
+/// would put tokens into logs.
 fn token_locations(provider: &mut MessageReader<'_>) -> Result<Vec<TokenLocation>, FieldError> {
     let mut locations = Vec::new();
-    for mut place in provider.children("from_headers") {
-        let prefix = place.text("value_prefix");
-        let name = header_name(&mut place, "name", token_header)?;
-        let name = name.ok_or_else(|| place.refuse("name", "it is missing"))?;
+    for mut header in provider.children("from_headers") {
+        let prefix = header.text("value_prefix");
+        let name = header_name(&mut header, "name", token_header)?;
+        let name = name.ok_or_else(|| header.refuse("name", MISSING))?;
         locations.push(TokenLocation::Header { name, prefix });
     }
     locations.extend(provider.texts("from_params").into_iter().map(TokenLocation::QueryParameter));
     locations.extend(provider.texts("from_cookies").into_iter().map(TokenLocation::Cookie));
     if locations.len() > LIMIT {
-        return Err(provider.refuse("from_headers", format!("more than {LIMIT} places")));
+        return Err(provider.refuse(
+            "from_headers",
+            format!("too many token locations: at most {LIMIT} are accepted"),
+        ));
     }
     Ok(locations)
 }
 
 fn claim_headers(provider: &mut MessageReader<'_>) -> Result<Vec<(String, String)>, FieldError> {
-    let mut fields = Vec::new();
-    for mut told in provider.children("claim_to_headers") {
-        let claim = told.required_text("claim_name")?;
-        let name = header_name(&mut told, "header_name", claim_header)?;
-        let name = name.ok_or_else(|| told.refuse("header_name", "it is missing"))?;
-        fields.push((claim, name));
+    let mut headers = Vec::new();
+    for mut mapping in provider.children("claim_to_headers") {
+        let claim = mapping.required_text("claim_name")?;
+        let name = header_name(&mut mapping, "header_name", claim_header)?;
+        let name = name.ok_or_else(|| mapping.refuse("header_name", MISSING))?;
+        headers.push((claim, name));
     }
-    Ok(fields)
+    Ok(headers)
 }
 
-/// The name of a header, in lower case, by this rule; none when it is empty.
+/// A header name, checked and lowercased by `rule`; none when it is empty.
 fn header_name(
     reader: &mut MessageReader<'_>,
     field: &str,
@@ -156,7 +165,9 @@ fn remote_keys(mut remote: MessageReader<'_>, redirects: u8) -> Result<KeySource
     let mut http = remote.required_child("http_uri")?;
     let uri = http.required_text("uri")?;
     if !uri.starts_with("http://") && !uri.starts_with("https://") {
-        return Err(http.refuse("uri", format!("{uri:?} starts with neither http:// nor https://")));
+        return Err(
+            http.refuse("uri", format!("invalid URI {uri:?}: must start with http:// or https://"))
+        );
     }
     let cluster = http.required_text("cluster")?.into();
     let timeout = http.duration("timeout")?.unwrap_or(DEFAULT_FETCH_TIMEOUT);
@@ -172,7 +183,10 @@ fn rule(
     let name = rule.text("requirement_name");
     if !name.is_empty() {
         let requires = named.get(&name).cloned().ok_or_else(|| {
-            rule.refuse("requirement_name", format!("{name:?} is not in requirement_map"))
+            rule.refuse(
+                "requirement_name",
+                format!("unknown requirement {name:?}: must be in requirement_map"),
+            )
         })?;
         return Ok(JwtRule { matches, requires: Some(requires) });
     }
@@ -195,7 +209,8 @@ fn requirement(
         if providers.contains(&name) {
             return Ok(name);
         }
-        Err(reader.refuse("provider_name", format!("{name:?} is no provider")))
+        Err(reader
+            .refuse("provider_name", format!("unknown provider {name:?}: must be in providers")))
     };
     if reader.has("provider_name") {
         return Ok(JwtRequirement::Provider(known(&mut reader)?, Vec::new()));
@@ -207,7 +222,7 @@ fn requirement(
     let several = |mut set: MessageReader<'_>| {
         let all = values::each(set.children("requirements"), |r| requirement(r, providers, depth))?;
         if all.is_empty() {
-            return Err(set.refuse("requirements", "it is empty"));
+            return Err(set.refuse("requirements", "must not be empty"));
         }
         Ok(all)
     };
@@ -218,7 +233,7 @@ fn requirement(
         return several(set).map(JwtRequirement::All);
     }
     if reader.child("allow_missing").is_some() {
-        // By itself it stands for: a token of whomever, if there is one.
+        // At the top level it means: a token of any provider, if there is one.
         let any = providers.iter().map(|name| JwtRequirement::Provider(name.clone(), Vec::new()));
         return Ok(if depth + 1 == DEPTH_LIMIT {
             JwtRequirement::Any(any.chain([JwtRequirement::Missing]).collect())
@@ -228,10 +243,10 @@ fn requirement(
     }
     for field in ["allow_missing_or_failed", "extract_only_without_validation"] {
         if reader.has(field) {
-            return Err(reader.refuse(field, "it is not supported: a forged token would be taken"));
+            return Err(reader.refuse(field, "not supported: a forged token would be accepted"));
         }
     }
-    Err(reader.refuse("", "it requires nothing that is known here"))
+    Err(reader.refuse("", "unsupported requirement"))
 }
 
 /// The JSON form of the filter.
@@ -265,22 +280,24 @@ fn provider_json(provider: &JwtProvider) -> Value {
     if let Some(life) = provider.longest_life {
         json["max_lifetime"] = values::duration(life);
     }
-    let (mut fields, mut parameters, mut cookies) = (Vec::new(), Vec::new(), Vec::new());
-    for place in &provider.token_locations {
-        match place {
+    let mut headers = Vec::new();
+    let mut parameters = Vec::new();
+    let mut cookies = Vec::new();
+    for location in &provider.token_locations {
+        match location {
             TokenLocation::Header { name, prefix } => {
-                fields.push(json!({"name": name, "value_prefix": prefix}));
+                headers.push(json!({"name": name, "value_prefix": prefix}));
             }
             TokenLocation::QueryParameter(name) => parameters.push(name.as_str()),
             TokenLocation::Cookie(name) => cookies.push(name.as_str()),
         }
     }
-    let told = provider.claim_headers.iter();
-    let told = told.map(|(claim, name)| json!({"claim_name": claim, "header_name": name}));
-    json["from_headers"] = fields.into();
+    let claims = provider.claim_headers.iter();
+    let claims = claims.map(|(claim, name)| json!({"claim_name": claim, "header_name": name}));
+    json["from_headers"] = headers.into();
     json["from_params"] = json!(parameters);
     json["from_cookies"] = json!(cookies);
-    json["claim_to_headers"] = told.collect();
+    json["claim_to_headers"] = claims.collect();
     json["forward_payload_header"] = json!(provider.payload_header.as_deref().unwrap_or_default());
     json["payload_in_metadata"] = json!(provider.payload_name.as_deref().unwrap_or_default());
     json
@@ -309,7 +326,7 @@ fn requirement_json(requirement: &JwtRequirement) -> Value {
     }
 }
 
-/// What the metadata of a chain says of the providers of its policy.
+/// The provider settings for the chain's metadata.
 pub(super) fn ours(policy: &JwtPolicy) -> Value {
     let said =
         policy.providers.iter().map(|(name, p)| (name.to_string(), super::jwt_ours::json(p)));

@@ -1,5 +1,4 @@
-//! What a chain says of tokens that Envoy has no field for: in its metadata, under `weft`, `jwt`, by the
-//! name of the provider.
+//! JWT settings for which Envoy has no field: the filter chain's metadata, under `weft`, `jwt` and the provider's name.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +13,10 @@ const BOUND: &str = "bound_to_certificate";
 const ENDS_STREAMS: &str = "ends_streams";
 const REDIRECTS: &str = "redirects";
 
-/// How many rules of claims a provider may have, and how many values one.
+/// The most claim rules of a provider, and the most values of a rule.
 const LIMIT: usize = 10;
 
-/// What is said of a provider.
+/// The settings of one provider.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct OurProvider {
     pub(super) claims: Vec<ClaimRule>,
@@ -28,7 +27,7 @@ pub(super) struct OurProvider {
     pub(super) redirects: u8,
 }
 
-/// Reads what is said of each provider.
+/// Reads the settings of all providers.
 pub(super) fn read(
     mut value: MessageReader<'_>,
 ) -> Result<BTreeMap<String, OurProvider>, FieldError> {
@@ -52,7 +51,9 @@ fn one(mut value: MessageReader<'_>) -> Result<OurProvider, FieldError> {
             REDIRECTS => ours.redirects = redirects(&mut value)?,
             _ => {
                 let known = [CLAIMS, ANY_AUDIENCE, BOUND, ENDS_STREAMS, REDIRECTS].join(", ");
-                return Err(value.refuse("", format!("{field:?} is not known; {known} are")));
+                return Err(
+                    value.refuse("", format!("unknown field {field:?}: must be one of {known}"))
+                );
             }
         }
     }
@@ -75,7 +76,8 @@ fn claim(mut value: MessageReader<'_>) -> Result<ClaimRule, FieldError> {
                 rule.format = known.map(|(_, format)| *format).ok_or_else(|| {
                     let known: Vec<&str> =
                         ClaimFormat::WORDS.iter().map(|(word, _)| *word).collect();
-                    value.refuse("", format!("{said:?} is not known; {} are", known.join(", ")))
+                    let known = known.join(", ");
+                    value.refuse("", format!("invalid format {said:?}: must be one of {known}"))
                 })?;
             }
             "values" => {
@@ -84,20 +86,22 @@ fn claim(mut value: MessageReader<'_>) -> Result<ClaimRule, FieldError> {
             }
             "all" => rule.all = yes(&mut value)?,
             _ => {
-                let known = "name, format, values, all are";
-                return Err(value.refuse("", format!("{field:?} is not known; {known}")));
+                let known = "name, format, values, all";
+                let reason = format!("unknown field {field:?}: must be one of {known}");
+                return Err(value.refuse("", reason));
             }
         }
     }
     if ["", "iss", "aud", "exp", "nbf", "iat"].contains(&rule.name.as_str()) {
-        let reason = format!("{:?} cannot be asked for in this way", rule.name);
+        let reason =
+            format!("invalid claim {:?}: must not be iss, aud, exp, nbf or iat", rule.name);
         return Err(value.refuse("", reason));
     }
     if rule.values.is_empty() || rule.values.iter().any(String::is_empty) {
-        return Err(value.refuse("", "values must be strings, and there must be one"));
+        return Err(value.refuse("", "values must be a list of at least one non-empty string"));
     }
     if rule.values.len() > LIMIT {
-        return Err(value.refuse("", format!("more than {LIMIT} values")));
+        return Err(value.refuse("", format!("too many values: at most {LIMIT} are accepted")));
     }
     Ok(rule)
 }
@@ -107,34 +111,32 @@ fn fields<'f>(
 ) -> Result<Vec<(String, MessageReader<'f>)>, FieldError> {
     match value.child("struct_value") {
         Some(mut fields) => Ok(fields.map("fields")),
-        None => Err(value.refuse("", "it must be an object")),
+        None => Err(value.refuse("", "must be an object")),
     }
 }
 
 fn list<'f>(value: &mut MessageReader<'f>) -> Result<Vec<MessageReader<'f>>, FieldError> {
     let Some(mut list) = value.child("list_value") else {
-        return Err(value.refuse("", "it must be a list"));
+        return Err(value.refuse("", "must be a list"));
     };
     let values = list.children("values");
     if values.len() > LIMIT {
-        return Err(value.refuse("", format!("more than {LIMIT} of them")));
+        return Err(value.refuse("", format!("too many items: at most {LIMIT} are accepted")));
     }
     Ok(values)
 }
 
 fn yes(value: &mut MessageReader<'_>) -> Result<bool, FieldError> {
-    value.flag("bool_value").ok_or_else(|| value.refuse("", "it must be true or false"))
+    value.flag("bool_value").ok_or_else(|| value.refuse("", "must be true or false"))
 }
 
 fn redirects(value: &mut MessageReader<'_>) -> Result<u8, FieldError> {
     let said = value.number("number_value");
     let count = (0..=REDIRECTS_LIMIT).find(|count| Some(u32::from(*count)) == said);
-    count.ok_or_else(|| {
-        value.refuse("", format!("it must be a whole number from 0 to {REDIRECTS_LIMIT}"))
-    })
+    count.ok_or_else(|| value.refuse("", format!("must be a whole number, 0 to {REDIRECTS_LIMIT}")))
 }
 
-/// What is said of a provider beyond Envoy's fields.
+/// The settings of a provider for which Envoy has no field.
 pub(super) fn json(provider: &JwtProvider) -> Map<String, Value> {
     let mut ours = Map::new();
     let word = |format: ClaimFormat| {

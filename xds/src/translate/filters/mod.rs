@@ -1,4 +1,4 @@
-//! Network filters: what is done with a connection's bytes or with datagrams.
+//! Network filters: TCP proxy, UDP proxy, HTTP and RBAC.
 
 #![allow(
     clippy::indexing_slicing,
@@ -27,7 +27,7 @@ const TCP: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const UDP: &str = "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
 const UDP_ROUTE: &str = "envoy.extensions.filters.udp.udp_proxy.v3.Route";
 
-/// What Envoy takes when the fields are not set.
+/// Envoy's defaults.
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DEFAULT_UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -40,7 +40,7 @@ pub(super) fn tcp_proxy(mut filter: MessageReader<'_>) -> Result<TcpProxy, Field
         }
         let key = policy.child("filter_state").map(|mut state| state.text("key"));
         let is_sequence = key.is_some_and(|key| key == TCP_SEQUENCE);
-        let supported = format!("source_ip and the filter_state {TCP_SEQUENCE}");
+        let supported = format!("source_ip or filter_state {TCP_SEQUENCE}");
         if is_sequence { Ok(FlowKey::WithSequence) } else { Err(supported) }
     })?;
     let clusters = if filter.has("cluster") {
@@ -57,10 +57,10 @@ pub(super) fn tcp_proxy(mut filter: MessageReader<'_>) -> Result<TcpProxy, Field
     Ok(TcpProxy { clusters, idle_timeout, flow_key, access_log: values::access_log(&mut filter)? })
 }
 
-/// Stands for the sequence number of a connection's SYN in a hash policy.
+/// The filter state of a hash policy by the sequence number of the SYN.
 const TCP_SEQUENCE: &str = "weft.tcp_sequence";
 
-/// What the hash policies of a flow come to: without any, its 5-tuple decides.
+/// The flow key of the hash policies; without any, the 5-tuple.
 fn flow_key(
     policies: Vec<MessageReader<'_>>,
     read: impl Fn(&mut MessageReader<'_>) -> Result<FlowKey, String>,
@@ -68,7 +68,9 @@ fn flow_key(
     let mut key = FlowKey::FiveTuple;
     for mut policy in policies {
         key = read(&mut policy).map_err(|supported| {
-            let reason = format!("only {supported} is supported; without it the 5-tuple decides");
+            let reason = format!(
+                "unsupported hash policy: must be {supported}; without one, the 5-tuple is hashed"
+            );
             policy.refuse("", reason)
         })?;
     }
@@ -124,7 +126,7 @@ pub(super) fn udp_proxy(mut filter: MessageReader<'_>) -> Result<UdpProxy, Field
             flow_key,
             access_log,
         }),
-        _ => Err(action.refuse("typed_config", format!("it is no {UDP_ROUTE}"))),
+        _ => Err(action.refuse("typed_config", format!("must be {UDP_ROUTE}"))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `RBAC`: who may call what.
+//! The HTTP and network filters `RBAC`: which requests and connections are allowed.
 
 use std::collections::BTreeMap;
 
@@ -12,20 +12,20 @@ use crate::translate::{FieldError, MessageReader, route_match, values};
 const MESSAGE: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
 const NETWORK_MESSAGE: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 
-/// The filter whose metadata is the claims of tokens.
+/// The filter whose metadata contains the claims of tokens.
 const TOKENS: &str = "envoy.filters.http.jwt_authn";
 
 /// How deep conditions may nest, so that a hostile resource cannot exhaust the stack.
 const DEPTH_LIMIT: usize = 16;
 
-/// Reads the filter of requests.
+/// Reads the HTTP filter.
 pub(super) fn decode(mut filter: MessageReader<'_>) -> Result<RbacFilter, FieldError> {
     filter.harmless(&["rules_stat_prefix", "shadow_rules_stat_prefix", "track_per_rule_stats"]);
     filter_of(filter)
 }
 
-/// Reads the filter of connections. That of others looks at the first bytes, or at each; here a
-/// connection is judged before any, and again when the rules change.
+/// Reads the network filter. Envoy evaluates it at the first bytes or continuously (`enforcement_type`); weft evaluates
+/// it before any byte is forwarded, and again when the rules change.
 pub(in super::super) fn decode_network(
     mut filter: MessageReader<'_>,
 ) -> Result<RbacFilter, FieldError> {
@@ -41,7 +41,7 @@ pub(in super::super) fn decode_network(
 
 fn filter_of(mut filter: MessageReader<'_>) -> Result<RbacFilter, FieldError> {
     let rules = filter.child("rules").map(decode_rules).transpose()?;
-    // Those that are not understood are listed as not honoured: they decide nothing.
+    // Unsupported dry-run rules are listed as not honoured, because they are not enforced.
     let shadow =
         filter.child("shadow_rules").and_then(|rules| decode_rules(rules.shadow_rules()).ok());
     filter.unenforced(&["shadow_matcher"]);
@@ -55,8 +55,10 @@ fn decode_rules(mut rules: MessageReader<'_>) -> Result<Rbac, FieldError> {
         "DENY" => RbacAction::Deny,
         "LOG" => RbacAction::Log,
         other => {
-            return Err(rules
-                .refuse("action", format!("{other} is not supported; ALLOW, DENY and LOG are")));
+            return Err(rules.refuse(
+                "action",
+                format!("unsupported action {other}: must be ALLOW, DENY or LOG"),
+            ));
         }
     };
     let mut policies = BTreeMap::new();
@@ -68,14 +70,14 @@ fn decode_rules(mut rules: MessageReader<'_>) -> Result<Rbac, FieldError> {
     Ok(Rbac { action, policies })
 }
 
-/// Every item of a list that must not be empty: a set of no conditions is met by everything or nothing.
+/// The items of a list that must not be empty: an empty list of conditions would match everything or nothing.
 fn some<'f, T>(
     reader: &mut MessageReader<'f>,
     field: &str,
     read: impl Fn(MessageReader<'f>) -> Result<T, FieldError>,
 ) -> Result<Vec<T>, FieldError> {
     let items = values::each(reader.children(field), read)?;
-    if items.is_empty() { Err(reader.refuse(field, "it is empty")) } else { Ok(items) }
+    if items.is_empty() { Err(reader.refuse(field, "must not be empty")) } else { Ok(items) }
 }
 
 fn permission(mut reader: MessageReader<'_>, depth: usize) -> Result<Permission, FieldError> {
@@ -105,9 +107,9 @@ fn permission(mut reader: MessageReader<'_>, depth: usize) -> Result<Permission,
     }
     if reader.has("destination_port") {
         let port = reader.number("destination_port").unwrap_or(0);
-        return u16::try_from(port)
-            .map(Permission::DestinationPort)
-            .map_err(|_| reader.refuse("destination_port", format!("{port} is above 65535")));
+        return u16::try_from(port).map(Permission::DestinationPort).map_err(|_| {
+            reader.refuse("destination_port", format!("invalid port {port}: must be at most 65535"))
+        });
     }
     if let Some(range) = reader.child("destination_ip") {
         return values::cidr(range).map(Permission::DestinationAddress);
@@ -116,7 +118,7 @@ fn permission(mut reader: MessageReader<'_>, depth: usize) -> Result<Permission,
         let mut bound = |field| i32::try_from(range.integer(field)).unwrap_or(0);
         let start = bound("start");
         let end = bound("end");
-        // As Envoy's: such a range covers no port.
+        // As in Envoy: such a range contains no port.
         if start >= end || end > 65536 || start < 0 {
             let reason =
                 format!("invalid range {start} to {end}: must be 0 <= start < end <= 65536");
@@ -124,7 +126,7 @@ fn permission(mut reader: MessageReader<'_>, depth: usize) -> Result<Permission,
         }
         return Ok(Permission::DestinationPorts(start, end));
     }
-    Err(reader.refuse("", "a permission of this kind is not supported"))
+    Err(reader.refuse("", "unsupported permission"))
 }
 
 fn principal(mut reader: MessageReader<'_>, depth: usize) -> Result<Principal, FieldError> {
@@ -150,7 +152,7 @@ fn principal(mut reader: MessageReader<'_>, depth: usize) -> Result<Principal, F
     if let Some(mut path) = reader.child("url_path") {
         return values::string_match(path.required_child("path")?).map(Principal::Path);
     }
-    // Without the PROXY protocol, `source_ip` is the same.
+    // The PROXY protocol is not supported, so `source_ip` is the same.
     for field in ["direct_remote_ip", "source_ip"] {
         if let Some(range) = reader.child(field) {
             return values::cidr(range).map(Principal::RemoteAddress);
@@ -165,25 +167,28 @@ fn principal(mut reader: MessageReader<'_>, depth: usize) -> Result<Principal, F
     if let Some(metadata) = reader.child("metadata") {
         return claim(metadata);
     }
-    Err(reader.refuse("", "a principal of this kind is not supported"))
+    Err(reader.refuse("", "unsupported principal"))
 }
 
-/// A claim of a token: metadata of the filter for tokens, and of no other.
+/// A claim of a token: metadata of the filter `jwt_authn`. Metadata of other filters is not supported.
 fn claim(mut metadata: MessageReader<'_>) -> Result<Principal, FieldError> {
     let filter = metadata.text("filter");
     if filter != TOKENS {
-        return Err(metadata.refuse("filter", format!("{filter:?} is not known; {TOKENS} is")));
+        return Err(
+            metadata.refuse("filter", format!("unsupported filter {filter:?}: must be {TOKENS}"))
+        );
     }
     if metadata.flag("invert") == Some(true) {
-        return Err(metadata.refuse("invert", "it is not supported; use not_id"));
+        return Err(metadata.refuse("invert", "not supported: use not_id"));
     }
-    let mut way: Vec<String> =
+    let mut path: Vec<String> =
         metadata.children("path").into_iter().map(|mut segment| segment.text("key")).collect();
-    if way.len() < 2 || way.iter().any(String::is_empty) {
-        let reason = "it must be payload_in_metadata of the provider, and the claim";
+    if path.len() < 2 || path.iter().any(String::is_empty) {
+        let reason =
+            "must be the provider's payload_in_metadata, followed by the path to the claim";
         return Err(metadata.refuse("path", reason));
     }
-    let name = Name::from(way.remove(0));
+    let name = Name::from(path.remove(0));
     let mut value = metadata.required_child("value")?;
     let wanted = if let Some(mut list) = value.child("list_match") {
         let mut one = list.required_child("one_of")?;
@@ -191,16 +196,16 @@ fn claim(mut metadata: MessageReader<'_>) -> Result<Principal, FieldError> {
     } else {
         values::string_match(value.required_child("string_match")?)?
     };
-    Ok(Principal::Claim(name, way, wanted))
+    Ok(Principal::Claim(name, path, wanted))
 }
 
-/// The JSON form of the filter of requests.
+/// The JSON form of the HTTP filter.
 pub(super) fn encode(filter: &RbacFilter) -> Value {
     let fields = filter_json(filter);
     json!({"name": "envoy.filters.http.rbac", "typed_config": values::any(MESSAGE, fields)})
 }
 
-/// The JSON form of the filter of connections.
+/// The JSON form of the network filter.
 pub(in super::super) fn encode_network(filter: &RbacFilter) -> Value {
     let mut fields = filter_json(filter);
     fields["stat_prefix"] = json!("rbac");
@@ -274,8 +279,8 @@ fn principal_json(principal: &Principal) -> Value {
         Principal::RemoteAddress(range) => json!({"direct_remote_ip": values::cidr_json(range)}),
         Principal::ClientAddress(range) => json!({"remote_ip": values::cidr_json(range)}),
         Principal::Header(header) => json!({"header": route_match::header_json(header)}),
-        Principal::Claim(name, way, value) => {
-            let keys = std::iter::once(&**name).chain(way.iter().map(String::as_str));
+        Principal::Claim(name, path, value) => {
+            let keys = std::iter::once(&**name).chain(path.iter().map(String::as_str));
             let path: Vec<Value> = keys.map(|key| json!({"key": key})).collect();
             let value = json!({"string_match": values::string_match_json(value)});
             json!({"metadata": {"filter": TOKENS, "path": path, "value": value}})
