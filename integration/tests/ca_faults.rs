@@ -238,11 +238,16 @@ fn full_disk_fails_revocations_with_its_reason_and_store_recovers_with_space() {
     assert_eq!(dump["services"], json!(["api", "web"]), "the last good mesh file stays in force");
     assert_eq!(dump["revocation_list_number"], list_number, "the last CRL stays in force");
     assert_eq!(control.ready().status, 503);
-    assert_eq!(control.logged("the store failed"), 1, "{}", control.process.errors());
+    assert_eq!(
+        control.logged("store failed: issuing and admin commands are paused"),
+        1,
+        "{}",
+        control.process.errors()
+    );
 
     authority.free_space();
     control.wait_until_ready();
-    assert_eq!(control.logged("the store works again"), 1, "{}", control.process.errors());
+    assert_eq!(control.logged("store available again"), 1, "{}", control.process.errors());
     let output = authority.ca_succeeds(&["revoke", &second]);
     assert_eq!(output.trim(), format!("{second} revoked"));
     eventually("the mesh file is applied", || {
@@ -397,7 +402,9 @@ fn clock_jump_ahead_suspends_signing_and_does_not_lock_out_data_planes() {
     let mut control = authority.start_with_clock(&clock);
     let before = control.certificate_validity();
     clock.set_ahead(DAY);
-    eventually("the jump is noticed", || (control.logged("the clock jumped") == 1).then_some(()));
+    eventually("the jump is noticed", || {
+        (control.logged("clock jumped, signing paused") == 1).then_some(())
+    });
     let (sidecar, admin) = authority.join(&control, "web");
     eventually("the sidecar is refused a certificate", || {
         sidecar.errors().contains("nothing is signed until it has been steady").then_some(())

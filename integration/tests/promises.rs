@@ -182,7 +182,7 @@ fn a_join_token_lets_one_workload_in_and_no_second() {
     let thief = mesh.host("thief");
     let second = mesh.join("thief", &thief, "web", &["sidecar", "--service", "web"]);
     eventually("the second is refused, and says why", || {
-        second.process.errors().contains("join token is unknown, was used before").then_some(())
+        second.process.errors().contains("invalid join token: unknown, already used").then_some(())
     });
     let ready = second.admin("/ready");
     assert_eq!(ready.status, 503, "{ready:?}");

@@ -42,7 +42,7 @@ const WITNESS: &str = "witness";
 const HOLDERS: [&str; 5] = [WITNESS, "web", "orders-1", "orders-2", "agent"];
 
 /// Why an authority is not taken back yet.
-const STILL_GOOD: &str = "what the former authority signed is good until ";
+const STILL_GOOD: &str = "certificates of the former authority are valid until ";
 
 /// What an operator says, and what comes of it.
 fn ca(mesh: &TestMesh, command: &str, words: &[&str]) -> Result<String, String> {
@@ -194,9 +194,9 @@ fn hand_over(mesh: &TestMesh, witness: &RoleProcess, new: New) {
     await_greetings(mesh, &former, 1);
     witness.process.signal(Signal::SIGSTOP);
     let told = rotate(mesh, step).unwrap();
-    assert!(told.contains("\nnext     trusted already; signs from "), "{told}");
+    assert!(told.contains("\nnext     trusted; signs from "), "{told}");
     assert_eq!(roots(mesh).len(), both);
-    let behind = "these do not know the new authority yet: ";
+    let behind = "clients without the new trust bundle: ";
     eventually("only the witness is behind", || {
         let refused = rotate(mesh, "next").expect_err("it has not been told");
         let (_, names) = refused.split_once(behind).expect(&refused);
@@ -211,7 +211,7 @@ fn hand_over(mesh: &TestMesh, witness: &RoleProcess, new: New) {
             None
         }
     });
-    assert!(told.starts_with("former   what it signed is good until "), "{told}");
+    assert!(told.starts_with("former   its certificates are valid until "), "{told}");
     assert_eq!(roots(mesh).len(), both);
 }
 

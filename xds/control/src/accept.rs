@@ -1,8 +1,8 @@
-//! The port of the control plane: how many connections there may be, whose, and for how long.
+//! Accepts connections on the control plane's port, and limits their number and duration.
 //!
-//! Two pools bound them. Whoever has shown no certificate, during the handshake and after it, has a place by
-//! address; a client with a certificate has a place by identity. When a pool is full, holders of many places
-//! give way to those of few.
+//! There are two pools of connection slots. A connection without a client certificate, including one whose handshake is
+//! not complete, takes a slot of its source address. A connection with a certificate takes a slot of its identity. When
+//! a pool is full, holders of many slots lose one to holders of few (see [`crate::fair_pool`]).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -22,24 +22,24 @@ use weft_xds::server::IncomingConnection;
 use crate::client_connection::{CertificateValidity, ClientConnection, RevokedSerials};
 use crate::fair_pool::{FairPool, SlotDecision, SlotId};
 
-/// How long a handshake may take.
+/// The longest duration of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many connections there may be that have shown no certificate.
+/// The most connections without a client certificate.
 const UNAUTHENTICATED_LIMIT: usize = 512;
-/// How long a connection may last on which no certificate was shown: time enough to get one.
+/// How long a connection without a client certificate may last: enough to get a certificate by a join token.
 const UNAUTHENTICATED_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection that the port lets in.
+/// A connection whose handshake is complete.
 pub(crate) type AcceptedConnection = IncomingConnection<ClientConnection<TlsStream<TcpStream>>>;
 
-/// What handshakes are done with, and what ends connections.
+/// The TLS configuration for handshakes, and the revocations that close connections.
 #[derive(Debug, Clone)]
 pub(crate) struct AcceptConfig {
     pub(crate) tls: watch::Receiver<Arc<ServerConfig>>,
     pub(crate) revoked: RevokedSerials,
 }
 
-/// Listens on an address. `[::]` takes both families; where the host has no IPv6, the other.
+/// Listens on an address. `[::]` accepts both IP versions; on a host without IPv6 it is replaced by `0.0.0.0`.
 pub(crate) async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     match TcpListener::bind(address).await {
         Err(error) if is_ipv6_unavailable(address, &error) => {
@@ -49,7 +49,7 @@ pub(crate) async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> 
     }
 }
 
-/// Takes in connections until the task is dropped; at most `limit` with a certificate.
+/// Accepts connections until the task is dropped; at most `limit` with a client certificate.
 pub(crate) async fn accept(
     listener: TcpListener,
     config: AcceptConfig,
@@ -72,13 +72,13 @@ pub(crate) async fn accept(
         };
         is_failing = false;
         let Some(slot) = unauthenticated.acquire(&network(from.ip())) else {
-            tracing::debug!(%from, "connection refused: too many without a certificate");
+            tracing::debug!(%from, "connection refused: too many connections without a certificate");
             continue;
         };
         let (config, clients, connections) = (config.clone(), clients.clone(), connections.clone());
         tokio::spawn(async move {
             match handshake(tcp, config, slot, &clients).await {
-                // The server is gone when the channel is closed.
+                // Sending fails only while the server shuts down.
                 Ok(connection) => drop(connections.send(connection).await),
                 Err(reason) => tracing::debug!(%from, reason, "connection refused"),
             }
@@ -96,8 +96,8 @@ async fn handshake(
     let config = tls.borrow().clone();
     let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(config).accept(tcp));
     let io = tokio::select! {
-        done = handshake => done.map_err(|_| "the handshake took too long".to_owned())?,
-        () = slot.evicted() => return Err("it gave way to another address".into()),
+        done = handshake => done.map_err(|_| "handshake timeout".to_owned())?,
+        () = slot.evicted() => return Err("connection slot taken by another address".into()),
     };
     let io = io.map_err(|error| error.to_string())?;
     let leaf = io.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -114,7 +114,8 @@ async fn handshake(
             permit: None,
         });
     };
-    let validity = validity_of(leaf).ok_or("the certificate cannot be read")?;
+    let validity = validity_of(leaf)
+        .ok_or("invalid client certificate: serial number or dates cannot be read")?;
     let peer = identity_of(leaf);
     let name = peer.as_ref().map(ToString::to_string).unwrap_or_default();
     let Some(mut slot) = clients.acquire(&name) else {
@@ -130,14 +131,15 @@ async fn handshake(
     Ok(IncomingConnection { io: ClientConnection::new(io, ends), peer, permit: None })
 }
 
-/// What a client's connection rests on.
+/// The serial number and the expiry of a client's certificate.
 fn validity_of(leaf: &CertificateDer<'_>) -> Option<CertificateValidity> {
     let (_, not_after) = validity(leaf)?;
     let serial = CertificateText::of(leaf)?.serial.to_ascii_lowercase();
     Some(CertificateValidity { serial, not_after })
 }
 
-/// What counts as one address: hosts have a whole /64 of IPv6.
+/// The address that slots are counted by: an IPv4 address, or the /64 of an IPv6 address, since a host may have all of
+/// it.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -148,27 +150,27 @@ fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// A pool of places, and how to tell those who have to leave theirs.
+/// A pool of connection slots, which notifies connections that lose their slot.
 #[derive(Debug)]
 struct ConnectionSlots<K>(Mutex<SlotState<K>>);
 
 #[derive(Debug)]
 struct SlotState<K> {
     pool: FairPool<K>,
-    notices: BTreeMap<SlotId, oneshot::Sender<()>>,
+    eviction_senders: BTreeMap<SlotId, oneshot::Sender<()>>,
 }
 
-/// A place, until it is dropped.
+/// Holds a slot until it is dropped.
 #[derive(Debug)]
 struct SlotGuard<K: Ord + Clone> {
     slots: Arc<ConnectionSlots<K>>,
     slot: SlotId,
-    notice: oneshot::Receiver<()>,
+    eviction: oneshot::Receiver<()>,
 }
 
 impl<K: Ord + Clone> ConnectionSlots<K> {
     fn new(limit: usize) -> Arc<Self> {
-        let state = SlotState { pool: FairPool::new(limit), notices: BTreeMap::new() };
+        let state = SlotState { pool: FairPool::new(limit), eviction_senders: BTreeMap::new() };
         Arc::new(Self(Mutex::new(state)))
     }
 
@@ -181,32 +183,32 @@ impl<K: Ord + Clone> ConnectionSlots<K> {
         let slot = match state.pool.acquire(key) {
             SlotDecision::Free(slot) => slot,
             SlotDecision::Evicted { slot, from } => {
-                if let Some(notice) = state.notices.remove(&from) {
-                    // It may have left by itself just now.
-                    let _is_sent = notice.send(());
+                if let Some(sender) = state.eviction_senders.remove(&from) {
+                    // Sending fails when the connection has just closed.
+                    let _is_sent = sender.send(());
                 }
                 slot
             }
             SlotDecision::Refused => return None,
         };
-        let (sender, notice) = oneshot::channel();
-        state.notices.insert(slot, sender);
-        Some(SlotGuard { slots: self.clone(), slot, notice })
+        let (sender, eviction) = oneshot::channel();
+        state.eviction_senders.insert(slot, sender);
+        Some(SlotGuard { slots: self.clone(), slot, eviction })
     }
 }
 
 impl<K: Ord + Clone> SlotGuard<K> {
-    /// Resolves when the place has to be left.
+    /// Resolves when the slot is taken by another connection.
     async fn evicted(&mut self) {
-        // The sender goes with the notice only.
-        drop((&mut self.notice).await);
+        // The sender lives in the pool until it is used.
+        drop((&mut self.eviction).await);
     }
 }
 
 impl<K: Ord + Clone> Drop for SlotGuard<K> {
     fn drop(&mut self) {
         let mut state = self.slots.lock();
-        state.notices.remove(&self.slot);
+        state.eviction_senders.remove(&self.slot);
         state.pool.release(self.slot);
     }
 }
@@ -216,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_of_one_network_count_as_one() {
+    fn addresses_of_one_ipv6_64_share_a_slot_holder() {
         let check = |address: &str, expected: &str| {
             let [address, expected] = [address, expected].map(|one| one.parse().expect("one"));
             assert_eq!(network(address), expected);
@@ -228,15 +230,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn displaced_holder_is_is_sent_and_leaves_no_place_behind() {
+    async fn evicted_holder_is_notified_and_its_slot_is_released() {
         let slots = ConnectionSlots::new(2);
-        let mut first = slots.acquire(&1).expect("there is room");
-        let second = slots.acquire(&1).expect("there is room");
-        let third = slots.acquire(&2).expect("the first gives way");
+        let mut first = slots.acquire(&1).expect("a free slot");
+        let second = slots.acquire(&1).expect("a free slot");
+        let third = slots.acquire(&2).expect("the slot of the first");
         first.evicted().await;
         drop((first, second));
         assert!(slots.acquire(&1).is_some());
         drop(third);
-        assert!(slots.lock().notices.is_empty());
+        assert!(slots.lock().eviction_senders.is_empty());
     }
 }

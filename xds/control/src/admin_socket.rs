@@ -1,8 +1,9 @@
-//! What an operator may ask of an authority, whether or not a control plane runs on it: revoke, list, make
-//! join tokens.
+//! The admin socket: executes the commands of `weft ca` (revoke, list, create join tokens, rotate) on a running control
+//! plane.
 //!
-//! One process has the store open at a time. A control plane that has it listens on a socket beside it, in a
-//! folder that nobody else may look into: who can reach the socket could as well read the authority's keys.
+//! One process has the store open at a time. A running control plane has it open and listens on a Unix socket in the same
+//! folder, which only its user can enter: a process that can connect to the socket could read the authority's keys as
+//! well. Without a control plane, `weft ca` opens the store and executes the command itself.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -27,45 +28,45 @@ use crate::issue::{check_trust_domain, make_token};
 use crate::store::{IssuedRecord, STORE_FILE, Store, StoreCheck, StoreError};
 
 const SOCKET: &str = "control.sock";
-/// The longest order, and the longest answer.
+/// The longest command, and the longest response.
 const LIMIT_BYTES: u64 = 16 * 1024 * 1024;
-/// How long a list is good that is signed by order.
+/// The validity of a CRL that is signed by command.
 const CRL_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// How long an order and its answer may take.
+/// How long a command and its response may take.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is asked for.
+/// A command of an operator. Its JSON form is the request on the socket.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AdminCommand {
-    /// Revoke certificates: by serial number, by SPIFFE id, or by service.
+    /// Revoke certificates, by serial number, SPIFFE ID or service name.
     Revoke(Vec<String>),
-    /// List the certificates that were issued.
+    /// List the issued certificates.
     List,
-    /// Make a join token for an id.
+    /// Create a join token for a SPIFFE ID.
     Token(String),
-    /// Have one authority follow another.
+    /// Begin or continue the rotation of the authority.
     Rotate(RotationStep),
-    /// Have an authority follow that somebody else's root has signed, PEM.
+    /// Rotate to an authority whose certificate was issued by an external root, PEM.
     Follow {
         /// The root's certificate.
         root: String,
-        /// Ours, and those between the two.
+        /// The authority's certificate, and the intermediates between it and the root.
         certificate: String,
-        /// The key of ours.
+        /// The private key of the authority.
         key: PrivateKey,
-        /// The revocation lists of those above; empty: those that we have.
+        /// The CRLs of the root and of the intermediates; empty: those that are stored.
         lists: String,
     },
-    /// Replace the revocation lists of somebody else's root and of those between it and ours, PEM.
+    /// Replace the CRLs of an external root and of the intermediates below it, PEM.
     #[serde(rename = "RootLists")]
     RootCrls(String),
-    /// Tell what is trusted.
+    /// Print the trust bundle.
     Roots,
     /// Verify the store and its backups.
     Check,
 }
 
-/// A private key, PEM. It goes to the desk and nowhere else.
+/// A private key, PEM. Its `Debug` form does not show it.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrivateKey(pub String);
 
@@ -75,13 +76,13 @@ impl std::fmt::Debug for PrivateKey {
     }
 }
 
-/// What came of it: lines to print, or why it was not done.
+/// The lines to print, or the error of a command.
 pub type AdminResult = Result<Vec<String>, String>;
 
-/// Carries an order out where no control plane runs.
+/// Executes a command on a store that no control plane has open.
 ///
 /// # Errors
-/// Why not.
+/// The command is invalid, or the store or the authority fails.
 pub fn execute(store: &Store, command: &AdminCommand) -> AdminResult {
     execute_with(store, command, &NoClients)
 }
@@ -142,8 +143,8 @@ fn revoke(store: &Store, targets: &[String], now: SystemTime) -> AdminResult {
             .collect();
         if named.is_empty() {
             return Err(format!(
-                "{target:?} is the serial number, id or service of no certificate issued here that is \
-                 still good; weft ca list shows them"
+                "invalid target {target:?}: must be the serial number of an issued certificate, or the SPIFFE ID or \
+                 service of an unexpired one; weft ca list prints them"
             ));
         }
         serials.extend(named);
@@ -155,24 +156,24 @@ fn revoke(store: &Store, targets: &[String], now: SystemTime) -> AdminResult {
         if is_new {
             audit::line(store.path(), "revoked", &[("serial", &serial)]);
         }
-        lines.push(format!("{serial} {}", if is_new { "revoked" } else { "was revoked already" }));
+        lines.push(format!("{serial} {}", if is_new { "revoked" } else { "already revoked" }));
     }
     Ok(lines)
 }
 
-/// Signs the revocation lists as they are now, PEM.
+/// Signs the CRLs of all authorities with the present revocations, PEM.
 ///
 /// # Errors
-/// When the store fails, or the authority cannot sign.
+/// The store fails, or the authority cannot sign.
 pub fn sign_crls(store: &Store, now: SystemTime) -> Result<String, String> {
     let authority_set = store.authority_set().map_err(|error| error.to_string())?;
     let authorities = Authorities::load(authority_set).map_err(|error| error.to_string())?;
     let number = store.next_crl_number().map_err(|error| error.to_string())?;
     let revoked = store.revoked().map_err(|error| error.to_string())?;
-    let lists = authorities.crls(&revoked, number, now, CRL_LIFE);
-    let lists = lists.map_err(|error| error.to_string())?;
+    let crls = authorities.crls(&revoked, number, now, CRL_LIFE);
+    let crls = crls.map_err(|error| error.to_string())?;
     audit::line(store.path(), "lists_signed", &[("number", &number.to_string())]);
-    Ok(lists)
+    Ok(crls)
 }
 
 fn check(findings: StoreCheck, path: &Path) -> AdminResult {
@@ -181,8 +182,8 @@ fn check(findings: StoreCheck, path: &Path) -> AdminResult {
     for (backup, checked) in findings.backups {
         let is_good = checked.is_ok();
         newest.get_or_insert(is_good);
-        let found = checked.map_or_else(|reason| reason, |summary| format!("good: {summary}"));
-        lines.push(format!("{}: {found}", backup.display()));
+        let result = checked.map_or_else(|reason| reason, |summary| format!("good: {summary}"));
+        lines.push(format!("{}: {result}", backup.display()));
     }
     let store = findings.store?;
     lines.insert(0, format!("{}: good: {store}", path.display()));
@@ -191,14 +192,14 @@ fn check(findings: StoreCheck, path: &Path) -> AdminResult {
         Some(false) => {
             Err([lines, vec!["the newest backup is damaged".into()]].concat().join("\n"))
         }
-        None => Err([lines, vec!["there is no backup".into()]].concat().join("\n")),
+        None => Err([lines, vec!["no backup found".into()]].concat().join("\n")),
     }
 }
 
-/// Checks the store of a folder and its backups, in this process or in the control plane that has it open.
+/// Verifies the store in a folder and its backups, in this process or in the control plane that has it open.
 ///
 /// # Errors
-/// What is damaged or missing.
+/// The store or its newest backup is damaged or missing.
 pub fn check_store(folder: &Path) -> AdminResult {
     match Store::check_closed(folder) {
         Ok(findings) => check(findings, &folder.join(STORE_FILE)),
@@ -231,10 +232,10 @@ fn list_line(record: &IssuedRecord, now: SystemTime) -> String {
     format!("{serial:32} {state:8} {issued:20} {expires:20} {revoked:20} {identity}")
 }
 
-/// Asks the control plane that has the store of a folder open.
+/// Sends a command to the control plane that has the store of a folder open, and returns its response.
 ///
 /// # Errors
-/// What it says, or that it cannot be reached.
+/// The control plane returns an error, or the socket fails.
 pub fn send(folder: &Path, command: &AdminCommand) -> AdminResult {
     let path = folder.join(SOCKET);
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
@@ -242,22 +243,22 @@ pub fn send(folder: &Path, command: &AdminCommand) -> AdminResult {
     stream.set_read_timeout(Some(EXCHANGE_TIMEOUT)).map_err(failed)?;
     let text = serde_json::to_string(command).map_err(|error| error.to_string())?;
     stream.write_all(format!("{text}\n").as_bytes()).map_err(failed)?;
-    let mut answer = String::new();
-    BufReader::new(stream.take(LIMIT_BYTES)).read_line(&mut answer).map_err(failed)?;
-    serde_json::from_str(&answer).map_err(|error| format!("{}: {error}", path.display()))?
+    let mut response = String::new();
+    BufReader::new(stream.take(LIMIT_BYTES)).read_line(&mut response).map_err(failed)?;
+    serde_json::from_str(&response).map_err(|error| format!("{}: {error}", path.display()))?
 }
 
-/// Listens beside the store until the task is dropped. `changed` is told of each order.
+/// Serves the admin socket until the task is dropped. Notifies `changed` after each command.
 ///
 /// # Errors
-/// When the socket cannot be made.
+/// The socket cannot be created.
 pub(crate) fn serve(
     store: Arc<Store>,
     changed: Arc<Notify>,
     distribution: Arc<dyn TrustDistribution>,
 ) -> std::io::Result<impl Future<Output = ()>> {
     let path = socket(store.path());
-    // Of a process that was killed: who has the store open is the only one here.
+    // A socket that exists was left by a process that was killed: this process has the store open.
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -270,11 +271,11 @@ pub(crate) fn serve(
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
-            // One after the other is enough, and bounds them.
-            let answered =
-                tokio::time::timeout(EXCHANGE_TIMEOUT, answer(stream, &store, &*distribution))
+            // Serving one command at a time is enough, and bounds the load.
+            let served =
+                tokio::time::timeout(EXCHANGE_TIMEOUT, serve_one(stream, &store, &*distribution))
                     .await;
-            if !matches!(answered, Ok(Ok(()))) {
+            if !matches!(served, Ok(Ok(()))) {
                 tracing::debug!("admin command failed");
             }
             changed.notify_one();
@@ -282,7 +283,7 @@ pub(crate) fn serve(
     })
 }
 
-async fn answer(
+async fn serve_one(
     stream: tokio::net::UnixStream,
     store: &Store,
     distribution: &dyn TrustDistribution,
@@ -290,11 +291,11 @@ async fn answer(
     let (read, mut write) = stream.into_split();
     let mut text = String::new();
     tokio::io::BufReader::new(read.take(LIMIT_BYTES)).read_line(&mut text).await?;
-    let outcome: AdminResult = match serde_json::from_str(&text) {
+    let result: AdminResult = match serde_json::from_str(&text) {
         Ok(command) => execute_with(store, &command, distribution),
-        Err(error) => Err(format!("invalid request: {error}")),
+        Err(error) => Err(format!("invalid admin command: {error}")),
     };
-    let text = serde_json::to_string(&outcome).map_err(std::io::Error::other)?;
+    let text = serde_json::to_string(&result).map_err(std::io::Error::other)?;
     write.write_all(format!("{text}\n").as_bytes()).await
 }
 

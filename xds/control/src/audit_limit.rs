@@ -1,11 +1,13 @@
-//! How many lines of the audit log a minute may be about refusals: whoever asks in vain must not fill the disk.
+//! Limits the lines about refused requests in the audit log: a client whose requests are refused must not fill the disk.
 
 use std::time::{Duration, Instant};
 
+/// The window of the limit.
 const WINDOW: Duration = Duration::from_secs(60);
+/// How many lines may be written in a window.
 const LINES_PER_WINDOW: u32 = 60;
 
-/// What of a minute's lines has been written.
+/// Counts the lines of the current window.
 #[derive(Debug, Default)]
 pub(crate) struct AuditLimit {
     since: Option<Instant>,
@@ -13,24 +15,25 @@ pub(crate) struct AuditLimit {
     suppressed: u64,
 }
 
-/// Whether a line is written.
+/// Whether to write a line.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum AuditDecision {
-    /// It is, and so many before it were not.
+    /// Write the line.
     Write {
-        /// How many.
+        /// How many lines were suppressed before this one.
         suppressed: u64,
     },
-    /// It is not.
+    /// Suppress the line: the window's limit is reached.
     Suppress,
 }
 
 impl AuditLimit {
-    /// Asks for one line.
+    /// Decides about one line.
     pub(crate) fn take(&mut self, now: Instant) -> AuditDecision {
         if self.since.is_none_or(|since| now.saturating_duration_since(since) >= WINDOW) {
             let suppressed = std::mem::take(&mut self.suppressed);
-            (self.since, self.written) = (Some(now), 1);
+            self.since = Some(now);
+            self.written = 1;
             return AuditDecision::Write { suppressed };
         }
         if self.written < LINES_PER_WINDOW {
@@ -48,8 +51,9 @@ mod tests {
     use crate::clock::monotonic;
 
     #[test]
-    fn lines_beyond_those_of_a_minute_are_counted_and_reported_with_the_next() {
-        let (mut limit, start) = (AuditLimit::default(), monotonic());
+    fn lines_above_the_limit_are_suppressed_and_counted_in_the_next_line() {
+        let mut limit = AuditLimit::default();
+        let start = monotonic();
         for _ in 0..LINES_PER_WINDOW {
             assert_eq!(limit.take(start), AuditDecision::Write { suppressed: 0 });
         }

@@ -1,9 +1,11 @@
-//! How one authority follows another, so that nobody notices.
+//! Rotation of the certificate authority without failed handshakes.
 //!
-//! A new authority is announced: everybody is told to trust it, and it signs nothing. Once all who could be
-//! met know it, it signs. Once nothing that the former one signed is good any more, that one is taken back.
-//! Each step is taken by itself when its time has come, or earlier by an operator's word, as long as it
-//! harms nobody.
+//! 1. Announce: the new authority is added to the trust bundle of all clients, and signs nothing yet.
+//! 2. Sign: once every client has the new trust bundle, the new authority signs.
+//! 3. Retire: once all certificates of the former authority have expired, it is removed from the trust bundle.
+//!
+//! The publisher takes each step when it is due. An operator may take it earlier (`weft ca rotate next`), unless that
+//! would break connections.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -20,19 +22,19 @@ use weft_certs::{
 use crate::audit;
 use crate::store::{AuthoritySet, Store};
 
-/// How long what a peer has begun may last once its certificate has ended: as long as data planes give it.
+/// How long data planes let open requests and connections continue after a peer's certificate has expired.
 const DRAIN_LIMIT: Duration = Duration::from_secs(3600);
 
-/// What an operator may ask for.
+/// A command of an operator about the rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RotationStep {
     /// Announce a new authority with a new root.
     Root,
-    /// Announce one with the same root.
+    /// Announce a new intermediate of the same root.
     Intermediate,
     /// Take the next step now.
     Next,
-    /// Tell how it stands.
+    /// Print the state of the rotation.
     Status,
 }
 
@@ -42,15 +44,15 @@ pub struct Authorities {
     signing: Authority,
     next: Option<Authority>,
     former: Vec<Authority>,
-    /// What they were made of.
+    /// The keys and certificates that they were loaded from.
     authority_set: AuthoritySet,
 }
 
 impl Authorities {
-    /// Reads them.
+    /// Loads the authorities of a store.
     ///
     /// # Errors
-    /// When one cannot be read.
+    /// A key or a certificate is invalid.
     pub fn load(authority_set: AuthoritySet) -> Result<Self, AuthorityError> {
         let load =
             |files: &AuthorityFiles| Authority::load(files.clone(), &authority_set.trust_domain);
@@ -61,41 +63,41 @@ impl Authorities {
         Ok(Self { signing, next, former, authority_set })
     }
 
-    /// What they were made of.
+    /// The keys and certificates that the authorities were loaded from.
     #[must_use]
     pub fn authority_set(&self) -> &AuthoritySet {
         &self.authority_set
     }
 
-    /// The one that signs.
+    /// The authority that signs certificates.
     #[must_use]
     pub fn signing(&self) -> &Authority {
         &self.signing
     }
 
-    /// Signs for the control plane itself: by the oldest that is trusted, which everybody knows, also who
-    /// was away for long.
+    /// Issues a certificate for the control plane itself, by the oldest authority: clients that were disconnected during
+    /// the rotation trust that one only.
     ///
     /// # Errors
-    /// When signing fails.
+    /// Signing fails.
     pub fn issue_own(
         &self,
         request: &CheckedRequest,
         life: Duration,
         now: SystemTime,
     ) -> Result<IssuedCertificate, AuthorityError> {
-        // One that has ended, or is about to, is of no use.
+        // Not by an authority that expires before the certificate would.
         let lasting = self.former.iter().find(|former| former.expires_at() >= now + life);
         lasting.unwrap_or(&self.signing).issue(request, life, now)
     }
 
-    /// Whether one of them signed a chain: leaf, intermediate, root.
+    /// Whether one of the authorities signed the first certificate of a chain (leaf, intermediate, root).
     pub(crate) fn signed(&self, chain: &[String]) -> bool {
         let signer = chain.get(1);
         self.all().iter().any(|one| signer.is_some_and(|signer| *signer == one.certificate()))
     }
 
-    /// The roots, PEM, each once.
+    /// The root certificates of all authorities, PEM, without duplicates.
     #[must_use]
     pub fn trust_bundle(&self) -> String {
         let mut known = BTreeSet::new();
@@ -103,10 +105,10 @@ impl Authorities {
         roots.filter(|root| known.insert(*root)).collect()
     }
 
-    /// The revocation lists of all of them, PEM.
+    /// Signs the CRLs of all authorities, PEM.
     ///
     /// # Errors
-    /// When a serial number is none, or signing fails.
+    /// A serial number is invalid, or signing fails.
     pub fn crls(
         &self,
         revoked: &[RevokedCertificate],
@@ -122,18 +124,18 @@ impl Authorities {
     }
 }
 
-/// The authorities in force, which change while the process runs.
+/// The authorities in force. They change while the process runs.
 #[derive(Debug)]
 pub struct CurrentAuthorities(Mutex<Arc<Authorities>>);
 
 impl CurrentAuthorities {
-    /// From now on.
+    /// The authorities to begin with.
     #[must_use]
     pub fn new(authorities: Authorities) -> Self {
         Self(Mutex::new(Arc::new(authorities)))
     }
 
-    /// Those of this moment.
+    /// The authorities that are in force now.
     #[must_use]
     pub fn get(&self) -> Arc<Authorities> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -144,10 +146,10 @@ impl CurrentAuthorities {
     }
 }
 
-/// What a control plane knows of those it serves.
+/// Which clients have received the trust bundle in force.
 pub(crate) trait TrustDistribution: Send + Sync {
-    /// Who has not taken yet what these authorities are; none: nobody is behind. `holders` are those that
-    /// have a certificate which is good: who of them is to be told, and is not there, is behind as well.
+    /// The clients that have not acknowledged the trust bundle of these authorities yet. `holders` are the identities with
+    /// a valid certificate: those that receive a trust bundle and are not connected count as pending.
     fn pending_clients(
         &self,
         authority_set: &AuthoritySet,
@@ -155,7 +157,7 @@ pub(crate) trait TrustDistribution: Send + Sync {
     ) -> Vec<String>;
 }
 
-/// Where no control plane runs nobody is served, and who will be is told all at once.
+/// A store without a running control plane: there are no clients, and each gets the whole trust bundle when it connects.
 pub(crate) struct NoClients;
 
 impl TrustDistribution for NoClients {
@@ -164,10 +166,10 @@ impl TrustDistribution for NoClients {
     }
 }
 
-/// Carries a step out; the lines that tell of it.
+/// Executes a command of an operator, and returns the lines to print.
 ///
 /// # Errors
-/// Why not.
+/// The step would break connections, no rotation or another one is in progress, or the store fails.
 pub(crate) fn rotate(
     store: &Store,
     step: RotationStep,
@@ -195,7 +197,7 @@ pub(crate) fn rotate(
     Ok(status(&change.authority_set))
 }
 
-/// Takes the step whose time has come; whether there was one.
+/// Takes the next step if it is due. Returns whether a step was taken.
 pub(crate) fn advance_if_due(
     store: &Store,
     distribution: &dyn TrustDistribution,
@@ -212,10 +214,10 @@ pub(crate) fn advance_if_due(
     is_due && change.advance(distribution, now, DRAIN_LIMIT).is_ok()
 }
 
-/// Announces an authority that somebody else's root has signed; the lines that tell of it.
+/// Announces an authority whose certificate was issued by an external root, and returns the lines to print.
 ///
 /// # Errors
-/// Why not.
+/// The files are invalid, a rotation is in progress, or the store fails.
 pub(crate) fn import(
     store: &Store,
     given: ExternalCaFiles,
@@ -228,11 +230,11 @@ pub(crate) fn import(
     let mut files = given.into_authority(&domain, now).map_err(|error| error.to_string())?;
     let signing = &mut authority_set.signing;
     if files.root_certificate == signing.root_certificate {
-        // It is one root, so it has the same lists.
+        // The root is the same, so its CRLs are as well.
         match (&mut files.root, &mut signing.root) {
             (_, RootSigner::Local { .. }) => {
                 let reason =
-                    "that root is ours: weft ca rotate intermediate makes another below it";
+                    "the key of this root is in the store: use weft ca rotate intermediate";
                 return Err(reason.into());
             }
             (RootSigner::External { crls }, RootSigner::External { crls: held })
@@ -252,11 +254,10 @@ pub(crate) fn import(
     Ok(status(&change.authority_set))
 }
 
-/// Replaces the lists of somebody else's root, whichever of those that are trusted they fit; the lines that
-/// tell of it.
+/// Replaces the CRLs of the trusted external root that they belong to, and returns the lines to print.
 ///
 /// # Errors
-/// Why not.
+/// The CRLs are invalid or of no trusted external root, or the store fails.
 pub(crate) fn replace_root_crls(
     store: &Store,
     text: &str,
@@ -266,7 +267,9 @@ pub(crate) fn replace_root_crls(
     let authority_set = &mut change.authority_set;
     weft_certs::check_crls(text.as_bytes())?;
     let domain = authority_set.trust_domain.clone();
-    let mut refused = "the root's key is ours, and so are its lists".to_owned();
+    let mut refused =
+        "no external root: the root's key is in the store, so the control plane signs its CRLs"
+            .to_owned();
     let mut fits = None;
     for files in authority_set.all_mut() {
         if let RootSigner::External { .. } = files.root {
@@ -283,10 +286,10 @@ pub(crate) fn replace_root_crls(
         files.root = RootSigner::External { crls: text.to_owned() };
     }
     change.store("root_lists_replaced")?;
-    Ok(vec!["the lists of the root are in force".into()])
+    Ok(vec!["root CRLs replaced".into()])
 }
 
-/// Whose certificates are good now.
+/// The identities that have a valid certificate.
 fn holders(store: &Store, now: SystemTime) -> Result<BTreeSet<String>, String> {
     let records = store.list().map_err(|error| error.to_string())?;
     let good = records.into_iter().filter(|one| one.revoked.is_none() && one.not_after > now);
@@ -295,16 +298,13 @@ fn holders(store: &Store, now: SystemTime) -> Result<BTreeSet<String>, String> {
 
 fn check_no_rotation(authority_set: &AuthoritySet) -> Result<(), String> {
     if authority_set.next.is_some() || !authority_set.former.is_empty() {
-        return Err(format!(
-            "one authority follows another already:\n{}",
-            status(authority_set).join("\n")
-        ));
+        return Err(format!("a rotation is in progress:\n{}", status(authority_set).join("\n")));
     }
     Ok(())
 }
 
-/// A change of the authorities, which is stored only where nobody else has changed them meanwhile: the publisher takes
-/// steps by itself while an operator orders others.
+/// A change of the authorities. It is stored only if they are still those that were read: the publisher and an operator
+/// may take steps at the same time.
 struct AuthorityChange<'s> {
     store: &'s Store,
     before: AuthoritySet,
@@ -318,7 +318,7 @@ impl<'s> AuthorityChange<'s> {
     }
 
     fn announce(&mut self, files: AuthorityFiles, now: SystemTime) -> Result<(), String> {
-        // By then everybody has renewed a certificate, and was told at the same time.
+        // By then each client has renewed its certificate, and has received the trust bundle.
         let due = self.store.latest_expiry(now).map_err(|error| error.to_string())?.unwrap_or(now);
         self.authority_set.next = Some((files, due));
         self.store("authority_announced")
@@ -335,7 +335,7 @@ impl<'s> AuthorityChange<'s> {
             let pending = distribution.pending_clients(authority_set, &holders(self.store, now)?);
             if !pending.is_empty() {
                 return Err(format!(
-                    "these do not know the new authority yet: {}",
+                    "clients without the new trust bundle: {}",
                     pending.join(", ")
                 ));
             }
@@ -346,11 +346,13 @@ impl<'s> AuthorityChange<'s> {
             return self.store("authority_signs");
         }
         let Some((_, until)) = authority_set.former.first() else {
-            return Err("no authority follows another; begin with root or intermediate".into());
+            return Err(
+                "no rotation is in progress: begin with weft ca rotate root or intermediate".into(),
+            );
         };
         if *until + grace > now {
             return Err(format!(
-                "what the former authority signed is good until {}",
+                "certificates of the former authority are valid until {}",
                 Timestamp(*until)
             ));
         }
@@ -362,7 +364,7 @@ impl<'s> AuthorityChange<'s> {
         let stored = self.store.replace_authority_set(&self.before, &self.authority_set);
         stored.map_err(|error| error.to_string())?;
         audit::line(self.store.path(), event, &[]);
-        tracing::info!(event, "the authorities changed");
+        tracing::info!(event, "authorities changed");
         Ok(())
     }
 }
@@ -370,20 +372,21 @@ impl<'s> AuthorityChange<'s> {
 fn status(authority_set: &AuthoritySet) -> Vec<String> {
     let mut lines = Vec::new();
     for (_, until) in &authority_set.former {
-        let (until, forgotten) = (Timestamp(*until), Timestamp(*until + DRAIN_LIMIT));
+        let removed = Timestamp(*until + DRAIN_LIMIT);
+        let until = Timestamp(*until);
         lines.push(format!(
-            "former   what it signed is good until {until}; taken back at {forgotten}"
+            "former   its certificates are valid until {until}; removed from the trust bundle at {removed}"
         ));
     }
     let root = weft_certs::digest(authority_set.signing.root_certificate.as_bytes());
-    lines.push(format!("signing  below the root {}", root.get(..16).unwrap_or_default()));
+    lines.push(format!("signing  root {}", root.get(..16).unwrap_or_default()));
     if let Some((_, due)) = &authority_set.next {
-        lines.push(format!("next     trusted already; signs from {} on", Timestamp(*due)));
+        lines.push(format!("next     trusted; signs from {}", Timestamp(*due)));
     }
     lines
 }
 
-/// A moment, for people.
+/// Formats a time in RFC 3339.
 pub(crate) struct Timestamp(pub(crate) SystemTime);
 
 impl fmt::Display for Timestamp {
@@ -410,11 +413,11 @@ mod tests {
 
     impl TrustDistribution for PendingClients {
         fn pending_clients(&self, _: &AuthoritySet, _: &BTreeSet<String>) -> Vec<String> {
-            self.0.iter().map(|&who| who.to_owned()).collect()
+            self.0.iter().map(|&name| name.to_owned()).collect()
         }
     }
 
-    /// A store, and the moment at which all of it happens.
+    /// A store, and a fixed time.
     fn store() -> (tempfile::TempDir, Store, SystemTime) {
         let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let folder = tempfile::tempdir().expect("a folder");
@@ -424,13 +427,13 @@ mod tests {
     }
 
     fn authorities(store: &Store) -> Authorities {
-        Authorities::load(store.authority_set().expect("they are there")).expect("they are good")
+        Authorities::load(store.authority_set().expect("stored")).expect("valid")
     }
 
     fn request() -> (SpiffeId, CheckedRequest) {
         let id = SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").expect("an id");
         let pending = request::make(&id).expect("a request");
-        (id, CheckedRequest::parse(&pending.request_pem).expect("a good one"))
+        (id, CheckedRequest::parse(&pending.request_pem).expect("valid"))
     }
 
     fn roots(store: &Store) -> usize {
@@ -438,101 +441,99 @@ mod tests {
     }
 
     #[test]
-    fn a_root_follows_another_when_nothing_depends_on_it_any_more() {
+    fn new_root_signs_and_the_former_retires_when_no_certificate_depends_on_it() {
         let (_folder, store, now) = store();
         let (id, asked) = request();
         let issue = |at| {
-            let issued = authorities(&store).signing().issue(&asked, HOUR, at).expect("it signs");
-            store
-                .record_issued(&issued.serial, &id, issued.not_after, now)
-                .expect("it is remembered");
+            let issued = authorities(&store).signing().issue(&asked, HOUR, at).expect("signed");
+            store.record_issued(&issued.serial, &id, issued.not_after, now).expect("stored");
             issued.chain[2].clone()
         };
         let first = issue(now);
         rotate(&store, RotationStep::Root, &NoClients, now).expect("announced");
-        assert_eq!(roots(&store), 2, "both are trusted");
-        assert_eq!(issue(now + HOUR / 2), first, "the first signs");
+        assert_eq!(roots(&store), 2, "both roots are trusted");
+        assert_eq!(issue(now + HOUR / 2), first, "the first root signs");
         let again = rotate(&store, RotationStep::Intermediate, &NoClients, now).unwrap_err();
-        assert!(again.starts_with("one authority follows another already"), "{again}");
-        // Those who have a certificate of the first renew it within the hour, and are told.
+        assert!(again.starts_with("a rotation is in progress"), "{again}");
+        // Each client renews its certificate within the hour, and receives the trust bundle then.
         let before = |at, distribution: &PendingClients| advance_if_due(&store, distribution, at);
         assert!(!before(now + HOUR - Duration::from_secs(1), &PendingClients(&[])));
         assert!(!before(now + HOUR, &PendingClients(&["web"])));
         assert!(before(now + HOUR, &PendingClients(&[])));
         let second = issue(now + HOUR);
         assert_ne!(second, first);
-        let own = authorities(&store).issue_own(&asked, HOUR, now + HOUR).expect("it signs");
-        assert_eq!(own.chain[2], first, "everybody knows the first");
-        assert_eq!(roots(&store), 2, "what the first signed is still good");
-        // The last of them is over then, and what it began an hour later.
+        let own = authorities(&store).issue_own(&asked, HOUR, now + HOUR).expect("signed");
+        assert_eq!(own.chain[2], first, "all clients trust the first root");
+        assert_eq!(roots(&store), 2, "certificates of the first root are still valid");
+        // The last certificate expires then, and its connections end an hour later.
         let last = now + 3 * HOUR / 2;
         let early = rotate(&store, RotationStep::Next, &NoClients, last - HOUR / 4).unwrap_err();
-        assert!(early.contains("is good until 2027-01-15T09:30:00Z"), "{early}");
+        assert!(early.contains("are valid until 2027-01-15T09:30:00Z"), "{early}");
         assert!(!before(last + HOUR - Duration::from_secs(1), &PendingClients(&["web"])));
         assert!(before(last + HOUR, &PendingClients(&["web"])));
         assert_eq!(roots(&store), 1);
         assert_eq!(authorities(&store).trust_bundle(), second);
         let done = rotate(&store, RotationStep::Next, &NoClients, last + HOUR).unwrap_err();
-        assert!(done.starts_with("no authority follows another"), "{done}");
+        assert!(done.starts_with("no rotation is in progress"), "{done}");
         assert!(!before(last + 100 * HOUR, &PendingClients(&[])));
     }
 
     #[test]
-    fn change_by_authorities_that_were_replaced_meanwhile_stores_nothing() {
+    fn change_of_authorities_that_were_replaced_meanwhile_is_not_stored() {
         let (_folder, store, now) = store();
-        let mut late = AuthorityChange::begin(&store).expect("they are there");
+        let mut late = AuthorityChange::begin(&store).expect("stored");
         rotate(&store, RotationStep::Root, &NoClients, now).expect("announced");
-        rotate(&store, RotationStep::Next, &NoClients, now).expect("it signs");
-        let stored = store.authority_set().expect("they are there");
+        rotate(&store, RotationStep::Next, &NoClients, now).expect("signed");
+        let stored = store.authority_set().expect("stored");
         let files = Authority::create(DOMAIN, now).expect("an authority");
         let refused = late.announce(files, now).unwrap_err();
-        assert!(refused.contains("have been changed meanwhile"), "{refused}");
-        assert_eq!(store.authority_set().expect("they are there"), stored);
+        assert!(refused.contains("changed meanwhile"), "{refused}");
+        assert_eq!(store.authority_set().expect("stored"), stored);
     }
 
     #[test]
-    fn one_that_has_ended_is_not_needed_any_more() {
+    fn expired_authority_signs_neither_certificates_nor_crls() {
         let (_folder, store, now) = store();
         let (id, asked) = request();
         let end = authorities(&store).signing().expires_at();
         let late = end - HOUR / 2;
-        let issued = authorities(&store).signing().issue(&asked, HOUR, late).expect("it signs");
-        assert_eq!(issued.not_after, end, "for no longer than it lasts");
-        store.record_issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
+        let issued = authorities(&store).signing().issue(&asked, HOUR, late).expect("signed");
+        assert_eq!(issued.not_after, end, "not after the authority itself");
+        store.record_issued(&issued.serial, &id, issued.not_after, now).expect("stored");
         rotate(&store, RotationStep::Root, &NoClients, late).expect("announced");
-        rotate(&store, RotationStep::Next, &NoClients, late).expect("it signs");
+        rotate(&store, RotationStep::Next, &NoClients, late).expect("signed");
         let first = authorities(&store).former[0].trust_bundle().to_owned();
-        let own = |at| authorities(&store).issue_own(&asked, HOUR / 4, at).expect("it signs");
-        assert_eq!(own(late).chain[2], first, "everybody knows the first");
-        assert_ne!(own(end - HOUR / 8).chain[2], first, "it would end before its time");
+        let own = |at| authorities(&store).issue_own(&asked, HOUR / 4, at).expect("signed");
+        assert_eq!(own(late).chain[2], first, "all clients trust the first root");
+        assert_ne!(own(end - HOUR / 8).chain[2], first, "the authority expires first");
         let lists = |at| {
-            let lists = authorities(&store).crls(&[], 1, at, HOUR).expect("lists");
+            let lists = authorities(&store).crls(&[], 1, at, HOUR).expect("CRLs");
             lists.matches("BEGIN X509 CRL").count()
         };
-        assert_eq!((lists(late), lists(end)), (4, 2), "those of two, then of one");
+        assert_eq!((lists(late), lists(end)), (4, 2), "CRLs of two authorities, then of one");
         assert!(now < late);
     }
 
     #[test]
-    fn an_operator_hurries_what_harms_nobody() {
+    fn operator_may_take_a_step_early_when_no_client_depends_on_the_former_authority() {
         let (_folder, store, now) = store();
         let (id, asked) = request();
-        let issued = authorities(&store).signing().issue(&asked, HOUR, now).expect("it signs");
-        store.record_issued(&issued.serial, &id, issued.not_after, now).expect("it is remembered");
+        let issued = authorities(&store).signing().issue(&asked, HOUR, now).expect("signed");
+        store.record_issued(&issued.serial, &id, issued.not_after, now).expect("stored");
         rotate(&store, RotationStep::Intermediate, &NoClients, now).expect("announced");
-        assert_eq!(roots(&store), 1, "it is the same");
+        assert_eq!(roots(&store), 1, "the same root");
         let step =
             |distribution: &PendingClients| rotate(&store, RotationStep::Next, distribution, now);
         let pending = step(&PendingClients(&["web", "api"])).unwrap_err();
-        assert_eq!(pending, "these do not know the new authority yet: web, api");
-        step(&PendingClients(&[])).expect("all know it");
-        assert!(step(&PendingClients(&[])).unwrap_err().contains("is good until"));
-        // Who lost what the former signed has nothing to lose by its end.
-        store.revoke(std::slice::from_ref(&issued.serial), now).expect("it is revoked");
-        let revoked = store.revoked().expect("they can be read");
-        let lists = authorities(&store).crls(&revoked, 1, now, HOUR).expect("lists");
+        assert_eq!(pending, "clients without the new trust bundle: web, api");
+        step(&PendingClients(&[])).expect("no client is pending");
+        assert!(step(&PendingClients(&[])).unwrap_err().contains("are valid until"));
+        // A revoked certificate does not keep the former authority.
+        store.revoke(std::slice::from_ref(&issued.serial), now).expect("revoked");
+        let revoked = store.revoked().expect("readable");
+        let lists = authorities(&store).crls(&revoked, 1, now, HOUR).expect("CRLs");
         assert_eq!(lists.matches("BEGIN X509 CRL").count(), 3, "a root and two intermediates");
-        let told = rotate(&store, RotationStep::Next, &NoClients, now + HOUR).expect("it is over");
-        assert_eq!(told.len(), 1, "{told:?}");
+        let lines = rotate(&store, RotationStep::Next, &NoClients, now + HOUR).expect("retired");
+        assert_eq!(lines.len(), 1, "{lines:?}");
     }
 }

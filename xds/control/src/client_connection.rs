@@ -1,4 +1,4 @@
-//! A connection of a client that proved who it is: it ends when that is not so any more.
+//! A client's connection, which is closed when its certificate expires or is revoked.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,26 +12,25 @@ use tokio::sync::watch;
 
 use crate::clock::wall_clock;
 
-/// The serial numbers that are revoked, lower-case hex.
+/// The serial numbers of revoked certificates, lower-case hex.
 pub(crate) type RevokedSerials = watch::Receiver<Arc<BTreeSet<String>>>;
 
-/// How long at most and at least until the clock is looked at again.
+/// The longest and the shortest time between two looks at the wall clock, which may be set meanwhile.
 const CLOCK_CHECK_MAX: Duration = Duration::from_secs(10);
 const CLOCK_CHECK_MIN: Duration = Duration::from_millis(1);
 
-/// What a connection stands on.
+/// What limits the life of a client's connection: its certificate.
 #[derive(Debug)]
 pub(crate) struct CertificateValidity {
     /// The serial number of the certificate, lower-case hex.
     pub(crate) serial: String,
-    /// When it ends.
+    /// When the certificate expires.
     pub(crate) not_after: SystemTime,
 }
 
 impl CertificateValidity {
-    /// Resolves when it stands no more.
+    /// Resolves when the certificate has expired or is revoked.
     pub(crate) async fn ended(self, mut revoked: RevokedSerials) {
-        // The clock may be set meanwhile, so it is looked at again and again.
         let has_expired = async {
             while let Ok(left) = self.not_after.duration_since(wall_clock()) {
                 tokio::time::sleep(left.clamp(CLOCK_CHECK_MIN, CLOCK_CHECK_MAX)).await;
@@ -39,7 +38,7 @@ impl CertificateValidity {
         };
         let is_revoked = async {
             if revoked.wait_for(|revoked| revoked.contains(&self.serial)).await.is_err() {
-                // Whoever revokes is gone, and with it this process, or nearly so.
+                // The publisher has ended, so the process is about to end.
                 std::future::pending::<()>().await;
             }
         };
@@ -50,16 +49,16 @@ impl CertificateValidity {
     }
 }
 
-/// The connection.
+/// A connection that fails all reads and writes once a future has resolved.
 pub(crate) struct ClientConnection<T> {
     io: T,
-    /// None once it has ended.
+    /// Resolves when the connection must close. None once it has resolved.
     ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     has_ended: bool,
 }
 
 impl<T> ClientConnection<T> {
-    /// A connection that is cut off when `ends` resolves.
+    /// A connection that is closed when `ends` resolves.
     pub(crate) fn new(io: T, ends: impl Future<Output = ()> + Send + 'static) -> Self {
         Self { io, ended: Some(Box::pin(ends)), has_ended: false }
     }
@@ -73,7 +72,7 @@ impl<T> ClientConnection<T> {
         }
         if self.has_ended {
             let reason =
-                "client certificate revoked or expired, or the connection gave way to others";
+                "client certificate revoked or expired, or connection slot taken by another client";
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, reason));
         }
         Ok(())

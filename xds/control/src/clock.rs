@@ -1,17 +1,19 @@
-//! The clocks of a control plane, read here alone. What it signs carries dates, and others refuse what is not
-//! good yet or any more: so nothing is signed while the wall clock has just jumped.
+//! The clocks of the control plane. No other module of this crate reads them.
+//!
+//! Certificates and CRLs have dates, and peers refuse them outside these dates. So nothing is signed while the wall clock
+//! has just jumped.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use weft_runtime::clock::{ClockCheck, ClockWatch, SETTLE_TIME};
 
-/// The wall clock, watched.
+/// The wall clock, with detection of jumps.
 #[derive(Debug)]
 pub(crate) struct SteadyClock(Mutex<ClockWatch>);
 
 impl SteadyClock {
-    /// A clock that is taken as it is now.
+    /// Takes the present time as correct.
     pub(crate) fn start() -> Self {
         Self(Mutex::new(ClockWatch::new(wall_clock(), monotonic())))
     }
@@ -19,36 +21,36 @@ impl SteadyClock {
     /// The time, unless the clock has just jumped.
     ///
     /// # Errors
-    /// When it has.
+    /// The clock jumped less than [`SETTLE_TIME`] ago.
     pub(crate) fn steady(&self) -> Result<SystemTime, String> {
         let now = wall_clock();
-        let look = self.0.lock().unwrap_or_else(PoisonError::into_inner).check(now, monotonic());
-        match look {
+        let check = self.0.lock().unwrap_or_else(PoisonError::into_inner).check(now, monotonic());
+        match check {
             ClockCheck::Jumped(jump) => tracing::warn!(
                 %jump,
                 settling = ?SETTLE_TIME,
-                "the clock jumped: nothing is signed until it has been steady"
+                "clock jumped, signing paused"
             ),
-            ClockCheck::Settled => tracing::warn!("the clock is steady after its jump"),
-            ClockCheck::Restored => tracing::info!("the jump of the clock was taken back"),
+            ClockCheck::Settled => tracing::warn!("clock steady again, signing resumed"),
+            ClockCheck::Restored => tracing::info!("clock jump was reverted"),
             ClockCheck::Steady | ClockCheck::Unsettled => {}
         }
-        if look.is_steady() {
+        if check.is_steady() {
             return Ok(now);
         }
         let seconds = SETTLE_TIME.as_secs();
         Err(format!(
-            "the clock of the control plane jumped; nothing is signed until it has been steady for {seconds} s"
+            "the clock of the control plane jumped: nothing is signed until it has been steady for {seconds} s"
         ))
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the only place of this crate that reads this clock")]
 pub(crate) fn wall_clock() -> SystemTime {
     SystemTime::now()
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the only place of this crate that reads this clock")]
 pub(crate) fn monotonic() -> Instant {
     Instant::now()
 }

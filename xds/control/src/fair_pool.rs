@@ -1,37 +1,39 @@
-//! Places for connections, shared fairly between those who hold them. A state machine without I/O.
+//! A limited number of connection slots, shared fairly between holders (addresses or identities). A state machine
+//! without I/O.
 //!
-//! When all are taken, a newcomer gets the oldest place of the holder that has the most, if that has at least
-//! two more than the newcomer's own; otherwise it is refused. So one holder can never keep out another.
+//! When all slots are in use, a new connection takes the oldest slot of the holder with the most slots, if that holder
+//! has at least two more than the holder of the new connection. Otherwise the new connection is refused. So no holder
+//! can keep others out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// The number of a place.
+/// Identifies a slot. Numbers are not reused.
 pub(crate) type SlotId = u64;
 
-/// What comes of asking for a place.
+/// The result of a request for a slot.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum SlotDecision {
-    /// A free place.
+    /// A free slot.
     Free(SlotId),
-    /// A place that another has to leave.
+    /// A slot that was taken from another connection.
     Evicted {
-        /// The place.
+        /// The new slot.
         slot: SlotId,
-        /// The one that has to be left.
+        /// The slot of the connection that must close.
         from: SlotId,
     },
-    /// No place.
+    /// No slot: the limit is reached.
     Refused,
 }
 
-/// A limited number of places.
+/// A limited number of slots.
 #[derive(Debug)]
 pub(crate) struct FairPool<K> {
     limit: usize,
     next: SlotId,
     slots: BTreeMap<SlotId, K>,
     holders: BTreeMap<K, VecDeque<SlotId>>,
-    /// The holders by how many places they have.
+    /// The holders, ordered by the number of their slots.
     by_count: BTreeSet<(usize, K)>,
 }
 
@@ -46,7 +48,7 @@ impl<K: Ord + Clone> FairPool<K> {
         }
     }
 
-    /// Asks for a place.
+    /// Requests a slot for a holder.
     pub(crate) fn acquire(&mut self, key: &K) -> SlotDecision {
         if self.slots.len() < self.limit {
             return SlotDecision::Free(self.slot(key));
@@ -61,7 +63,7 @@ impl<K: Ord + Clone> FairPool<K> {
         SlotDecision::Evicted { slot: self.slot(key), from }
     }
 
-    /// Gives a place back. One that was left already may be given back once more.
+    /// Releases a slot. Releasing it again has no effect.
     pub(crate) fn release(&mut self, slot: SlotId) {
         let Some(key) = self.slots.remove(&slot) else {
             return;
@@ -97,28 +99,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holder_of_many_places_gives_its_oldest_to_a_newcomer_until_all_have_alike() {
+    fn full_pool_takes_the_oldest_slot_of_the_largest_holder_until_shares_are_equal() {
         let mut pool = FairPool::new(4);
         let slots: Vec<SlotDecision> = (0..4).map(|_| pool.acquire(&"a")).collect();
         assert_eq!(slots, [0, 1, 2, 3].map(SlotDecision::Free));
-        assert_eq!(pool.acquire(&"a"), SlotDecision::Refused, "its own are no reason");
+        assert_eq!(pool.acquire(&"a"), SlotDecision::Refused, "the holder itself has the most");
         assert_eq!(pool.acquire(&"b"), SlotDecision::Evicted { slot: 4, from: 0 });
         assert_eq!(pool.acquire(&"b"), SlotDecision::Evicted { slot: 5, from: 1 });
-        assert_eq!(pool.acquire(&"b"), SlotDecision::Refused, "two and two");
+        assert_eq!(pool.acquire(&"b"), SlotDecision::Refused, "both holders have two");
         assert_eq!(
             pool.acquire(&"c"),
             SlotDecision::Evicted { slot: 6, from: 4 },
-            "one of two has two"
+            "the largest holder has two"
         );
         pool.release(0);
         assert_eq!(pool.acquire(&"d"), SlotDecision::Evicted { slot: 7, from: 2 });
-        assert_eq!(pool.acquire(&"e"), SlotDecision::Refused, "everybody has one");
+        assert_eq!(pool.acquire(&"e"), SlotDecision::Refused, "each holder has one");
         pool.release(7);
         assert_eq!(pool.acquire(&"e"), SlotDecision::Free(8));
     }
 
     #[test]
-    fn pool_is_empty_again_when_all_have_left() {
+    fn pool_is_empty_after_every_slot_is_released() {
         let mut pool = FairPool::new(10);
         for round in 0..100_u64 {
             let key = round % 7;

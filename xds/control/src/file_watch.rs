@@ -1,8 +1,7 @@
-//! Reports at once that a file may have changed, by inotify on its folder.
+//! Notifies the caller when a file may have changed, by inotify on its folder.
 //!
-//! The folder is watched, not the file: editors and Kubernetes replace the file, or a link on the way
-//! to it. Where inotify is not available (a full watch limit, a network file system), the caller's
-//! polling is what remains.
+//! The folder is watched rather than the file: editors and Kubernetes replace the file, or a symbolic link on its path.
+//! Where inotify does not work (watch limit reached, network file system), the caller has to poll.
 
 use std::os::fd::AsFd as _;
 use std::path::Path;
@@ -13,14 +12,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use tokio::sync::Notify;
 
-/// How often the thread looks whether it is still needed, in milliseconds.
-const LOOK: u16 = 1000;
+/// How often the thread checks whether `changed` is still in use, in milliseconds.
+const IN_USE_CHECK_MS: u16 = 1000;
 
 /// Starts a thread that notifies `changed` after each change in the folder of `file`, as long as
 /// `changed` is in use.
 ///
 /// # Errors
-/// Why the folder cannot be watched.
+/// inotify is not available, or the thread cannot be started.
 pub(crate) fn notify_changes(file: &Path, changed: Weak<Notify>) -> std::io::Result<()> {
     let folder = match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -33,7 +32,7 @@ pub(crate) fn notify_changes(file: &Path, changed: Weak<Notify>) -> std::io::Res
     inotify.add_watch(folder, events)?;
     std::thread::Builder::new().name("file-watch".into()).spawn(move || {
         if let Err(error) = run(&inotify, &changed) {
-            tracing::warn!(%error, "file watch failed; files are polled");
+            tracing::warn!(%error, "file watch failed, polling instead");
         }
     })?;
     Ok(())
@@ -42,7 +41,7 @@ pub(crate) fn notify_changes(file: &Path, changed: Weak<Notify>) -> std::io::Res
 fn run(inotify: &Inotify, changed: &Weak<Notify>) -> Result<(), Errno> {
     loop {
         let mut readable = [PollFd::new(inotify.as_fd(), PollFlags::POLLIN)];
-        let ready = match poll(&mut readable, PollTimeout::from(LOOK)) {
+        let ready = match poll(&mut readable, PollTimeout::from(IN_USE_CHECK_MS)) {
             Err(Errno::EINTR) => 0,
             ready => ready?,
         };

@@ -1,7 +1,7 @@
-//! Who gets which certificate.
+//! Decides which certificate requests are signed.
 //!
-//! A workload that holds a certificate may renew it, for the same identity. One that holds none
-//! shows a join token, which is good once and for one identity.
+//! A workload with a valid certificate may renew it for the same identity. A workload without one presents a join token,
+//! which is valid once, for one identity.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -17,23 +17,23 @@ use crate::ca_rotation::CurrentAuthorities;
 use crate::clock::{SteadyClock, monotonic};
 use crate::store::{Store, StoreError};
 
-/// How long a workload's certificate is good.
+/// The default lifetime of a workload certificate.
 pub const CERTIFICATE_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// How long a join token is good.
+/// The lifetime of a join token.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(3600);
 
-/// Decides and signs.
+/// Decides about certificate requests, and signs certificates.
 #[derive(Debug)]
 pub struct CertificateIssuer {
-    /// CertificateSigner.
+    /// The authorities that sign.
     pub authorities: Arc<CurrentAuthorities>,
-    /// Remembers.
+    /// Where certificates and join tokens are stored.
     pub store: Arc<Store>,
-    /// How long certificates are good.
+    /// The lifetime of certificates.
     pub life: Duration,
-    /// By what certificates are dated.
+    /// The clock for the dates of certificates.
     pub(crate) clock: Arc<SteadyClock>,
-    /// The lines of the audit log about refusals.
+    /// Limits the audit lines about refused requests.
     pub(crate) refusals: Mutex<AuditLimit>,
 }
 
@@ -58,11 +58,11 @@ impl CertificateSigner for CertificateIssuer {
 }
 
 fn no_proof() -> SignError {
-    SignError::Denied("neither a certificate nor a join token was shown".into())
+    SignError::Denied("no client certificate and no join token".into())
 }
 
 fn unknown_token() -> SignError {
-    SignError::Denied("the join token is unknown, was used before, or has expired".into())
+    SignError::Denied("invalid join token: unknown, already used, or expired".into())
 }
 
 impl CertificateIssuer {
@@ -81,22 +81,23 @@ impl CertificateIssuer {
         Ok(issued.chain)
     }
 
-    /// Writes a refusal to the audit log, unless there were too many of late.
+    /// Writes a refusal to the audit log, unless the limit of such lines is reached.
     fn note_refusal(&self, applicant: &Applicant, refused: &SignError) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let AuditDecision::Write { suppressed } = refusals.take(monotonic()) else {
             return;
         };
         let peer = applicant.peer.as_ref().map_or("-", SpiffeId::as_str);
-        let (reason, before) = (refused.to_string(), suppressed.to_string());
+        let reason = refused.to_string();
+        let before = suppressed.to_string();
         let fields = [("peer", peer), ("reason", &reason), ("suppressed_before", &before)];
         audit::line(self.store.path(), "refused", &fields);
     }
 
-    /// A certificate for the control plane itself.
+    /// Issues a certificate for the control plane itself.
     ///
     /// # Errors
-    /// When signing or the store fails.
+    /// The clock is not steady, or signing or the store fails.
     pub(crate) fn sign_own(
         &self,
         request: &CheckedRequest,
@@ -118,7 +119,7 @@ impl CertificateIssuer {
         now: SystemTime,
     ) -> Result<(), SignError> {
         record(&self.store, request, issued, now).map_err(unavailable)?;
-        tracing::info!(identity = %request.identity(), serial = issued.serial, "issued a certificate");
+        tracing::info!(identity = %request.identity(), serial = issued.serial, "certificate issued");
         Ok(())
     }
 
@@ -133,7 +134,8 @@ impl CertificateIssuer {
                 return Ok(());
             }
             return Err(SignError::Denied(format!(
-                "{peer} may not have the certificate of {wanted}"
+                "invalid SPIFFE ID {:?}: a client with the certificate of {peer} may only request a certificate for its own ID",
+                wanted.as_str()
             )));
         }
         let Some(token) = &applicant.token else {
@@ -142,14 +144,15 @@ impl CertificateIssuer {
         match self.store.redeem_token(&digest(token), now).map_err(unavailable)? {
             Some(identity) if identity == wanted.as_str() => Ok(()),
             Some(identity) => Err(SignError::Denied(format!(
-                "the join token is for {identity}, not for {wanted}"
+                "invalid SPIFFE ID {:?}: the join token is for {identity:?}",
+                wanted.as_str()
             ))),
             None => Err(unknown_token()),
         }
     }
 }
 
-/// Stores a certificate that was signed, and writes its line of the audit log.
+/// Stores an issued certificate, and writes a line to the audit log.
 fn record(
     store: &Store,
     request: &CheckedRequest,
@@ -162,19 +165,19 @@ fn record(
     Ok(())
 }
 
-/// A key with its certificate, made by the authority itself.
+/// A certificate with its private key, both generated on the authority's host.
 #[derive(Debug)]
 pub struct KeyAndCertificate {
-    /// The certificate, as the authority signed it.
+    /// The issued certificate with its chain.
     pub issued: IssuedCertificate,
-    /// The key, PEM.
+    /// The private key, PEM.
     pub key: KeyText,
 }
 
-/// Makes a key and a certificate for an identity, without a request from a workload.
+/// Generates a key and issues a certificate for an identity, without a request from a workload.
 ///
 /// # Errors
-/// When the authority cannot sign, or the store fails.
+/// The authority cannot sign, or the store fails.
 pub fn issue_locally(
     store: &Store,
     identity: &SpiffeId,
@@ -184,16 +187,16 @@ pub fn issue_locally(
     let (files, trust_domain) = store.authority().map_err(|error| error.to_string())?;
     let authority = Authority::load(files, &trust_domain).map_err(|error| error.to_string())?;
     let pending = request::make(identity).map_err(|error| error.to_string())?;
-    let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
-    let issued = authority.issue(&asked, life, now).map_err(|error| error.to_string())?;
-    record(store, &asked, &issued, now).map_err(|error| error.to_string())?;
+    let request = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
+    let issued = authority.issue(&request, life, now).map_err(|error| error.to_string())?;
+    record(store, &request, &issued, now).map_err(|error| error.to_string())?;
     Ok(KeyAndCertificate { issued, key: pending.key_pem })
 }
 
-/// Checks that the authority of a store can sign a certificate for an identity.
+/// Checks that an identity belongs to the trust domain of a store's authority.
 ///
 /// # Errors
-/// The store fails, or the identity is of another trust domain.
+/// The store fails, or the identity belongs to another trust domain.
 pub fn check_trust_domain(store: &Store, identity: &SpiffeId) -> Result<(), String> {
     let (_, own) = store.authority().map_err(|error| error.to_string())?;
     if identity.trust_domain() == own {
@@ -206,17 +209,17 @@ pub fn check_trust_domain(store: &Store, identity: &SpiffeId) -> Result<(), Stri
     ))
 }
 
-/// Makes a join token for an identity. It is shown once; the store holds its digest only.
+/// Creates a join token for an identity. The caller gets its only copy: the store keeps its SHA-256 digest.
 ///
 /// # Errors
-/// When the store fails or there are no random numbers.
+/// The store or the random number generator fails.
 pub fn make_token(
     store: &Store,
     identity: &SpiffeId,
     now: SystemTime,
 ) -> Result<String, StoreError> {
     let token = weft_certs::random_token()
-        .ok_or_else(|| StoreError::Database("no random numbers".into()))?;
+        .ok_or_else(|| StoreError::Database("the random number generator failed".into()))?;
     store.add_token(&digest(&token), identity, now + TOKEN_LIFE)?;
     Ok(token)
 }
@@ -225,8 +228,8 @@ fn digest(token: &str) -> String {
     weft_certs::digest(token.as_bytes())
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "handed over by map_err")]
+#[allow(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
 fn unavailable(error: StoreError) -> SignError {
-    tracing::error!(%error, "the store failed");
+    tracing::error!(%error, "store failed");
     SignError::Unavailable("the store failed".into())
 }

@@ -1,9 +1,14 @@
-//! The control plane: `mesh.yaml` becomes resources, served over xDS to whoever may see them.
+//! The control plane: it turns `mesh.yaml` into xDS resources and serves them to agents and sidecars.
 //!
-//! [`mesh`] is the file as people write it, [`resources`] what it means for each client, [`store`]
-//! what must survive a restart, [`issue`] who gets which certificate, [`desk`] what an operator may
-//! ask, [`succession`] how one authority follows another, and [`run`] the server around them. A file with a mistake
-//! changes nothing: the last good mesh stays in force.
+//! - [`mesh`] reads and checks `mesh.yaml`.
+//! - [`resources`] generates the xDS resources of each client.
+//! - [`store`] keeps the authority's keys and certificates, revocations and join tokens on disk.
+//! - [`issue`] decides which certificate requests are signed.
+//! - [`admin_socket`] executes the commands of an operator (`weft ca`).
+//! - [`ca_rotation`] replaces the authority without an interruption.
+//! - [`run`] is the server around them.
+//!
+//! An invalid file changes nothing: the last valid mesh stays in force.
 
 mod accept;
 pub mod admin_socket;

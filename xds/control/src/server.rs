@@ -1,5 +1,5 @@
-//! The control plane as a process: it watches `mesh.yaml`, publishes what it means, and serves
-//! resources and certificates over mutual TLS.
+//! The control plane as a process: it watches `mesh.yaml`, publishes xDS resources, and serves them and certificates over
+//! mutual TLS.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -23,43 +23,44 @@ use crate::resources::{Views, trust_subscribers};
 use crate::server_certificate::ServerCertificate;
 use crate::store::{AuthoritySet, Store};
 
-/// How many connections may wait to be taken by the server.
-const WAITING: usize = 64;
+/// How many accepted connections may wait for the xDS server.
+const ACCEPT_QUEUE: usize = 64;
 
-/// How a control plane runs.
+/// The settings of a control plane.
 #[derive(Debug, Clone)]
 pub struct ControlOptions {
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub listen: SocketAddr,
-    /// How long the certificates of workloads are good.
+    /// The lifetime of workload certificates.
     pub certificate_life: Duration,
-    /// How many clients with a certificate may be connected.
+    /// The most connections with a client certificate.
     pub connections: usize,
-    /// What their requests may take.
+    /// The size and rate limits of requests.
     pub requests: RequestLimits,
 }
 
-/// What the control plane tells of itself.
+/// The status of a control plane, for metrics, readiness and `/config_dump`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ControlStatus {
-    /// How often a mesh came into force.
+    /// How often a mesh was applied.
     pub applied: u64,
-    /// Why the file as it is now is not in force.
+    /// The errors of the present file; empty when it is in force.
     pub rejected: Vec<String>,
-    /// The services in force.
+    /// The services of the mesh in force.
     pub services: Vec<String>,
-    /// The number of the revocation list in force.
+    /// The CRL number in force.
     pub crl_number: u64,
-    /// Whether clients can connect.
+    /// Whether the port accepts connections.
     pub is_listening: bool,
-    /// Why the store cannot be used now: no certificate is issued, and no revocation is taken.
+    /// Why the store cannot be used. Meanwhile no certificate is issued and no revocation accepted.
     pub store: Option<String>,
 }
 
-/// Runs until `drain` is told to end.
+/// Runs until `drain` begins to drain.
 ///
 /// # Errors
-/// What keeps it from starting; later mistakes are logged and change nothing.
+/// The mesh is invalid, the store or the authority cannot be used, or the port or the admin socket is not available.
+/// After the start, errors are logged and the last valid state stays in force.
 pub async fn run(
     options: ControlOptions,
     file: MeshFile,
@@ -72,7 +73,8 @@ pub async fn run(
     let authorities = Authorities::load(authority_set).map_err(|error| error.to_string())?;
     let authorities = Arc::new(CurrentAuthorities::new(authorities));
     let clock = Arc::new(SteadyClock::start());
-    let (revoked, status_of) = (watch::Sender::default(), status.clone());
+    let revoked = watch::Sender::default();
+    let status_of = status.clone();
     let path = file.path().to_owned();
     let sources = PublisherSources {
         file,
@@ -93,14 +95,14 @@ pub async fn run(
         refusals: Mutex::default(),
     };
     let issuer = Arc::new(issuer);
-    let trusted = publisher.trusted().ok_or("there is no trust bundle")?;
+    let trusted = publisher.trusted().ok_or("no trust bundle")?;
     let certificate = ServerCertificate::first(issuer.clone(), &trust_domain, trusted)?;
 
     let listener = listen(options.listen)
         .await
         .map_err(|error| format!("listen {}: {error}", options.listen))?;
     tracing::info!(listen = %options.listen, "serving configuration and certificates");
-    let (connections, waiting) = mpsc::channel(WAITING);
+    let (connections, waiting) = mpsc::channel(ACCEPT_QUEUE);
     status_of.send_modify(|status| status.is_listening = true);
     let config = AcceptConfig { tls: certificate.subscribe(), revoked: revoked.subscribe() };
     let accepting = tokio::spawn(accept(listener, config, connections, options.connections));
@@ -119,22 +121,21 @@ pub async fn run(
     }));
     let changed = Arc::new(Notify::new());
     if let Err(error) = file_watch::notify_changes(&path, Arc::downgrade(&changed)) {
-        tracing::warn!(file = %path.display(), %error, "file watch failed; the file is polled");
+        tracing::warn!(file = %path.display(), %error, "file watch failed, polling instead");
     }
     let admin = admin_socket::serve(store, changed.clone(), served.clone());
-    let admin =
-        tokio::spawn(admin.map_err(|error| format!("the socket beside the store: {error}"))?);
+    let admin = tokio::spawn(admin.map_err(|error| format!("admin socket: {error}"))?);
     let watching = tokio::spawn(publisher.watch(certificate, directory, changed, served));
     drain.reached(Phase::Draining).await;
     accepting.abort();
     watching.abort();
     admin.abort();
-    // Streams that are open end when the process does; clients run on without us.
+    // Open streams end with the process; clients continue with their last configuration.
     drop(tokio::time::timeout(Duration::from_secs(1), serving).await);
     Ok(())
 }
 
-/// Those that a control plane serves.
+/// The clients of this control plane.
 struct ControlClients {
     directory: watch::Receiver<Arc<Views>>,
     subscribers: Arc<ResourceSubscribers>,
@@ -148,7 +149,9 @@ impl TrustDistribution for ControlClients {
         holders: &BTreeSet<String>,
     ) -> Vec<String> {
         if self.authorities.get().authority_set() != authority_set {
-            return vec!["the control plane has not applied the new authority yet".to_owned()];
+            return vec![
+                "the control plane, which has not applied the new authority yet".to_owned(),
+            ];
         }
         let views = self.directory.borrow().clone();
         let Some(version) = views.trust_version() else {
@@ -157,8 +160,8 @@ impl TrustDistribution for ControlClients {
         let connected = self.subscribers.names();
         let away = holders
             .iter()
-            .filter(|who| views.receives_trust_bundle(who) && !connected.contains(*who));
-        let away = away.map(|who| format!("{who}, which is not connected"));
+            .filter(|name| views.receives_trust_bundle(name) && !connected.contains(*name));
+        let away = away.map(|name| format!("{name}, which is not connected"));
         self.subscribers.not_acknowledged(version).into_iter().chain(away).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! The control plane's own certificate, and how it does TLS with its clients.
+//! The control plane's own certificate, its renewal, and the TLS configuration for its clients.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -16,27 +16,27 @@ use crate::clock::{monotonic, wall_clock};
 use crate::issue::CertificateIssuer;
 use crate::resources::{Trust, control_identity};
 
-/// Our own certificate is renewed at half of its life: there is nobody who would do so at the same time.
+/// The control plane renews its certificate at half of its life. Jitter is not needed: it is one process.
 const NO_JITTER: f64 = 0.5;
 
-/// What clients are checked by, as everybody in the mesh is.
+/// How client certificates are verified: the trust bundle, and the revocation policy of the mesh.
 pub(crate) type ClientTrust<'a> = (&'a Trust, &'a RevocationPolicy);
 
-/// The configuration of TLS in force, and when the certificate in it is due for another.
+/// The TLS configuration in force, and the state of its certificate's renewal.
 #[derive(Debug)]
 pub(crate) struct ServerCertificate {
     issuer: Arc<CertificateIssuer>,
     trust_domain: String,
     certificate: IssuedPair,
-    /// By what clients are checked in the configuration in force.
+    /// The trust bundle in the configuration in force.
     trust: Trust,
     policy: RevocationPolicy,
-    /// When the next attempt may be made after one that failed.
+    /// When to try again after a failed renewal.
     retry: Option<Instant>,
     tls: watch::Sender<Arc<ServerConfig>>,
 }
 
-/// Our certificate.
+/// The certificate with its key.
 #[derive(Debug)]
 struct IssuedPair {
     identity: LoadedIdentity,
@@ -45,10 +45,10 @@ struct IssuedPair {
 }
 
 impl ServerCertificate {
-    /// Gets a first certificate.
+    /// Issues the first certificate.
     ///
     /// # Errors
-    /// Why there is none.
+    /// The authority cannot sign, the store fails, or the trust bundle is not usable.
     pub(crate) fn first(
         issuer: Arc<CertificateIssuer>,
         trust_domain: &str,
@@ -57,30 +57,38 @@ impl ServerCertificate {
         let certificate = make(&issuer, trust_domain)?;
         let (trust, policy) = trusted;
         let tls = watch::Sender::new(tls(&certificate.identity, trusted, wall_clock())?);
-        let (trust_domain, trust, policy) = (trust_domain.to_owned(), trust.clone(), *policy);
-        Ok(Self { issuer, trust_domain, certificate, trust, policy, retry: None, tls })
+        Ok(Self {
+            issuer,
+            trust_domain: trust_domain.to_owned(),
+            certificate,
+            trust: trust.clone(),
+            policy: *policy,
+            retry: None,
+            tls,
+        })
     }
 
-    /// What handshakes are done with.
+    /// The TLS configuration for new connections.
     pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<ServerConfig>> {
         self.tls.subscribe()
     }
 
-    /// Takes in what is trusted and revoked now. Gets another certificate only when clients would refuse the
-    /// present one, or half of its life is over, or the clock was wrong when it was signed: a change of the mesh
-    /// is no reason. While the clock has just jumped the present one stays.
+    /// Applies the present trust bundle and revocations. Renews the certificate when half of its life has passed, when
+    /// it was revoked or its authority is no longer trusted, or when the clock was wrong at signing. A change of the mesh
+    /// alone does not renew it. While the clock has just jumped the present certificate stays.
     pub(crate) fn update(&mut self, trusted: ClientTrust<'_>, revoked: &[RevokedCertificate]) {
         if self.is_due(revoked) {
             match make(&self.issuer, &self.trust_domain) {
                 Ok(certificate) => {
-                    (self.certificate, self.retry) = (certificate, None);
+                    self.certificate = certificate;
+                    self.retry = None;
                     self.publish(trusted);
                     return;
                 }
                 Err(error) => {
                     tracing::error!(
                         error,
-                        "the control plane's own certificate was not renewed; the last one stays"
+                        "failed to renew the control plane's certificate, keeping the last one"
                     );
                     let wait = self.certificate.rotation.failed(wall_clock(), NO_JITTER);
                     self.retry = Some(monotonic() + wait);
@@ -109,11 +117,15 @@ impl ServerCertificate {
     fn publish(&mut self, trusted: ClientTrust<'_>) {
         match tls(&self.certificate.identity, trusted, wall_clock()) {
             Ok(config) => {
-                (self.trust, self.policy) = (trusted.0.clone(), *trusted.1);
+                self.trust = trusted.0.clone();
+                self.policy = *trusted.1;
                 self.tls.send_replace(config);
             }
             Err(error) => {
-                tracing::error!(error, "the TLS configuration was not renewed; the last one stays");
+                tracing::error!(
+                    error,
+                    "failed to update the TLS configuration, keeping the last one"
+                );
             }
         }
     }
@@ -122,8 +134,8 @@ impl ServerCertificate {
 fn make(issuer: &CertificateIssuer, trust_domain: &str) -> Result<IssuedPair, String> {
     let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
     let pending = request::make(&id).map_err(|error| error.to_string())?;
-    let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
-    let issued = issuer.sign_own(&asked).map_err(|error| error.to_string())?;
+    let request = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;
+    let issued = issuer.sign_own(&request).map_err(|error| error.to_string())?;
     let identity =
         LoadedIdentity::load(issued.chain.concat().as_bytes(), pending.key_pem.as_bytes())
             .map_err(|error| error.to_string())?;
@@ -131,7 +143,8 @@ fn make(issuer: &CertificateIssuer, trust_domain: &str) -> Result<IssuedPair, St
     Ok(IssuedPair { identity, issued, rotation })
 }
 
-/// Clients may come without a certificate, for their first one; what they show must be good.
+/// The TLS configuration for clients. A client certificate is optional, since a client that joins has none; one that is
+/// presented must be valid.
 fn tls(
     own: &LoadedIdentity,
     (trust, policy): ClientTrust<'_>,

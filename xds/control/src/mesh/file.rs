@@ -1,4 +1,4 @@
-//! The file with a mesh and the files that it names, read again only after a change.
+//! Reads `mesh.yaml` and the files that it refers to, and reads them again only after a change.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,16 +11,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::Mesh;
 use super::reader::MeshReader;
 
-/// A stamp counts as that of the content once the file has not been written to for so long: before, another write may
-/// leave the same time behind. Some file systems count whole seconds.
+/// A stamp is reliable once the file has not been changed for this time. Before that, another write may leave the same
+/// timestamp, since some file systems count whole seconds.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// A file with a mesh, which changes.
+/// A mesh file, which may change.
 #[derive(Debug)]
 pub struct MeshFile {
     path: PathBuf,
     reader: Box<MeshReader>,
-    /// What was read last, whether or not it was a good mesh.
+    /// The last version that was read, valid or not.
     last_read: Option<ReadVersion>,
 }
 
@@ -40,17 +40,17 @@ impl MeshFile {
     /// Reads the mesh.
     ///
     /// # Errors
-    /// The file cannot be read, or is not UTF-8; else every mistake, with file, line and field.
+    /// The file cannot be read or is not UTF-8, or every error in it, with file, line and field.
     pub fn read(&mut self, now: SystemTime) -> Result<Mesh, Vec<String>> {
         let text = self.text();
         self.evaluate(text, now)
     }
 
-    /// Reads the mesh again where the file, or one that it names, has changed since it was last read; none where
-    /// nothing has.
+    /// Reads the mesh again if the file, or one that it refers to, has changed since the last time. None if nothing has
+    /// changed.
     ///
     /// # Errors
-    /// As of [`Self::read`].
+    /// Those of [`Self::read`].
     pub(crate) fn read_changed(&mut self, now: SystemTime) -> Option<Result<Mesh, Vec<String>>> {
         if self.last_read.as_ref().is_some_and(|last_read| last_read.is_current(&self.path, now)) {
             return None;
@@ -80,10 +80,10 @@ impl MeshFile {
         read
     }
 
-    /// The mesh that a text means.
+    /// Parses and checks a text.
     ///
     /// # Errors
-    /// Every mistake, with file, line and field.
+    /// Every error, with file, line and field.
     #[cfg(test)]
     pub(crate) fn parse(&mut self, text: &Arc<str>) -> Result<Mesh, Vec<String>> {
         self.parse_with(text, &ReferencedFiles::below(Path::new(".")))
@@ -99,7 +99,7 @@ impl MeshFile {
         })
     }
 
-    /// Its text as it is now.
+    /// The present text of the file.
     fn text(&self) -> Result<Arc<str>, String> {
         let text = fs::read_to_string(&self.path)
             .map_err(|error| format!("{}: {error}", self.path.display()))?;
@@ -107,7 +107,7 @@ impl MeshFile {
     }
 }
 
-/// What was read, and the state of the files then.
+/// A version of the mesh that was read, and the state of the files at that time.
 #[derive(Debug)]
 struct ReadVersion {
     text: Result<Arc<str>, String>,
@@ -116,13 +116,13 @@ struct ReadVersion {
 }
 
 impl ReadVersion {
-    /// Whether no file can have changed since.
+    /// Whether no file has changed since.
     fn is_current(&self, path: &Path, now: SystemTime) -> bool {
         self.stamps.is_settled && self.stamps == FileStamps::take(path, &self.files, now)
     }
 }
 
-/// The files that a mesh names, each with what was read of it.
+/// The files that a mesh refers to, with the content that was read.
 #[derive(Debug)]
 pub(super) struct ReferencedFiles {
     folder: PathBuf,
@@ -130,12 +130,12 @@ pub(super) struct ReferencedFiles {
 }
 
 impl ReferencedFiles {
-    /// Files that are looked for in a folder.
+    /// Files whose paths are relative to a folder.
     pub(super) fn below(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), read: RefCell::default() }
     }
 
-    /// The whole path of a file, and its content.
+    /// The full path of a file, and its content.
     pub(super) fn read(&self, name: &str) -> (PathBuf, Result<Vec<u8>, String>) {
         let path = self.folder.join(name);
         let mut read = self.read.borrow_mut();
@@ -153,11 +153,11 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| error.to_string())
 }
 
-/// The stamps of the file and of those that it names, in this order.
+/// The stamps of the mesh file and of the files that it refers to, in this order.
 #[derive(Debug)]
 struct FileStamps {
     stamps: Vec<Option<FileStamp>>,
-    /// Whether each file had not been written to for a while when they were taken.
+    /// Whether all stamps are reliable; see [`SETTLED`].
     is_settled: bool,
 }
 
@@ -177,19 +177,19 @@ impl FileStamps {
     }
 }
 
-/// Which file a name leads to, and when it was last changed.
+/// Identifies the content of a file: its inode, size and times.
 #[derive(Debug, PartialEq, Eq)]
 struct FileStamp {
     device: u64,
     inode: u64,
     bytes: u64,
-    /// Seconds and nanoseconds since 1970, of the content and of the file's entry.
+    /// The times of the last change of the content and of the inode: seconds and nanoseconds since 1970.
     modified: (i64, i64),
     changed: (i64, i64),
 }
 
 impl FileStamp {
-    /// None where the file cannot be examined.
+    /// None if the file's metadata cannot be read.
     fn of(path: &Path) -> Option<Self> {
         let data = fs::metadata(path).ok()?;
         Some(Self {
@@ -222,7 +222,7 @@ mod tests {
     struct Files {
         folder: tempfile::TempDir,
         file: MeshFile,
-        /// When the last change is settled.
+        /// A time at which stamps are reliable.
         later: SystemTime,
     }
 
@@ -243,12 +243,12 @@ mod tests {
 
         fn changed(&mut self) -> Option<Result<(), String>> {
             let read = self.file.read_changed(self.later)?;
-            Some(read.map(drop).map_err(|mistakes| mistakes.join("\n")))
+            Some(read.map(drop).map_err(|errors| errors.join("\n")))
         }
     }
 
     #[test]
-    fn mesh_is_read_again_after_a_change_of_the_file_or_of_one_that_it_names() {
+    fn mesh_is_read_again_after_a_change_of_the_file_or_a_referenced_file() {
         let mut files = Files::new();
         assert_eq!(files.changed(), Some(Ok(())));
         assert_eq!(files.changed(), None);

@@ -1,7 +1,7 @@
-//! `mesh.yaml`: services, routes in the shape of the Gateway API's HTTPRoute, and who may call whom.
+//! `mesh.yaml`: services, routes in the shape of the Gateway API's HTTPRoute, and authorization policies.
 //!
-//! [`raw`] is the file as it is written, with every field optional that can be; [`Mesh`] is what it
-//! means, with every name resolved and every value parsed. Between them every mistake is collected.
+//! [`raw`] has the types that the file is deserialized to. [`Mesh`] is the checked form, with all names resolved and all
+//! values parsed. `check` turns one into the other, and collects every error.
 
 mod check;
 mod duration;
@@ -30,41 +30,41 @@ use weft_model::{
 };
 use weft_xds::bootstrap::ConfigError;
 
-/// A mesh, checked.
+/// A checked mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mesh {
-    /// The trust domain of every identity.
+    /// The trust domain of all identities.
     pub trust_domain: String,
-    /// The addresses of services; every virtual address lies in one of them.
+    /// The address ranges that contain all virtual addresses of services.
     pub service_ranges: Vec<Cidr>,
-    /// Whether a workload may talk to what is no service of the mesh.
+    /// Whether workloads may connect to destinations outside the mesh.
     pub outbound: OutboundPolicy,
     /// The services by name.
     pub services: BTreeMap<String, Service>,
     /// The routes, in the order of the file.
     pub routes: Vec<MeshRoute>,
-    /// The issuers of tokens by name.
+    /// The token issuers by name.
     pub issuers: BTreeMap<String, Issuer>,
-    /// Who may call what. What is not allowed here is refused.
+    /// The authorization policies. A request that none of them allows is refused.
     pub policies: Vec<Policy>,
-    /// Serial numbers of certificates that are no longer good, in hex.
+    /// The serial numbers of revoked certificates, hexadecimal.
     pub revocations: Vec<String>,
-    /// What revocation lists decide.
+    /// How CRLs are applied.
     pub revocation: RevocationPolicy,
-    /// How sidecars agree on keys, most wanted first; empty: as they prefer.
+    /// The key exchange groups of sidecars, in order of preference; empty: the default.
     pub groups: Vec<KeyExchangeGroup>,
-    /// What the file may not mean, though it is valid: such as services that no caller may reach.
+    /// Warnings about valid settings that are probably not intended, such as services that no caller may reach.
     pub warnings: Vec<ConfigError>,
 }
 
-/// Whether a workload may talk to what is no service of the mesh.
+/// Whether workloads may connect to destinations outside the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OutboundPolicy {
-    /// It may not.
+    /// Connections are refused.
     #[default]
     Closed,
-    /// It may.
+    /// Connections are passed through.
     Open,
 }
 
@@ -75,23 +75,23 @@ pub struct Service {
     pub name: String,
     /// Its virtual addresses: at most one of each family.
     pub addresses: Vec<IpAddr>,
-    /// What it serves.
+    /// Its ports.
     pub ports: Vec<Port>,
-    /// Where its replicas are.
+    /// Its endpoints: address and weight.
     pub endpoints: Vec<(IpAddr, u32)>,
-    /// How a replica is chosen for a request.
+    /// The load balancing policy of sidecars.
     pub balance: Balance,
-    /// Whose flows agents take; none: anybody's.
+    /// The client address ranges that agents accept; none: any.
     pub allow_from: Option<Vec<Cidr>>,
-    /// What of a flow decides about its replica.
+    /// The parts of a flow that agents hash.
     pub flow_key: FlowKey,
-    /// Whose address replicas see.
+    /// The source address of connections from the agent to endpoints.
     pub source_address: SourceAddress,
-    /// What becomes of the paths of requests.
+    /// How request paths are normalized.
     pub paths: PathRules,
-    /// What becomes of headers with `_` in their names.
+    /// How headers with `_` in their names are handled.
     pub underscores: HeadersWithUnderscores,
-    /// Whether its replicas have sidecars, and so speak mutual TLS only.
+    /// Whether its endpoints have sidecars, which accept mutual TLS only.
     pub meshed: bool,
 }
 
@@ -100,22 +100,22 @@ pub struct Service {
 pub struct Port {
     /// The port at the virtual addresses.
     pub port: u16,
-    /// The port at the replicas.
+    /// The port of the endpoints.
     pub target: u16,
-    /// What is spoken.
+    /// The protocol.
     pub protocol: Protocol,
-    /// How long a flow may be silent; as long as flows usually may, when not given.
+    /// The idle timeout of flows; none: the default of the data plane.
     pub idle_timeout: Option<Duration>,
-    /// How a connection ends that was silent for too long.
+    /// How a connection is closed at its idle timeout.
     pub idle_end: Option<IdleEnd>,
-    /// How large and how slow HTTP may be.
+    /// The HTTP limits and timeouts.
     pub http: HttpTuning,
 }
 
-/// How large and how slow the messages of an HTTP port may be, at its callers and at the service.
+/// The HTTP limits and timeouts of a port. They apply to the sidecars of its callers and of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HttpTuning {
-    /// The most bytes of a request head, which one header, a token or the target may fill.
+    /// The most bytes of a request head. One header, a token or the request target may use all of it.
     pub request_head_bytes: usize,
     /// The most headers of a request.
     pub request_headers: usize,
@@ -123,7 +123,7 @@ pub struct HttpTuning {
     pub response_head_bytes: usize,
     /// The most headers of a response.
     pub response_headers: usize,
-    /// How long a request under way may be silent.
+    /// The idle timeout of a request in progress.
     pub stream_idle: StreamIdle,
 }
 
@@ -140,46 +140,46 @@ impl Default for HttpTuning {
     }
 }
 
-/// What is spoken on a port.
+/// The protocol of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
-    /// HTTP/1.1, WebSocket too. Clients may speak HTTP/2 as well: it is translated.
+    /// HTTP/1.1, including WebSocket. Sidecars translate HTTP/2 of clients.
     Http,
-    /// HTTP/2. Clients may speak HTTP/1.1 as well: it is translated.
+    /// HTTP/2. Sidecars translate HTTP/1.1 of clients.
     Http2,
-    /// gRPC: HTTP/2, without a limit to how long an answer may take.
+    /// gRPC: HTTP/2, without a response timeout.
     Grpc,
-    /// Bytes over TCP.
+    /// Opaque TCP.
     Tcp,
-    /// Datagrams.
+    /// UDP.
     Udp,
 }
 
-/// A route: where the requests to a service go.
+/// A route: rules for the requests to one or more services.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MeshRoute {
     /// Its name.
     pub name: String,
-    /// The services whose requests it takes.
+    /// The services that it applies to.
     pub parents: Vec<RouteParent>,
-    /// The host names it takes, when it does not take all.
+    /// The host names that it applies to; empty: all.
     pub hostnames: Vec<String>,
-    /// Its rules, in order.
+    /// Its rules, in order: the first match wins.
     pub rules: Vec<RouteRule>,
 }
 
-/// A service whose requests a route takes.
+/// A service that a route applies to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteParent {
     /// The service.
     pub service: String,
-    /// Its port; none: all ports.
+    /// The port; none: all ports.
     pub port: Option<u16>,
 }
 
 impl MeshRoute {
-    /// Whether the route takes the requests to a port of a service.
+    /// Whether the route applies to a port of a service.
     #[must_use]
     pub fn is_of(&self, service: &Service, port: &Port) -> bool {
         self.parents.iter().any(|parent| {
@@ -191,99 +191,99 @@ impl MeshRoute {
 /// A rule of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteRule {
-    /// Which requests: one match suffices.
+    /// The matches: a request needs one of them.
     pub matches: Vec<RouteMatch>,
-    /// Where they go.
+    /// What is done with the requests.
     pub target: RouteTarget,
-    /// How long until the whole response; none: without limit.
+    /// The timeout of the whole response; none: no limit.
     pub timeout: Option<Duration>,
 }
 
-/// Where a rule's requests go.
+/// What a rule does with requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RouteTarget {
-    /// To these ports of services, by weight.
+    /// Forwards to ports of services, chosen by weight.
     Backends {
         /// Service, port and weight.
         backends: Vec<(String, u16, u32)>,
         /// What replaces the matched prefix of the path; see [`prefix_rewrite`].
         prefix_replacement: Option<String>,
     },
-    /// Elsewhere.
+    /// Redirects the client.
     Redirect(weft_model::Redirect),
 }
 
-/// An issuer of tokens.
+/// A token issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Issuer {
     /// The `iss` claim.
     pub issuer: String,
-    /// The `aud` claims, of which a token needs one.
+    /// The audiences: a token's `aud` claim must contain one of them.
     pub audiences: Vec<String>,
-    /// Where its keys are.
+    /// The source of its keys.
     pub keys: TokenKeys,
-    /// Whether its tokens go on to the service.
+    /// Whether tokens are forwarded to the service.
     pub forward: bool,
-    /// What claims beside these must be.
+    /// Rules for further claims.
     pub claims: Vec<ClaimRule>,
     /// Which claims are told to the service, and in which field.
     pub claim_headers: Vec<(String, String)>,
-    /// Whether a token must name the client's certificate.
+    /// Whether a token must be bound to the client's certificate (RFC 8705).
     pub bound: bool,
-    /// Whether a stream ends when its token does.
+    /// Whether a stream is closed when its token expires.
     pub ends_streams: bool,
 }
 
-/// Where keys are.
+/// The source of an issuer's keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenKeys {
-    /// In the control plane's file: they are sent along.
+    /// A file of the control plane, and its content, which is sent to sidecars.
     File(PathBuf, Vec<u8>),
-    /// At a key server.
+    /// A key server, from which sidecars fetch the keys.
     Http(KeyServer),
 }
 
-/// A server that publishes keys.
+/// A server that publishes a key set (JWKS).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyServer {
     /// The URI of the key set.
     pub uri: String,
-    /// The URI's host: by `https` the server's certificate must have this name.
+    /// The URI's host. With `https`, the server's certificate must have this name.
     pub host: String,
     /// The URI's port.
     pub port: u16,
-    /// The address to connect to; none: the host is resolved.
+    /// The address to connect to; none: the host is resolved by DNS.
     pub address: Option<SocketAddr>,
-    /// By which roots the server's certificate is verified; none by `http`.
+    /// The roots that verify the server's certificate; none with `http`.
     pub roots: Option<KeyServerRoots>,
     /// How many redirects are followed.
     pub redirects: u8,
 }
 
-/// Roots of a server outside the mesh.
+/// The trusted roots for a server outside the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyServerRoots {
-    /// Those that the system of each sidecar trusts.
+    /// The roots of the system that the sidecar runs on.
     System,
-    /// Those of a file, PEM: they are sent along.
+    /// A PEM file of the control plane, and its content, which is sent to sidecars.
     File(PathBuf, Vec<u8>),
 }
 
-/// Who may call what at a service.
+/// An authorization policy of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
     /// The service.
     pub service: String,
-    /// Each allows something; nothing else is allowed.
+    /// Allow clauses: a request must match one of them.
     pub allow: Vec<Clause>,
-    /// Each denies something, whatever is allowed.
+    /// Deny clauses: they take precedence over allow clauses.
     pub deny: Vec<Clause>,
-    /// Whether it only watches.
+    /// Whether the policy is evaluated without being enforced.
     pub dry_run: bool,
 }
 
 impl Policy {
-    /// The clauses, each with its place in the file, where the policy has this index.
+    /// The clauses, each with its field path. `index` is the index of the policy in the file.
     fn places(&self, index: usize) -> impl Iterator<Item = (String, &Clause)> {
         let of = move |word: &'static str, clauses: &'_ [Clause]| {
             (0..clauses.len()).map(move |at| format!("security.policies[{index}].{word}[{at}]"))
@@ -293,25 +293,25 @@ impl Policy {
     }
 }
 
-/// Something that is allowed or denied.
+/// The conditions of an allowance or a denial. All of them must match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clause {
-    /// Its name wherever it decides: `SERVICE.allow[NUMBER]`, numbered over all policies of the service. Where it stands
-    /// in the file: [`Mesh::place_of`].
+    /// Its name in access logs and RBAC: `SERVICE.allow[NUMBER]`, numbered over all policies of the service. For the field
+    /// path see [`Mesh::place_of`].
     pub name: String,
-    /// The identities that are meant; empty: any identity of the mesh.
+    /// The identities of callers; empty: any identity of the mesh.
     pub from: Vec<StringMatch>,
-    /// The ranges of addresses that the caller's host must be in one of; empty: any address.
+    /// The address ranges of callers' hosts; empty: any address.
     pub from_addresses: Vec<Cidr>,
-    /// The ports of the service, as its clients know them; empty: all.
+    /// The ports at the virtual addresses; empty: all.
     pub ports: Vec<u16>,
-    /// The methods in upper case, compared without case; empty: any.
+    /// The methods in upper case. They are compared case-insensitively; empty: any.
     pub methods: Vec<String>,
     /// The paths; empty: any.
     pub paths: Vec<PathPattern>,
-    /// The issuer whose token is needed as well.
+    /// The issuer of the required token.
     pub token: Option<String>,
-    /// Which claims its token must have, and the values of which each must be one.
+    /// The required claims of the token, each with its accepted values.
     pub claims: Vec<(String, Vec<String>)>,
 }
 
@@ -322,7 +322,7 @@ impl Clause {
         self.names(port) && self.is_enforced_at(port)
     }
 
-    /// Whether the clause names the port, or names none.
+    /// Whether the clause applies to the port: it lists the port, or no ports.
     fn names(&self, port: &Port) -> bool {
         self.ports.is_empty() || self.ports.contains(&port.port)
     }
@@ -341,14 +341,13 @@ impl Clause {
         !self.methods.is_empty() || !self.paths.is_empty() || self.token.is_some()
     }
 
-    /// The paths that the clause covers, as routes have them.
+    /// The paths of the clause, as path matches of routes.
     pub(crate) fn route_paths(&self) -> Vec<PathMatch> {
         let all: Vec<PathMatch> = self.paths.iter().flat_map(PathPattern::route_paths).collect();
         if all.is_empty() { PathPattern::Any.route_paths() } else { all }
     }
 
-    /// Whether both clauses may cover one request, by its method and path. True as well where that is
-    /// not known.
+    /// Whether a request may match both clauses, by its method and path. True if that cannot be excluded.
     fn may_share_requests_with(&self, other: &Self) -> bool {
         let methods = self.methods.is_empty()
             || other.methods.is_empty()
@@ -357,22 +356,22 @@ impl Clause {
         methods && self.route_paths().iter().any(|o| theirs.iter().any(|t| o.may_overlap(t)))
     }
 
-    /// Whether the clause covers everything that may come to its ports.
+    /// Whether the clause matches every request and connection to its ports.
     fn is_unconditional(&self) -> bool {
         self.from.is_empty() && self.from_addresses.is_empty() && !self.has_request_conditions()
     }
 }
 
 impl Mesh {
-    /// Reads a mesh. `folder` is where the files it names are looked for.
+    /// Parses and checks a mesh. Paths of files in it are relative to `folder`.
     ///
     /// # Errors
-    /// Every mistake, each with its line and field.
+    /// Every error in the text, with line and field.
     pub fn parse(text: &str, folder: &std::path::Path) -> Result<Self, Vec<ConfigError>> {
         reader::MeshReader::default().read(&text.into(), &file::ReferencedFiles::below(folder))
     }
 
-    /// Where a clause stands in the file, such as `security.policies[0].allow[1]`.
+    /// The field path of a clause, such as `security.policies[0].allow[1]`.
     #[must_use]
     pub fn place_of(&self, clause: &str) -> Option<String> {
         let mut clauses =
@@ -383,18 +382,17 @@ impl Mesh {
     /// The identity of a service's sidecars.
     ///
     /// # Panics
-    /// Never: names were checked to make a SPIFFE id.
+    /// Never: `check` verifies that names form a SPIFFE ID.
     #[must_use]
     pub fn identity_of(&self, service: &str) -> SpiffeId {
-        identity(&self.trust_domain, service)
-            .expect("service names are checked to make a SPIFFE id")
+        identity(&self.trust_domain, service).expect("service names are checked")
     }
 }
 
 /// The identity of a service's sidecars: `spiffe://TRUST_DOMAIN/ns/default/sa/SERVICE`.
 ///
 /// # Errors
-/// When the two do not make a SPIFFE id.
+/// The two do not form a valid SPIFFE ID.
 pub fn identity(
     trust_domain: &str,
     service: &str,

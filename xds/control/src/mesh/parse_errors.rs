@@ -1,4 +1,4 @@
-//! All mistakes of a file that does not have the form of a mesh, beside the first, at which reading ends.
+//! Finds all errors of a file that cannot be deserialized: the parser stops at the first one.
 
 use weft_xds::bootstrap::ConfigError;
 use weft_xds::located::Located;
@@ -8,14 +8,14 @@ use super::check::{self, Reference};
 use super::file::ReferencedFiles;
 use super::raw;
 
-/// Where services are listed in the file.
+/// The path of the services in the file.
 const SERVICES: &str = "services";
 
-/// All mistakes of a file, by line: those of its form, and those in what could be read of it. `first` is
-/// the one at which reading ended.
+/// All errors of a file, ordered by line: those of deserialization, and those that the checks find in the readable part.
+/// `first` is the error at which the parser stopped.
 pub(super) fn all(text: &str, files: &ReferencedFiles, first: ConfigError) -> Vec<ConfigError> {
     let Ok(file) = Located::parse_with_repetitions(text) else {
-        // Without its syntax nothing else of it is known.
+        // Without valid YAML nothing else can be read.
         return vec![first];
     };
     let mut found: Recovered<raw::RawMesh> = recover(&file);
@@ -31,18 +31,18 @@ pub(super) fn all(text: &str, files: &ReferencedFiles, first: ConfigError) -> Ve
     }
     let names = file.texts_of(SERVICES, "name");
     let checked = found.value.take().map(|raw| check::check(&raw, files));
-    if let Some(Err(mistakes)) = checked {
-        for mistake in mistakes {
-            let path = found.path_in_file(&mistake.path);
-            let may_be_good = match &mistake.refers_to {
-                Some(Reference::Service(service)) => may_be_good(service, &names, &found),
+    if let Some(Err(errors)) = checked {
+        for error in errors {
+            let path = found.path_in_file(&error.path);
+            let may_be_valid = match &error.refers_to {
+                Some(Reference::Service(service)) => may_be_valid(service, &names, &found),
                 Some(Reference::Issuer(issuer)) => {
                     found.is_omitted(&format!("security.issuers[{issuer:?}]"))
                 }
                 None => false,
             };
-            if !may_be_good && !found.is_omitted(&path) {
-                problems.push(problem(&path, &mistake.reason));
+            if !may_be_valid && !found.is_omitted(&path) {
+                problems.push(problem(&path, &error.reason));
             }
         }
     }
@@ -61,9 +61,9 @@ fn is_of_missing_field(problem: &ConfigError, found: &Recovered<raw::RawMesh>) -
     found.mistakes.iter().any(is_same)
 }
 
-/// Whether a reference to a service or its ports may be good once the mistakes of the services are corrected. `names`
-/// are those of the services in the file.
-fn may_be_good(service: &str, names: &[Option<String>], found: &Recovered<raw::RawMesh>) -> bool {
+/// Whether a reference to a service or its ports may be valid once the errors of the services are corrected. `names` are
+/// the names of the services in the file.
+fn may_be_valid(service: &str, names: &[Option<String>], found: &Recovered<raw::RawMesh>) -> bool {
     let is_incomplete = |index: usize| {
         let path = format!("{SERVICES}[{index}]");
         let fields = ["name", "ports", "meshed"];

@@ -1,4 +1,4 @@
-//! `mesh.yaml` as it is written. An unknown field is a mistake.
+//! The types that `mesh.yaml` is deserialized to, before it is checked. Unknown fields are errors.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,15 +12,15 @@ pub use super::raw_routes::{
     RawRequestRedirect, RawRoute, RawRule, RawTimeouts, RawUrlRewrite, RawValueMatch,
 };
 
-/// The file.
+/// The whole file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawMesh {
-    /// Such as `mesh.local`.
+    /// The trust domain, such as `mesh.local`.
     pub trust_domain: String,
-    /// Such as `10.96.0.0/16`.
+    /// The address ranges of services, such as `10.96.0.0/16`.
     pub service_ranges: Vec<String>,
-    /// `closed` or `open`.
+    /// Whether workloads may connect to destinations outside the mesh: `closed` or `open`.
     #[serde(default)]
     pub outbound: OutboundPolicy,
     /// The services.
@@ -28,13 +28,13 @@ pub struct RawMesh {
     /// The routes.
     #[serde(default)]
     pub routes: Vec<RawRoute>,
-    /// Tokens, policies and revocations.
+    /// Token issuers, policies and revocations.
     #[serde(default)]
     pub security: RawSecurity,
 }
 
 impl RawMesh {
-    /// Gives back the room that lists were read into and do not need: the mesh is kept.
+    /// Frees unused capacity of lists, since the value is kept.
     pub(super) fn shrink(&mut self) {
         self.services.shrink_to_fit();
         for service in &mut self.services {
@@ -59,131 +59,131 @@ impl RawMesh {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawService {
-    /// Its name: lower-case letters, digits and `-`.
+    /// The name: lower-case letters, digits and `-`.
     pub name: String,
-    /// Its virtual addresses; a service without any is reached by routes.
+    /// The virtual addresses. A service without them is reached through routes only.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
-    /// Its ports; none: it only calls others.
+    /// The ports; empty for a service that only calls others.
     pub ports: Vec<RawPort>,
-    /// Its replicas.
+    /// The endpoints.
     #[serde(default)]
     pub endpoints: Vec<RawEndpoint>,
-    /// `round_robin` or `least_requests`; `round_robin` when not given.
+    /// The load balancing policy of sidecars: `round_robin` (default) or `least_requests`.
     pub balance: Option<RawBalance>,
-    /// Whose flows agents take: address ranges. Anybody's when not given.
+    /// The client address ranges that agents accept; any by default.
     pub allow_from: Option<Vec<String>>,
-    /// `none`, `client_address` or `tcp_sequence`.
+    /// The parts of a flow that agents hash: `none` (the 5-tuple), `client_address` or `tcp_sequence`.
     #[serde(default)]
     pub affinity: RawAffinity,
-    /// `agent` or `client`.
+    /// The source address that endpoints see behind an agent: `agent` or `client`.
     #[serde(default)]
     pub source_address: RawSourceAddress,
-    /// How its sidecars serve HTTP.
+    /// The HTTP settings of its sidecars.
     pub http: Option<RawHttp>,
-    /// Whether its replicas have sidecars.
+    /// Whether its endpoints have sidecars.
     #[serde(default = "yes")]
     pub meshed: bool,
 }
 
-/// How sidecars serve the HTTP ports of a service.
+/// The HTTP settings of a service's sidecars.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawHttp {
-    /// What becomes of paths.
+    /// How request paths are normalized.
     #[serde(default)]
     pub paths: RawPaths,
-    /// What becomes of headers with `_` in their names: `allow`, `drop` or `reject`.
+    /// How headers with `_` in their names are handled: `allow`, `drop` or `reject`.
     pub headers_with_underscores: Option<String>,
-    /// How large messages may be.
+    /// The size limits of messages.
     #[serde(default)]
     pub limits: RawHttpLimits,
-    /// How long they may take.
+    /// The timeouts.
     #[serde(default)]
     pub timeouts: RawHttpTimeouts,
 }
 
-/// How sidecars serve one HTTP port, where it differs from the service's others.
+/// The HTTP settings of one port, which override those of the service.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawPortHttp {
-    /// How large messages may be.
+    /// The size limits of messages.
     #[serde(default)]
     pub limits: RawHttpLimits,
-    /// How long they may take.
+    /// The timeouts.
     #[serde(default)]
     pub timeouts: RawHttpTimeouts,
 }
 
-/// How large the heads of messages may be.
+/// The size limits of message heads.
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawHttpLimits {
-    /// The head of a request in KiB; one header, a token or the target may fill it. 60 when not given.
+    /// The most KiB of a request head, 60 by default. One header, a token or the request target may use all of it.
     pub request_headers_kib: Option<u32>,
-    /// The headers of a request; 100 when not given.
+    /// The most headers of a request, 100 by default.
     pub request_headers: Option<u32>,
-    /// The head of a response in KiB; 60 when not given.
+    /// The most KiB of a response head, 60 by default.
     pub response_headers_kib: Option<u32>,
-    /// The headers of a response; 1,024 when not given.
+    /// The most headers of a response, 1,024 by default.
     pub response_headers: Option<u32>,
 }
 
-/// How long messages may take.
+/// The HTTP timeouts.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawHttpTimeouts {
-    /// How long a request may be silent in both directions, such as a client that takes nothing of its answer:
-    /// such as `10m`; `0s`: without limit. 5 minutes when not given, and without limit for gRPC.
+    /// The idle timeout of a request: no data in either direction, for example while the client does not read the
+    /// response. Such as `10m`; `0s`: no limit. 5 minutes by default, no limit for gRPC.
     pub stream_idle: Option<String>,
 }
 
-/// What becomes of paths. By default they reach the service as they were sent.
+/// How request paths are normalized. By default they are forwarded as they were sent.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawPaths {
-    /// Whether dot segments are resolved and needless escapes decoded.
+    /// Whether dot segments are resolved and escapes of unreserved characters decoded (RFC 3986).
     #[serde(default)]
     pub normalize: bool,
     /// Whether empty segments are removed.
     #[serde(default)]
     pub merge_slashes: bool,
-    /// What is done with `%2F` and `%5C`: `keep`, `reject` or `unescape_and_redirect`.
+    /// How `%2F` and `%5C` are handled: `keep`, `reject` or `unescape_and_redirect`.
     pub escaped_slashes: Option<String>,
 }
 
-/// How a replica is chosen.
+/// The load balancing policy of sidecars.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RawBalance {
-    /// In turn.
+    /// Endpoints in turn.
     RoundRobin,
-    /// The one with the fewest open requests.
+    /// The endpoint with the fewest open requests.
     LeastRequests,
 }
 
-/// Whose address replicas see, when an agent moves the bytes.
+/// The source address that endpoints see when an agent proxies the connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RawSourceAddress {
-    /// The agent's host's.
+    /// An address of the agent's host.
     #[default]
     Agent,
-    /// The client's: answers must come by the agent's host, and its redirects have `keep_source`.
+    /// The client's address. Responses must be routed through the agent's host, and its redirects need `keep_source`.
     Client,
 }
 
-/// Which flows go to one replica.
+/// Which flows go to the same endpoint.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RawAffinity {
-    /// Each flow has its own.
+    /// The packets of one flow, by its 5-tuple.
     #[default]
     None,
-    /// Those of one client.
+    /// All flows of one client address.
     ClientAddress,
-    /// Each has its own, also one from the port of one before: of TCP, the sequence number of the SYN
-    /// counts as well.
+    /// The packets of one TCP connection. The sequence number of its SYN is hashed as well, so that a connection from a
+    /// reused client port may go to another endpoint.
     TcpSequence,
 }
 
@@ -191,109 +191,109 @@ pub enum RawAffinity {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawPort {
-    /// At the virtual addresses.
+    /// The port at the virtual addresses.
     #[serde(deserialize_with = "raw_number::port")]
     pub port: u16,
-    /// At the replicas; the same when not given.
+    /// The port of the endpoints; the same by default.
     #[serde(default, deserialize_with = "raw_number::optional_port")]
     pub target: Option<u16>,
-    /// `http`, `grpc`, `tcp` or `udp`.
+    /// The protocol: `http`, `http2`, `grpc`, `tcp` or `udp`.
     pub protocol: Protocol,
-    /// How long a flow of `tcp` or `udp` may be silent, such as `10m`.
+    /// The idle timeout of `tcp` and `udp` flows, such as `10m`.
     pub idle_timeout: Option<String>,
-    /// How a connection of `tcp` ends that was silent for too long, for both sides to see: `reset` or
-    /// `close`.
+    /// How both sides of a `tcp` connection are closed at the idle timeout: `reset` or `close`.
     pub idle_end: Option<String>,
-    /// How sidecars serve a port of HTTP, where it differs from the service's others.
+    /// The HTTP settings of this port, which override those of the service.
     pub http: Option<RawPortHttp>,
 }
 
-/// A replica.
+/// An endpoint.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawEndpoint {
     /// Its address.
     pub address: IpAddr,
-    /// Its share, 1 when not given.
+    /// The weight, 1 by default.
     pub weight: Option<u32>,
 }
 
-/// Tokens, policies and revocations.
+/// Token issuers, policies and revocations.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawSecurity {
-    /// The issuers of tokens by name.
+    /// The token issuers by name.
     #[serde(default)]
     pub issuers: BTreeMap<String, RawIssuer>,
-    /// Who may call what.
+    /// The authorization policies.
     #[serde(default)]
     pub policies: Vec<RawPolicy>,
-    /// Serial numbers, hex.
+    /// The serial numbers of revoked certificates, hexadecimal.
     #[serde(default)]
     pub revocations: Vec<String>,
-    /// What revocation lists decide.
+    /// How CRLs are applied.
     #[serde(default)]
     pub revocation: RawRevocation,
-    /// Whether keys are agreed on in a way that quantum computers do not undo: `prefer`, `require` or `off`.
+    /// Whether sidecars use the post-quantum key exchange X25519MLKEM768: `prefer`, `require` or `off`.
     pub post_quantum: Option<String>,
 }
 
-/// What revocation lists decide, everywhere in the mesh.
+/// How CRLs are applied, everywhere in the mesh.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawRevocation {
-    /// `off`, `soft`, or `strict`.
+    /// `off`, `soft` (a certificate without a CRL of its issuer is accepted) or `strict`.
     pub mode: Option<String>,
-    /// `ignore`, `warn`, or `deny`.
+    /// What an expired CRL does: `ignore`, `warn` or `deny`.
     pub on_expired: Option<String>,
-    /// `leaf` or `chain`.
+    /// Which certificates are checked: `leaf` or `chain`.
     pub depth: Option<String>,
-    /// How long what a revoked peer has begun may last, in seconds.
+    /// The grace period for open requests and connections of a revoked peer, in seconds.
     #[serde(default)]
     pub drain_seconds: u32,
-    /// The most revoked certificates.
+    /// The most entries of all CRLs.
     pub entries_limit: Option<u32>,
-    /// The most bytes of lists.
+    /// The most bytes of all CRLs.
     pub bytes_limit: Option<u32>,
 }
 
-/// An issuer.
+/// A token issuer.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawIssuer {
     /// The `iss` claim.
     pub issuer: String,
-    /// The `aud` claims.
+    /// The accepted `aud` claims.
     pub audiences: Vec<String>,
-    /// A file with the key set, beside the mesh's.
+    /// A file with the key set (JWKS). The path is relative to `mesh.yaml`.
     pub jwks_file: Option<String>,
     /// The URI of the key set.
     pub jwks_uri: Option<String>,
-    /// Where the URI is served: address and port. Without it the URI's host is resolved.
+    /// The address and port to connect to. Without it the URI's host is resolved by DNS.
     pub jwks_address: Option<SocketAddr>,
-    /// A file with the roots of the key server, beside the mesh's. Without it the roots of the system count.
+    /// A PEM file with the trusted roots for the key server, relative to `mesh.yaml`. Without it the roots of the system
+    /// are trusted.
     pub jwks_roots_file: Option<String>,
-    /// How many redirects are followed to the key set.
+    /// The most HTTP redirects that are followed to the key set.
     #[serde(default)]
     pub jwks_redirects: u8,
-    /// Whether tokens go on to the service.
+    /// Whether tokens are forwarded to the service.
     #[serde(default = "yes")]
     pub forward: bool,
-    /// What claims beside these must be.
+    /// Rules for further claims.
     #[serde(default)]
     pub claims: Vec<RawClaim>,
-    /// Which claims are told to the service: fields by claim.
+    /// The claims that are forwarded in headers: header names by claim.
     #[serde(default)]
     pub claim_headers: BTreeMap<String, String>,
-    /// Whether a token must name the client's certificate.
+    /// Whether a token must be bound to the client's certificate (`cnf`, RFC 8705).
     #[serde(default)]
     pub bound_to_certificate: bool,
-    /// Whether a stream ends when its token does.
+    /// Whether a stream is closed when its token expires.
     #[serde(default)]
     pub ends_streams: bool,
 }
 
-/// What a claim must be.
+/// A rule for a claim.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawClaim {
@@ -301,59 +301,59 @@ pub struct RawClaim {
     pub name: String,
     /// `single-string`, `string-array` or `space-separated-values`.
     pub format: Option<String>,
-    /// The values.
+    /// The accepted values.
     pub values: Vec<String>,
-    /// Whether it must have all of them; else one suffices.
+    /// Whether all values are required. Otherwise one suffices.
     #[serde(default)]
     pub all: bool,
 }
 
-/// Who may call what at a service.
+/// An authorization policy of a service.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawPolicy {
     /// The service.
     pub service: String,
-    /// What is allowed.
+    /// Allow clauses.
     #[serde(default)]
     pub allow: Vec<RawClause>,
-    /// What is denied, whatever is allowed.
+    /// Deny clauses, which take precedence.
     #[serde(default)]
     pub deny: Vec<RawClause>,
-    /// Whether it only watches: what it would refuse is told, and passes.
+    /// Whether the policy is only evaluated: requests that it would refuse are logged and served.
     #[serde(default)]
     pub dry_run: bool,
 }
 
-/// Something that is allowed or denied.
+/// The conditions of an allowance or a denial.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawClause {
-    /// Service names or SPIFFE ids; an id that ends with `/*`: all below it, such as those of a namespace;
-    /// `"*"`: any identity of the mesh.
+    /// The callers: service names or SPIFFE IDs. An ID that ends with `/*` covers all IDs below it, such as those of a
+    /// namespace. `"*"` is any identity of the mesh.
     pub from: Vec<String>,
-    /// The ranges of addresses that the caller's host must be in one of.
+    /// The address ranges of callers' hosts.
     pub from_addresses: Option<Vec<String>>,
     /// The ports of the service.
     #[serde(default, deserialize_with = "raw_number::optional_ports")]
     pub ports: Option<Vec<u16>>,
-    /// The methods, compared without case; `"*"`: any.
+    /// The methods, compared case-insensitively; `"*"`: any.
     pub methods: Option<Vec<String>>,
     /// The path patterns (`weft_model::PathPattern`).
     pub paths: Option<Vec<RawPathText>>,
-    /// The issuer whose token is needed.
+    /// The issuer of the required token.
     pub token: Option<String>,
-    /// What claims of the token must be: one of these values each.
+    /// The required claims of the token, each with its accepted values.
     pub claims: Option<BTreeMap<String, Vec<String>>>,
 }
 
-/// A path of a policy.
+/// A path of a policy clause.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged, expecting = "a path pattern such as /cart, or {type: Exact, value: /cart}")]
 pub enum RawPathText {
-    /// A pattern.
+    /// A pattern, which may have wildcards.
     Pattern(String),
-    /// `PathPrefix` or `Exact`, without wildcards, as in routes.
+    /// A `PathPrefix` or `Exact` match as in routes, without wildcards.
     Typed(RawPathMatch),
 }
 

@@ -1,60 +1,60 @@
-//! The routes of `mesh.yaml` as they are written, in the shape of the Gateway API's HTTPRoute. An unknown field is a
-//! mistake.
+//! The types that the routes of `mesh.yaml` are deserialized to. They have the fields of the Gateway API's HTTPRoute
+//! (`gateway.networking.k8s.io/v1`). Unknown fields are errors.
 
 use serde::Deserialize;
 
 use super::raw_number;
 
-/// A route, in the shape of `gateway.networking.k8s.io/v1` HTTPRoute's spec.
+/// A route: a name, and the spec of an HTTPRoute.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RawRoute {
-    /// Its name.
+    /// The name of the route.
     pub name: String,
-    /// The services whose requests it takes.
+    /// The services that it applies to.
     pub parent_refs: Vec<RawParentRef>,
-    /// The host names.
+    /// The host names that it applies to; empty: all.
     #[serde(default)]
     pub hostnames: Vec<String>,
     /// The rules.
     pub rules: Vec<RawRule>,
 }
 
-/// A service by name.
+/// A reference to a service that a route applies to.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawParentRef {
-    /// Its name.
+    /// The service.
     pub name: String,
-    /// The port whose requests the route takes; those of all ports when not given.
+    /// The port; all ports by default.
     #[serde(default, deserialize_with = "raw_number::optional_port")]
     pub port: Option<u16>,
 }
 
-/// A rule.
+/// A rule of a route.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RawRule {
-    /// Which requests; none: all.
+    /// The matches: a request needs one of them. Empty: all requests.
     #[serde(default)]
     pub matches: Vec<RawMatch>,
-    /// What is done with them.
+    /// Rewrites and redirects.
     #[serde(default)]
     pub filters: Vec<RawFilter>,
-    /// Where they go.
+    /// The ports of services that requests are forwarded to.
     #[serde(default)]
     pub backend_refs: Vec<RawBackendRef>,
-    /// How long they may take; as long as they like when not given.
+    /// The timeouts; no limit by default.
     pub timeouts: Option<RawTimeouts>,
 }
 
-/// A match.
+/// Conditions for a request. All of them must match.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RawMatch {
     /// The path.
     pub path: Option<RawPathMatch>,
-    /// The method, compared without case.
+    /// The method, compared case-insensitively.
     pub method: Option<String>,
     /// The headers.
     #[serde(default)]
@@ -64,7 +64,7 @@ pub struct RawMatch {
     pub query_params: Vec<RawValueMatch>,
 }
 
-/// A path.
+/// A condition for the path.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawPathMatch {
@@ -75,11 +75,11 @@ pub struct RawPathMatch {
     pub value: String,
 }
 
-/// A name and its value.
+/// A condition for a header or a query parameter.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawValueMatch {
-    /// `Exact`.
+    /// The comparison; only `Exact` is supported.
     #[serde(rename = "type", default = "exact")]
     pub kind: String,
     /// The name.
@@ -88,37 +88,37 @@ pub struct RawValueMatch {
     pub value: String,
 }
 
-/// A filter.
+/// A rewrite or a redirect.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RawFilter {
     /// `URLRewrite` or `RequestRedirect`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// For `URLRewrite`.
+    /// The rewrite, for `URLRewrite`.
     pub url_rewrite: Option<RawUrlRewrite>,
-    /// For `RequestRedirect`.
+    /// The redirect, for `RequestRedirect`.
     pub request_redirect: Option<RawRequestRedirect>,
 }
 
-/// A rewrite.
+/// A rewrite of the path.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawUrlRewrite {
-    /// The path.
+    /// The new path.
     pub path: RawPathModifier,
 }
 
-/// What becomes of a path.
+/// A replacement of a path or of its matched prefix (`HTTPPathModifier`).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RawPathModifier {
     /// `ReplacePrefixMatch` or `ReplaceFullPath`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// For `ReplacePrefixMatch`.
+    /// The replacement of the matched prefix, for `ReplacePrefixMatch`.
     pub replace_prefix_match: Option<String>,
-    /// For `ReplaceFullPath`.
+    /// The new path, for `ReplaceFullPath`.
     pub replace_full_path: Option<String>,
 }
 
@@ -126,17 +126,17 @@ pub struct RawPathModifier {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RawRequestRedirect {
-    /// `http` or `https`.
+    /// The new scheme: `http` or `https`; the same by default.
     pub scheme: Option<String>,
-    /// The host.
+    /// The new host; the same by default.
     pub hostname: Option<String>,
-    /// The path.
+    /// The new path; the same by default.
     pub path: Option<RawPathModifier>,
-    /// 301, 302, 303, 307 or 308; 302 when not given.
+    /// The status code: 301, 302, 303, 307 or 308; 302 by default.
     pub status_code: Option<u16>,
 }
 
-/// A port of a service, with its share.
+/// A port of a service, with a weight.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawBackendRef {
@@ -145,15 +145,15 @@ pub struct RawBackendRef {
     /// The port.
     #[serde(deserialize_with = "raw_number::port")]
     pub port: u16,
-    /// Its share, 1 when not given.
+    /// The weight, 1 by default.
     pub weight: Option<u32>,
 }
 
-/// How long things may take.
+/// The timeouts of a rule.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawTimeouts {
-    /// Until the whole response, such as `10s`; `0s`: without limit.
+    /// The timeout of the whole response, such as `10s`; `0s`: no limit.
     pub request: String,
 }
 

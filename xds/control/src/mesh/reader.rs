@@ -1,5 +1,4 @@
-//! Reads the versions of `mesh.yaml`. Where only items of one of its long lists have changed, no other part of the
-//! file is parsed again.
+//! Reads the versions of `mesh.yaml`. If only items of one of its long lists have changed, only those are parsed again.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +12,8 @@ use super::file::ReferencedFiles;
 use super::sections::{ListItems, ListName, ListSections};
 use super::{Mesh, parse_errors, raw};
 
-/// How many mistakes are located by parsing their items alone. For more, the file is parsed.
+/// Up to this number of errors and warnings, lines are found by parsing single list items. Beyond it, the whole file is
+/// parsed once.
 const LOCATED_ALONE: usize = 64;
 
 /// Reads the versions of one file.
@@ -31,10 +31,10 @@ struct LocatedWarnings {
 }
 
 impl MeshReader {
-    /// Reads a version of the file. `files` are those that it names.
+    /// Reads a version of the file. `files` reads the files that it refers to.
     ///
     /// # Errors
-    /// Every mistake, each with its line and field.
+    /// Every error, with line and field.
     pub(super) fn read(
         &mut self,
         text: &Arc<str>,
@@ -45,7 +45,7 @@ impl MeshReader {
         let parsed = parsed.map_err(|first| parse_errors::all(text, files, first))?;
         let parsed = self.last.insert(parsed);
         let (mesh, warnings) =
-            check::check(&parsed.raw, files).map_err(|mistakes| parsed.locate(&mistakes))?;
+            check::check(&parsed.raw, files).map_err(|errors| parsed.locate(&errors))?;
         if self.last_warnings.warnings != warnings {
             let located = parsed.locate(&warnings);
             self.last_warnings = LocatedWarnings { warnings, located };
@@ -53,7 +53,7 @@ impl MeshReader {
         Ok(Mesh { warnings: self.last_warnings.located.clone(), ..mesh })
     }
 
-    /// A text, shared with the last version where that has the same.
+    /// The text as a shared string; the same allocation as the last version's if they are equal.
     pub(super) fn shared(&self, text: String) -> Arc<str> {
         let last = self.last.as_ref().filter(|last| *last.text == *text);
         last.map_or_else(|| text.into(), |last| last.text.clone())
@@ -75,14 +75,15 @@ impl ParsedFile {
         Ok(Self { text: text.clone(), sections: ListSections::find(text), raw })
     }
 
-    /// The version with another text. None when more of it must be parsed than items of one list: what stands
-    /// before them is the same, so the parser comes to them in the same state, and each leaves it where the next
-    /// item or the end of the list is expected, since each can be parsed alone.
+    /// The version for another text, with only the changed items of one list parsed again. None if more has changed.
+    ///
+    /// This is correct because the text before the items is the same, so the parser reaches them in the same state. Each
+    /// item can be parsed alone, so after it the parser expects the next item or the end of the list.
     fn changed_to(mut self, text: &Arc<str>) -> Option<Self> {
         if self.text == *text {
             return Some(self);
         }
-        // What an anchor names can be meant anywhere below it.
+        // An alias may refer to an anchor anywhere after it.
         if self.text.contains('&') || text.contains('&') {
             return None;
         }
@@ -104,24 +105,24 @@ impl ParsedFile {
         Some(self)
     }
 
-    /// The mistakes with their lines, by line.
-    fn locate(&self, mistakes: &[Diagnostic]) -> Vec<ConfigError> {
-        let alone = mistakes.len() <= LOCATED_ALONE;
-        let alone = |mistake: &Diagnostic| alone.then(|| self.line_alone(&mistake.path)).flatten();
-        let lines: Vec<Option<u64>> = mistakes.iter().map(alone).collect();
+    /// Adds lines to errors or warnings, and sorts them by line.
+    fn locate(&self, diagnostics: &[Diagnostic]) -> Vec<ConfigError> {
+        let alone = diagnostics.len() <= LOCATED_ALONE;
+        let alone = |one: &Diagnostic| alone.then(|| self.line_alone(&one.path)).flatten();
+        let lines: Vec<Option<u64>> = diagnostics.iter().map(alone).collect();
         let whole = if lines.contains(&None) { Located::parse(&self.text).ok() } else { None };
-        let problem = |(mistake, line): (&Diagnostic, Option<u64>)| {
-            let whole = || whole.as_ref().map_or(0, |located| located.line_of(&mistake.path));
-            let text = format!("{}: {}", mistake.path, mistake.reason);
+        let problem = |(one, line): (&Diagnostic, Option<u64>)| {
+            let whole = || whole.as_ref().map_or(0, |located| located.line_of(&one.path));
+            let text = format!("{}: {}", one.path, one.reason);
             ConfigError { line: line.unwrap_or_else(whole), text }
         };
-        let mut problems: Vec<ConfigError> = mistakes.iter().zip(lines).map(problem).collect();
+        let mut problems: Vec<ConfigError> = diagnostics.iter().zip(lines).map(problem).collect();
         problems.sort_by_key(|problem| problem.line);
         problems
     }
 
-    /// The line of a field of an item of a list, by parsing the item alone; none for other fields, and where that
-    /// is not possible.
+    /// The line of a field of a list item, found by parsing the item alone. None for other fields, and for items that
+    /// cannot be parsed alone.
     fn line_alone(&self, path: &str) -> Option<u64> {
         let in_list =
             |list: ListName| Some((list, path.strip_prefix(list.path())?.strip_prefix('[')?));
@@ -144,22 +145,22 @@ impl ParsedFile {
     }
 }
 
-/// Where two texts differ.
+/// The range in which two texts differ.
 #[derive(Debug)]
 struct TextChange {
-    /// How many bytes at the begin are the same.
+    /// The length of the common prefix, in bytes.
     prefix: usize,
-    /// Where the bytes begin that are the same to the end.
+    /// Where the common suffix begins in each text.
     old_end: usize,
     new_end: usize,
-    /// How many bytes the texts have.
+    /// The lengths of the texts, in bytes.
     old_len: usize,
     new_len: usize,
 }
 
 impl TextChange {
     fn between(old: &str, new: &str) -> Self {
-        // Whole lines, so that what is equal by chance does not count for both ends.
+        // Only whole lines: bytes that are equal by chance must not count for both ends.
         let prefix = same_at_start(old.as_bytes(), new.as_bytes());
         let lines = old.as_bytes().get(..prefix).unwrap_or_default();
         let prefix = lines.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
@@ -174,12 +175,12 @@ impl TextChange {
         }
     }
 
-    /// The items of a list that differ, before and after; none when something else does.
+    /// The items of a list that differ, before and after. None if something else differs.
     fn items(&self, old: &ListItems, new: &ListItems) -> Option<(Range<usize>, Range<usize>)> {
         let reached = old.starts.partition_point(|start| *start <= self.prefix);
         let first =
             (0..reached).rev().find(|index| old.starts.get(*index) == new.starts.get(*index))?;
-        let is_alike = old.indent == new.indent
+        let is_same_list = old.indent == new.indent
             && old.end >= self.old_end
             && self.old_len - old.end == self.new_len - new.end;
         let behind = |items: &ListItems, end| {
@@ -188,14 +189,14 @@ impl TextChange {
         let kept = behind(old, self.old_end).min(behind(new, self.new_end));
         let old = first..old.starts.len().checked_sub(kept)?;
         let new = first..new.starts.len().checked_sub(kept)?;
-        (is_alike && old.start <= old.end && new.start <= new.end).then_some((old, new))
+        (is_same_list && old.start <= old.end && new.start <= new.end).then_some((old, new))
     }
 }
 
-/// How many bytes are compared at once.
+/// How many bytes are compared at a time.
 const BLOCK_BYTES: usize = 1024;
 
-/// How many bytes two texts have in common at their start.
+/// The length of the common prefix of two texts.
 fn same_at_start(one: &[u8], other: &[u8]) -> usize {
     let is_same = |(a, b): &(&[u8], &[u8])| a == b;
     let blocks = one.chunks(BLOCK_BYTES).zip(other.chunks(BLOCK_BYTES)).take_while(is_same);
@@ -204,7 +205,7 @@ fn same_at_start(one: &[u8], other: &[u8]) -> usize {
     same + rest.take_while(|(a, b)| a == b).count()
 }
 
-/// How many bytes two texts have in common at their end.
+/// The length of the common suffix of two texts.
 fn same_at_end(one: &[u8], other: &[u8]) -> usize {
     let is_same = |(a, b): &(&[u8], &[u8])| a == b;
     let blocks = one.rchunks(BLOCK_BYTES).zip(other.rchunks(BLOCK_BYTES)).take_while(is_same);
@@ -228,7 +229,7 @@ impl<'t> ListPiece<'t> {
         Some(Self { text, items, all: list.starts.len() })
     }
 
-    /// The items, parsed alone. None when they are not as many as were found by their dashes.
+    /// The items, parsed alone. None if their number differs from the number of dashes.
     fn parse<T: DeserializeOwned>(&self) -> Option<Vec<T>> {
         if self.items.is_empty() {
             return Some(Vec::new());
@@ -236,12 +237,12 @@ impl<'t> ListPiece<'t> {
         located::read(self.text).ok().filter(|items: &Vec<T>| items.len() == self.items.len())
     }
 
-    /// Puts the items of `after` in the place of these.
+    /// Replaces these items by those of `after`.
     fn replace<T: DeserializeOwned>(&self, after: &ListPiece<'_>, list: &mut Vec<T>) -> Option<()> {
         if list.len() != self.all || after.all == 0 {
             return None;
         }
-        // Where they cannot be parsed alone, what is behind them may belong to them.
+        // If they cannot be parsed alone, the text after them may belong to them.
         self.parse::<T>()?;
         list.splice(self.items.clone(), after.parse()?);
         (list.len() == after.all).then_some(())
@@ -303,11 +304,11 @@ security:
     }
 
     fn parsed(text: &str) -> ParsedFile {
-        ParsedFile::new(&version(text)).expect("a good file")
+        ParsedFile::new(&version(text)).expect("a valid file")
     }
 
     #[test]
-    fn items_are_found_where_the_parser_finds_them() {
+    fn items_found_by_dashes_are_those_of_the_parser() {
         let ParsedFile { sections, raw, .. } = parsed(MESH);
         let starts = |list| sections.of(list).map_or(0, |items: &ListItems| items.starts.len());
         assert_eq!(starts(ListName::Services), raw.services.len());
@@ -316,7 +317,7 @@ security:
     }
 
     #[test]
-    fn changes_of_items_parse_those_items_alone() {
+    fn changed_items_are_parsed_alone() {
         for (before, after) in [
             ("10.1.0.2", "10.1.0.200"),
             ("  - address: 10.1.0.2\n", ""),
@@ -341,7 +342,7 @@ security:
     }
 
     #[test]
-    fn changes_that_may_reach_other_items_parse_the_file() {
+    fn change_that_may_affect_other_items_parses_the_whole_file() {
         for (before, after) in [
             ("10.1.0.0/16", "10.2.0.0/16"),
             ("mesh.local", "other.local"),
@@ -358,7 +359,7 @@ security:
         }
     }
 
-    /// Numbers that look random and are the same in each run.
+    /// Pseudo-random numbers, the same in each run.
     struct RandomNumbers(u64);
 
     impl RandomNumbers {
@@ -413,14 +414,14 @@ security:
     }
 
     #[test]
-    fn any_edit_gives_what_the_whole_file_gives() {
+    fn any_edit_gives_the_same_mesh_as_parsing_the_whole_file() {
         let folder = Path::new(".");
         let files = ReferencedFiles::below(folder);
         let mut numbers = RandomNumbers(1);
-        let mut good = 0;
+        let mut valid = 0;
         for _ in 0..1_000 {
             let mut reader = MeshReader::default();
-            reader.read(&version(MESH), &files).expect("a good file");
+            reader.read(&version(MESH), &files).expect("a valid file");
             let mut text = MESH.to_owned();
             for _ in 0..=numbers.below(3) {
                 text = numbers.edit(&text);
@@ -431,22 +432,22 @@ security:
                 (warnings.collect::<Vec<_>>(), Mesh { warnings: Vec::new(), ..mesh })
             };
             let read = reader.read(&text, &files).map(unlined);
-            good += usize::from(read.is_ok());
+            valid += usize::from(read.is_ok());
             let whole = Mesh::parse(&text, folder).map(unlined);
             assert_eq!(read, whole, "{text}");
             let again = reader.read(&text, &files).map(unlined);
             assert_eq!(again, whole, "{text}");
         }
-        assert!(good > 30, "{good} of the edits were good");
+        assert!(valid > 30, "{valid} of the edits were valid");
     }
 
     #[test]
-    fn mistakes_have_the_lines_of_the_whole_file() {
+    fn errors_have_the_lines_of_the_whole_file() {
         let text = MESH.replace("10.1.0.3", "10.96.0.9").replace("methods: [GET]", "methods: []");
-        let problems = Mesh::parse(&text, Path::new(".")).expect_err("two mistakes");
+        let problems = Mesh::parse(&text, Path::new(".")).expect_err("two errors");
         let lines: Vec<u64> = problems.iter().map(|problem| problem.line).collect();
         let line = |part| {
-            let at = text.lines().position(|line| line.contains(part)).expect("it is there");
+            let at = text.lines().position(|line| line.contains(part)).expect("present");
             u64::try_from(at + 1).expect("few")
         };
         assert_eq!(lines, [line("10.96.0.9"), line("methods: []")], "{problems:?}");

@@ -1,11 +1,10 @@
-//! Where the items of the long lists of `mesh.yaml` begin in its text.
+//! Finds where the items of the long lists of `mesh.yaml` begin in its text.
 //!
-//! The text is looked at by line and indentation alone, so what is found here counts only where the parser has found
-//! as many items.
+//! It examines lines and indentation only, so the caller must compare the number of items with the parser's.
 
 use std::ops::Range;
 
-/// A list that grows with the mesh.
+/// A list whose length grows with the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ListName {
     Services,
@@ -17,7 +16,7 @@ impl ListName {
     /// Every list.
     pub(super) const ALL: [Self; 3] = [Self::Services, Self::Routes, Self::Policies];
 
-    /// How paths of its items begin, before the index.
+    /// The field path of the list.
     pub(super) fn path(self) -> &'static str {
         match self {
             Self::Services => "services",
@@ -26,7 +25,7 @@ impl ListName {
         }
     }
 
-    /// The list that a key of the root or of `security` opens.
+    /// The list that begins at a key of the root or of `security`.
     fn opened_by(parent: Option<&str>, key: &str) -> Option<Self> {
         match (parent, key) {
             (None, "services") => Some(Self::Services),
@@ -42,11 +41,11 @@ impl ListName {
 pub(super) struct ListItems {
     /// The indentation of each item's dash.
     pub(super) indent: usize,
-    /// Where the line of each item begins, in bytes.
+    /// The byte offset of each item's line.
     pub(super) starts: Vec<usize>,
-    /// How many lines are before each item.
+    /// The number of lines before each item.
     pub(super) lines: Vec<u64>,
-    /// Where the line after the last item begins, in bytes.
+    /// The byte offset of the line after the last item.
     pub(super) end: usize,
 }
 
@@ -56,7 +55,7 @@ impl ListItems {
         self.lines.push(line.number);
     }
 
-    /// The text of some items.
+    /// The byte range of some items.
     pub(super) fn span(&self, items: Range<usize>) -> Option<Range<usize>> {
         let start = *self.starts.get(items.start)?;
         let end =
@@ -65,7 +64,7 @@ impl ListItems {
     }
 }
 
-/// The items of each list that is written in block style; none for the others.
+/// The items of each list in block style. None for lists in flow style.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct ListSections([Option<ListItems>; 3]);
 
@@ -110,9 +109,9 @@ impl ListSections {
 struct TextLine<'t> {
     indent: usize,
     text: &'t str,
-    /// Where it begins, in bytes.
+    /// Its byte offset.
     offset: usize,
-    /// How many lines are before it.
+    /// The number of lines before it.
     number: u64,
 }
 
@@ -141,15 +140,15 @@ impl<'t> TextLine<'t> {
     }
 }
 
-/// What is known before the next line.
+/// The state of the scan before the next line.
 #[derive(Default)]
 struct SectionScan<'t> {
-    /// The key of the root that the line is below, and the indentation of the keys below it.
+    /// The present key of the root, and the indentation of the keys below it.
     parent: Option<(&'t str, Option<usize>)>,
     open: Option<OpenList>,
 }
 
-/// The list that the line may belong to.
+/// The list that the next line may belong to.
 struct OpenList {
     list: ListName,
     /// The indentation of its key.
@@ -199,7 +198,7 @@ impl<'t> SectionScan<'t> {
         }
     }
 
-    /// Notes the items of the list that has ended.
+    /// Records the items of the list that has ended.
     fn close(&mut self, offset: usize, found: &mut ListSections) {
         if let Some(OpenList { list, items: Some(items), .. }) = self.open.take() {
             found.set(list, ListItems { end: offset, ..items });

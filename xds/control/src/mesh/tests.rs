@@ -1,4 +1,4 @@
-//! Every mistake is found at once, and told with its line.
+//! All errors of a file are reported at once, with their lines.
 
 use super::*;
 
@@ -28,23 +28,23 @@ security:
   revocations: [0a0b]
 "#;
 
-/// The file with another protocol on every port, and without what only HTTP has.
+/// The file with another protocol on every port, and without settings that only HTTP has.
 fn opaque(text: &str, protocol: &str) -> String {
-    let (before, rest) = text.split_once("routes:").expect("it has routes");
-    let (_, after) = rest.split_once("security:").expect("it has policies");
+    let (before, rest) = text.split_once("routes:").expect("routes");
+    let (_, after) = rest.split_once("security:").expect("policies");
     format!("{before}security:{after}")
         .replace(", methods: [GET], paths: [/v1]", "")
         .replace("http", protocol)
 }
 
-fn mistakes(text: &str) -> Vec<String> {
-    let problems = Mesh::parse(text, std::path::Path::new(".")).expect_err("mistakes");
+fn errors(text: &str) -> Vec<String> {
+    let problems = Mesh::parse(text, std::path::Path::new(".")).expect_err("errors");
     problems.iter().map(ToString::to_string).collect()
 }
 
 #[test]
-fn a_good_file_is_taken() {
-    let mesh = Mesh::parse(GOOD, std::path::Path::new(".")).expect("a good file");
+fn valid_file_is_accepted() {
+    let mesh = Mesh::parse(GOOD, std::path::Path::new(".")).expect("a valid file");
     assert_eq!(mesh.services["orders"].endpoints[1].1, 3);
     let web = StringMatch::Exact("spiffe://mesh.local/ns/default/sa/web".into());
     assert_eq!(mesh.policies[0].allow[0].from, [web]);
@@ -52,18 +52,18 @@ fn a_good_file_is_taken() {
 }
 
 #[test]
-fn every_mistake_is_told_with_its_line() {
+fn every_error_is_reported_with_its_line() {
     let text = GOOD
         .replace("addresses: [10.96.0.2]", "addresses: [10.96.0.1]")
         .replace("request: 10s", "request: soon")
         .replace("from: [web]", "from: [wbe]")
         .replace("0a0b", "0a0");
-    let found = mistakes(&text);
+    let found = errors(&text);
     for expected in [
-        "line 9: services[1].addresses[0]: 10.96.0.1 is the address of \"web\" already",
+        "line 9: services[1].addresses[0]: invalid address 10.96.0.1: already used by service \"web\"",
         "line 19: routes[0].rules[0].timeouts.request: invalid duration \"soon\": must be such as 500ms",
-        "line 23: security.policies[0].allow[0].from[0]: there is no service \"wbe\"",
-        "line 24: security.revocations[0]: \"0a0\" is no serial number",
+        "line 23: security.policies[0].allow[0].from[0]: unknown service \"wbe\"",
+        "line 24: security.revocations[0]: invalid serial number \"0a0\"",
     ] {
         assert!(found.iter().any(|line| line.starts_with(expected)), "{expected} in {found:#?}");
     }
@@ -71,52 +71,59 @@ fn every_mistake_is_told_with_its_line() {
 }
 
 #[test]
-fn an_endpoint_has_an_address_of_its_own() {
+fn endpoint_in_a_service_range_is_refused() {
     let wanted =
         GOOD.replacen("endpoints: [{address: ", "endpoints: [{address: 10.96.7.7}, {address: ", 1);
-    let found = mistakes(&wanted);
+    let found = errors(&wanted);
     assert_eq!(found.len(), 1, "{found:#?}");
-    let expected = "endpoints[0].address: 10.96.7.7 lies in 10.96.0.0/16 of service_ranges";
+    let expected =
+        "endpoints[0].address: invalid address 10.96.7.7: must be the address of a workload";
     assert!(found[0].contains(expected), "{found:?}");
 }
 
 #[test]
-fn affinity_is_for_ports_that_no_sidecar_balances() {
+fn affinity_is_refused_on_http_ports() {
     let wanted = GOOD.replace("balance: least_requests", "affinity: client_address");
-    let found = mistakes(&wanted);
+    let found = errors(&wanted);
     assert_eq!(found.len(), 1, "{found:#?}");
-    let expected = "line 12: services[1].affinity: client_address is for tcp and udp";
+    let expected =
+        "line 12: services[1].affinity: invalid affinity client_address: port 80 carries HTTP";
     assert!(found[0].starts_with(expected), "{found:?}");
     let mesh = Mesh::parse(&opaque(&wanted, "tcp"), std::path::Path::new("."));
-    let mesh = mesh.expect("a good file");
+    let mesh = mesh.expect("a valid file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::SourceAddress);
     assert_eq!(mesh.services["web"].flow_key, FlowKey::FiveTuple);
     let sequence = opaque(&wanted, "tcp").replace("client_address", "tcp_sequence");
-    let mesh = Mesh::parse(&sequence, std::path::Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(&sequence, std::path::Path::new(".")).expect("a valid file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::WithSequence);
-    let found = mistakes(&sequence.replace("protocol: tcp", "protocol: udp"));
-    let expected = "services[1].affinity: tcp_sequence is for tcp, and no port of the service is";
-    assert!(found.iter().any(|mistake| mistake.contains(expected)), "{found:?}");
+    let found = errors(&sequence.replace("protocol: tcp", "protocol: udp"));
+    let expected =
+        "services[1].affinity: invalid affinity tcp_sequence: the service has no tcp port";
+    assert!(found.iter().any(|error| error.contains(expected)), "{found:?}");
 }
 
 #[test]
-fn an_unknown_field_is_refused_with_its_line() {
-    let found = mistakes(&GOOD.replace("balance:", "balanse:"));
+fn unknown_field_is_refused_with_its_line() {
+    let found = errors(&GOOD.replace("balance:", "balanse:"));
     assert!(found[0].contains("balanse") && found[0].contains("12"), "{found:?}");
 }
 
 #[test]
-fn idle_settings_are_for_ports_that_no_sidecar_serves() {
+fn idle_settings_are_refused_on_http_ports() {
     let http = "{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}";
     let with =
         |port: &str| GOOD.replace(http, &format!("{port}]\n  endpoints: [{{address: 10.90.2.1}}"));
     let taken = with("{port: 80, protocol: tcp, idle_timeout: 10m, idle_end: close}");
-    let mesh = Mesh::parse(&opaque(&taken, "tcp"), std::path::Path::new(".")).expect("a good file");
+    let mesh =
+        Mesh::parse(&opaque(&taken, "tcp"), std::path::Path::new(".")).expect("a valid file");
     let port = &mesh.services["orders"].ports[0];
     assert_eq!(port.idle_timeout, Some(Duration::from_secs(600)));
     assert_eq!(port.idle_end, Some(IdleEnd::Close));
     for (port, expected) in [
-        ("{port: 80, protocol: http, idle_timeout: 10m}", "idle_timeout: it is for tcp and udp"),
+        (
+            "{port: 80, protocol: http, idle_timeout: 10m}",
+            "idle_timeout: no effect on this port: requires tcp or udp",
+        ),
         (
             "{port: 80, protocol: tcp, idle_timeout: 0s}",
             "idle_timeout: invalid duration \"0s\": must be above zero",
@@ -125,55 +132,58 @@ fn idle_settings_are_for_ports_that_no_sidecar_serves() {
             "{port: 80, protocol: tcp, idle_timeout: soon}",
             "idle_timeout: invalid duration \"soon\"",
         ),
-        ("{port: 80, protocol: udp, idle_end: reset}", "idle_end: it is for tcp"),
+        (
+            "{port: 80, protocol: udp, idle_end: reset}",
+            "idle_end: no effect on this port: requires tcp",
+        ),
         (
             "{port: 80, protocol: tcp, idle_end: fin}",
-            "idle_end: \"fin\" is neither reset nor close",
+            "idle_end: invalid value \"fin\": must be reset or close",
         ),
     ] {
-        let found = mistakes(&with(port));
+        let found = errors(&with(port));
         let expected = format!("line 10: services[1].ports[0].{expected}");
         assert!(found[0].starts_with(&expected), "{expected}: {found:#?}");
     }
 }
 
 #[test]
-fn what_a_clause_cannot_mean_is_a_mistake() {
+fn invalid_clause_is_refused_with_its_field() {
     let with = |clause: &str| {
         GOOD.replace("{from: [web], methods: [GET], paths: [/v1]}", clause)
             .replace("security:\n", "security:\n  issuers: {login: {issuer: me, audiences: [a], jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'}}\n")
     };
-    for good in [
+    for valid in [
         "{from: ['spiffe://mesh.local/*'], from_addresses: [10.0.0.0/8, '::1'], ports: [80]}",
         "{from: ['spiffe://mesh.local/ns/a/*'], token: login, claims: {role: [admin, root]}}",
     ] {
-        Mesh::parse(&with(good), std::path::Path::new(".")).expect(good);
+        Mesh::parse(&with(valid), std::path::Path::new(".")).expect(valid);
     }
     for (clause, expected) in [
         ("{from: ['spiffe://mesh.local/ns/a*']}", "from[0]: \"spiffe://mesh.local/ns/a*\""),
         ("{from: ['spiffe:///*']}", "from[0]: \"spiffe://\""),
         ("{from: [web], from_addresses: [10.0.0.0/33]}", "from_addresses[0]: \"10.0.0.0/33\""),
-        ("{from: [web], ports: [81]}", "ports[0]: the service has no port 81"),
+        ("{from: [web], ports: [81]}", "ports[0]: unknown port 81"),
         (
             "{from: [web], claims: {role: [admin]}}",
-            "claims: claims need token: the name of the issuer",
+            "claims: requires token: the name of the issuer",
         ),
-        ("{from: [web], token: login, claims: {role: []}}", "claims[\"role\"]: there must be"),
-        ("{from: []}", "from: it is empty"),
+        ("{from: [web], token: login, claims: {role: []}}", "claims[\"role\"]: invalid empty list"),
+        ("{from: []}", "from: invalid empty list"),
     ] {
-        let found = mistakes(&with(clause));
+        let found = errors(&with(clause));
         let expected = format!("line 24: security.policies[0].allow[0].{expected}");
         assert_eq!(found.len(), 1, "{clause}: {found:#?}");
         assert!(found[0].starts_with(&expected), "{expected}: {found:#?}");
     }
     let found =
-        mistakes(&GOOD.replace("    allow: [{from: [web], methods: [GET], paths: [/v1]}]\n", ""));
+        errors(&GOOD.replace("    allow: [{from: [web], methods: [GET], paths: [/v1]}]\n", ""));
     assert_eq!(found.len(), 1, "{found:#?}");
-    assert!(found[0].contains("policies[0]: it neither allows nor denies anything"), "{found:?}");
+    assert!(found[0].contains("policies[0]: no effect: allow and deny are empty"), "{found:?}");
 }
 
 fn warnings(text: &str) -> Vec<String> {
-    let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a valid file");
     mesh.warnings.iter().map(ToString::to_string).collect()
 }
 
@@ -203,7 +213,7 @@ fn policies_that_no_sidecar_can_enforce_are_refused() {
         format!("{{service: {service}, allow: [{{from: [\"*\"]}}], deny: [{clause}]}}")
     };
     for (policy, expected) in [
-        (allow("dns", "{from: [api]}"), "service: invalid service \"dns\": it has meshed: false"),
+        (allow("dns", "{from: [api]}"), "service: invalid service \"dns\": meshed is false"),
         (
             deny("cache", "{from: [api], methods: [POST]}"),
             "deny[0]: port 6379 carries tcp, where methods",
@@ -222,7 +232,7 @@ fn policies_that_no_sidecar_can_enforce_are_refused() {
             "deny[0]: port 81 carries tcp, where methods",
         ),
         (deny("mixed", "{from: [api]}"), "deny[0]: port 82 carries udp"),
-        (deny("mixed", "{from: [api]}"), "name the other ports: ports: [80, 81]"),
+        (deny("mixed", "{from: [api]}"), "limit the clause to ports: [80, 81]"),
         (
             deny("mixed", "{from: [api], ports: [80, 81], paths: [/a]}"),
             "deny[0].ports[1]: port 81 carries tcp",
@@ -233,7 +243,7 @@ fn policies_that_no_sidecar_can_enforce_are_refused() {
             "ports[0]: port 81 carries tcp, where token",
         ),
     ] {
-        let found = mistakes(&with_policy(&policy));
+        let found = errors(&with_policy(&policy));
         let line = "line 12: security.policies[0].";
         assert!(
             found.iter().any(|found| found.starts_with(line) && found.contains(expected)),
@@ -266,36 +276,36 @@ fn clauses_that_can_never_match_are_refused() {
         ("{from: [api], ports: []}", "ports: invalid empty list"),
         ("{from: [api], from_addresses: []}", "from_addresses: invalid empty list"),
         ("{from: [api], token: login, claims: {}}", "claims: invalid empty list"),
-        ("{from: []}", "from: it is empty"),
+        ("{from: []}", "from: invalid empty list"),
         ("{from: [api], methods: ['GET POST']}", "methods[0]: invalid method \"GET POST\""),
         ("{from: [api], methods: ['P*']}", "methods[0]: invalid method \"P*\""),
         ("{from: [api], methods: ['']}", "methods[0]: invalid method \"\""),
         ("{from: [api], methods: [GET, trace]}", "methods[1]: invalid method \"trace\""),
-        ("{from: [nosuch]}", "from[0]: there is no service \"nosuch\""),
-        ("{from: ['*', nosuch]}", "from[1]: there is no service \"nosuch\""),
-        ("{from: ['api*']}", "from[0]: there is no service"),
-        ("{from: [dns]}", "from[0]: invalid caller \"dns\": it has meshed: false"),
+        ("{from: [nosuch]}", "from[0]: unknown service \"nosuch\""),
+        ("{from: ['*', nosuch]}", "from[1]: unknown service \"nosuch\""),
+        ("{from: ['api*']}", "from[0]: unknown service"),
+        ("{from: [dns]}", "from[0]: invalid caller \"dns\": meshed is false"),
         ("{from: ['spiffe://other/ns/a/sa/b']}", "from[0]: invalid caller \"spiffe://other/"),
         ("{from: ['spiffe://other/*']}", "from[0]: invalid caller \"spiffe://other/*\""),
         ("{from: ['spiffe://mesh.local']}", "from[0]: "),
     ] {
-        let found = mistakes(&with_policy(&format!("{{service: api, allow: [{clause}]}}")));
+        let found = errors(&with_policy(&format!("{{service: api, allow: [{clause}]}}")));
         assert_eq!(found.len(), 1, "{clause}: {found:#?}");
         let line = "line 12: security.policies[0].allow[0].";
         assert!(found[0].starts_with(line) && found[0].contains(expected), "{clause}: {found:#?}");
         let denied = format!("{{service: api, allow: [{{from: [api]}}], deny: [{clause}]}}");
         let is_trace = clause.contains("trace");
         let parsed = Mesh::parse(&with_policy(&denied), std::path::Path::new("."));
-        assert_eq!(parsed.is_ok(), is_trace, "a denial too: {clause}");
+        assert_eq!(parsed.is_ok(), is_trace, "as a deny clause: {clause}");
     }
 }
 
 #[test]
-fn ports_that_no_caller_may_reach_give_a_warning() {
+fn port_that_no_caller_can_reach_gives_a_warning() {
     let found = warnings(&with_policy("{service: api, allow: [{from: [api]}]}"));
     let unreachable = |line: usize, place: &str, name: &str, port: u16| {
         format!(
-            "line {line}: services{place}: no caller may reach service {name:?} port {port}: no policy allows a call"
+            "line {line}: services{place}: no caller can reach service {name:?} port {port}: no policy allows a call"
         )
     };
     assert_eq!(
@@ -306,40 +316,40 @@ fn ports_that_no_caller_may_reach_give_a_warning() {
             unreachable(6, "[2].ports[1]", "mixed", 81),
         ]
     );
-    // A dry run allows nothing, and a denial of everything leaves nothing.
+    // A dry run allows no request, and a denial of every call leaves none.
     for policy in [
         "{service: api, dry_run: true, allow: [{from: [api]}]}",
         "{service: api, deny: [{from: [api]}]}",
         "{service: api, allow: [{from: [api]}], deny: [{from: [\"*\"]}]}",
     ] {
         let found = warnings(&with_policy(policy));
-        assert!(found[0].contains("no caller may reach service \"api\" port 80"), "{found:#?}");
+        assert!(found[0].contains("no caller can reach service \"api\" port 80"), "{found:#?}");
     }
     let found = warnings(&with_policy("{service: mixed, allow: [{from: [api], methods: [PSOT]}]}"));
     let has = |text: &str| found.iter().any(|found| found.contains(text));
     assert!(has("service \"mixed\" port 81: no policy allows a call"), "{found:#?}");
     assert!(has("no policy of service \"mixed\" is enforced on udp port 82"), "{found:#?}");
-    assert!(has("allow[0].methods[0]: method \"PSOT\""), "{found:#?}");
+    assert!(has("allow[0].methods[0]: unknown HTTP method \"PSOT\""), "{found:#?}");
     let denied = "deny: [{from: [\"*\"], token: login, claims: {role: [guest]}}]";
     let found =
         warnings(&with_policy(&format!("{{service: api, allow: [{{from: [api]}}], {denied}}}")));
     assert!(
-        found.iter().any(|found| found.contains("deny[0].token: a caller avoids")),
+        found.iter().any(|found| found.contains("deny[0].token: a caller can avoid")),
         "{found:#?}"
     );
-    let asked = "{service: api, allow: [{from: [api], token: login}], ";
-    let found = warnings(&with_policy(&format!("{asked}{denied}}}")));
-    assert!(!found.iter().any(|found| found.contains("avoids")), "{found:#?}");
+    let required = "{service: api, allow: [{from: [api], token: login}], ";
+    let found = warnings(&with_policy(&format!("{required}{denied}}}")));
+    assert!(!found.iter().any(|found| found.contains("can avoid")), "{found:#?}");
 }
 
 #[test]
-fn a_route_selects_one_port_of_a_service() {
+fn route_may_select_one_port_of_a_service() {
     let with = |parent: &str| {
         GOOD.replace("parentRefs: [{name: orders}]", &format!("parentRefs: [{parent}]"))
             .replace("{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}", "{port: 80, target: 8080, protocol: http}, {port: 81, protocol: grpc}, {port: 82, protocol: tcp}]\n  endpoints: [{address: 10.90.2.1}")
     };
     let mesh = Mesh::parse(&with("{name: orders, port: 81}"), std::path::Path::new("."));
-    let mesh = mesh.expect("a good file");
+    let mesh = mesh.expect("a valid file");
     let orders = &mesh.services["orders"];
     let takes: Vec<bool> =
         orders.ports.iter().map(|port| mesh.routes[0].is_of(orders, port)).collect();
@@ -349,10 +359,13 @@ fn a_route_selects_one_port_of_a_service() {
             "{name: orders, port: 83}",
             "parentRefs[0].port: invalid port 83: service \"orders\" has no",
         ),
-        ("{name: orders, port: 82}", "parentRefs[0].port: invalid port 82: must be a port of http"),
-        ("{name: order}", "parentRefs[0].name: there is no service \"order\""),
+        (
+            "{name: orders, port: 82}",
+            "parentRefs[0].port: invalid port 82: must be an http, http2 or grpc port",
+        ),
+        ("{name: order}", "parentRefs[0].name: unknown service \"order\""),
     ] {
-        let found = mistakes(&with(parent));
+        let found = errors(&with(parent));
         assert_eq!(found.len(), 1, "{found:#?}");
         assert!(found[0].contains(expected), "{found:#?}");
     }
@@ -364,7 +377,7 @@ fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
     let with =
         |settings: &str| GOOD.replace("balance: least_requests", &format!("http: {settings}"));
     let orders = |settings: &str| {
-        let mesh = Mesh::parse(&with(settings), std::path::Path::new(".")).expect("a good file");
+        let mesh = Mesh::parse(&with(settings), std::path::Path::new(".")).expect("a valid file");
         mesh.services["orders"].clone()
     };
     let default = orders("{}");
@@ -388,13 +401,13 @@ fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
             "line 12: services[1].http.headers_with_underscores: invalid value \"keep\": must be allow, drop or reject",
         ),
     ] {
-        let found = mistakes(&with(settings));
+        let found = errors(&with(settings));
         assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
     }
 }
 
 #[test]
-fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused() {
+fn key_server_settings_are_parsed_or_refused_with_their_field() {
     let with = |keys: &str| {
         let issuer = format!("{{issuer: me, audiences: [a], {keys}}}");
         GOOD.replace("security:\n", &format!("security:\n  issuers: {{login: {issuer}}}\n"))
@@ -428,12 +441,12 @@ fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused()
         ("jwks_uri: 'https://a/', jwks_redirects: 6", ".jwks_redirects: invalid value 6"),
         ("jwks_uri: 'https://a/', jwks_roots_file: /none", ".jwks_roots_file: /none"),
         ("jwks_uri: 'https://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: /dev/null"),
-        ("jwks_uri: 'http://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: it has no"),
+        ("jwks_uri: 'http://a/', jwks_roots_file: /dev/null", ".jwks_roots_file: no effect"),
         ("jwks_file: /dev/null", ".jwks_file: /dev/null: invalid key set: EOF"),
         ("jwks_file: a, jwks_uri: 'https://a/'", ": set one of jwks_file and jwks_uri"),
         ("forward: true", ": set one of jwks_file and jwks_uri"),
     ] {
-        let found = mistakes(&with(text));
+        let found = errors(&with(text));
         let expected = format!("security.issuers[\"login\"]{expected}");
         assert!(found.iter().any(|line| line.contains(&expected)), "{expected}: {found:#?}");
         assert_eq!(found.len(), 1, "{found:#?}");
@@ -441,7 +454,7 @@ fn key_server_is_named_by_a_uri_with_an_address_roots_and_redirects_or_refused()
 }
 
 #[test]
-fn a_bad_name_hides_no_other_mistake_of_its_service() {
+fn invalid_name_hides_no_other_error_of_the_service() {
     let text = r#"trust_domain: mesh.local
 service_ranges: [10.96.0.0/16]
 services:
@@ -450,12 +463,12 @@ services:
   ports: [{port: 0, protocol: http}]
   endpoints: [{address: 10.96.0.9}]
 "#;
-    let found = mistakes(text);
+    let found = errors(text);
     for (found, expected) in found.iter().zip([
         "line 4: services[0].name: invalid service name \"Web\": must match [a-z0-9-]{1,63}",
-        "line 5: services[0].addresses[0]: 10.97.0.1 lies in none",
+        "line 5: services[0].addresses[0]: invalid address 10.97.0.1: must be in one of",
         "line 6: services[0].ports[0].port: invalid value 0: must be 1 to 65535",
-        "line 7: services[0].endpoints[0].address: 10.96.0.9 lies in 10.96.0.0/16",
+        "line 7: services[0].endpoints[0].address: invalid address 10.96.0.9: must be the address of a workload",
     ]) {
         assert!(found.starts_with(expected), "{expected}: {found}");
     }
@@ -463,7 +476,7 @@ services:
 }
 
 #[test]
-fn mistakes_of_form_and_of_meaning_are_found_in_one_run() {
+fn errors_of_parsing_and_of_checks_are_reported_together() {
     let text = "\
 trust_domain: mesh.local
 service_range: [10.96.0.0/16]
@@ -484,7 +497,7 @@ security:
   revocations: [xyz]
   post_quantum: perhaps
 ";
-    let found = Mesh::parse(text, std::path::Path::new(".")).expect_err("it has mistakes");
+    let found = Mesh::parse(text, std::path::Path::new(".")).expect_err("errors");
     let lines: Vec<String> =
         found.iter().map(|problem| format!("{}: {}", problem.line, problem.text)).collect();
     let begins = |line: &str| lines.iter().any(|found| found.starts_with(line));
@@ -500,15 +513,15 @@ security:
         "12: services[1].endpoints: invalid value {...}: must be a list",
         "16: security.policies[0].allow[0].from: this field is missing",
         "16: security.policies[0].allow[0].form: unknown field \"form\": must be one of from, ",
-        "17: security.revocations[0]: \"xyz\" is no serial number",
-        "18: security.post_quantum: \"perhaps\" is not known",
+        "17: security.revocations[0]: invalid serial number \"xyz\"",
+        "18: security.post_quantum: invalid value \"perhaps\": must be one of prefer",
     ] {
         assert!(begins(expected), "{expected}: {lines:#?}");
     }
     let numbers: Vec<u64> = found.iter().map(|problem| problem.line).collect();
     assert!(numbers.is_sorted(), "{lines:#?}");
     // A reference to a service whose ports could not be read is not reported.
-    assert!(!lines.iter().any(|line| line.contains("no service")), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("unknown service")), "{lines:#?}");
 }
 
 #[test]
@@ -520,14 +533,14 @@ fn reference_to_an_issuer_that_cannot_be_read_is_not_reported() {
     };
     let services = "services: [{name: web, ports: [{port: 80, protocol: http}]}]\n";
     let head = "trust_domain: mesh.local\nservice_ranges: [10.96.0.0/16]\n";
-    let found = mistakes(&format!("{head}{services}{}", token("login")));
+    let found = errors(&format!("{head}{services}{}", token("login")));
     assert!(found.len() == 1 && found[0].contains("security.issuers[\"login\"]"), "{found:#?}");
-    let found = mistakes(&format!("{head}{services}{}", token("logout")));
-    assert!(found.len() == 2 && found[1].contains("there is no issuer \"logout\""), "{found:#?}");
+    let found = errors(&format!("{head}{services}{}", token("logout")));
+    assert!(found.len() == 2 && found[1].contains("unknown issuer \"logout\""), "{found:#?}");
 }
 
 #[test]
-fn references_are_checked_though_another_service_cannot_be_read() {
+fn references_are_checked_if_another_service_cannot_be_read() {
     let check = |orders: &str, expected: &[&str]| {
         let text = format!(
             r#"trust_domain: mesh.local
@@ -544,7 +557,7 @@ security:
   - {{service: web, allow: [{{from: [orders], ports: [81]}}]}}
 "#
         );
-        let found = mistakes(&text);
+        let found = errors(&text);
         let is_service = |line: &&String| line.contains("services[1]");
         assert_eq!(found.iter().filter(is_service).count(), 1, "{found:#?}");
         let references: Vec<&String> = found.iter().filter(|line| !is_service(line)).collect();
@@ -554,10 +567,10 @@ security:
         }
     };
     let of_web = [
-        "routes[1].parentRefs[0].name: there is no service \"ordres\"",
-        "routes[1].rules[0].backendRefs[0].port: \"web\" has no port 81",
-        "security.policies[0].allow[0].from[1]: there is no service \"wbe\"",
-        "security.policies[1].allow[0].ports[0]: the service has no port 81",
+        "routes[1].parentRefs[0].name: unknown service \"ordres\"",
+        "routes[1].rules[0].backendRefs[0].port: unknown port 81",
+        "security.policies[0].allow[0].from[1]: unknown service \"wbe\"",
+        "security.policies[1].allow[0].ports[0]: unknown port 81",
     ];
     check("{name: orders, ports: [{port: eighty, protocol: http}]}", &of_web);
     check("{name: orders, ports: 80}", &of_web);
@@ -567,11 +580,11 @@ security:
     check("{ports: [{port: 81, protocol: http}]}", &without_names);
     check("orders", &without_names);
     let all = [
-        "routes[0].rules[0].backendRefs[0].port: \"orders\" has no port 81",
+        "routes[0].rules[0].backendRefs[0].port: unknown port 81",
         of_web[0],
         of_web[1],
         of_web[2],
-        "security.policies[0].allow[0].ports[0]: the service has no port 81",
+        "security.policies[0].allow[0].ports[0]: unknown port 81",
         of_web[3],
     ];
     check("{name: orders, ports: [{port: 80, protocol: http}], endpoints: 1}", &all);
@@ -579,13 +592,13 @@ security:
 }
 
 #[test]
-fn http_limits_of_a_service_and_a_port_hold_at_both_sidecars() {
+fn http_limits_of_a_port_override_those_of_the_service() {
     use weft_model::StreamIdle;
     let text = GOOD.replace(
         "balance: least_requests",
         "http: {limits: {request_headers_kib: 96, response_headers: 1000}, timeouts: {stream_idle: 10m}}",
     );
-    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a valid file");
     let tuning = mesh.services["orders"].ports[0].http;
     assert_eq!((tuning.request_head_bytes, tuning.response_headers), (96 * 1024, 1000));
     assert_eq!((tuning.request_headers, tuning.response_head_bytes), (100, 60 * 1024));
@@ -596,7 +609,7 @@ fn http_limits_of_a_service_and_a_port_hold_at_both_sidecars() {
         "{port: 80, target: 8080, protocol: http, http: {limits: {request_headers_kib: 8}, \
          timeouts: {stream_idle: 0s}}}]\n  endpoints: [{address: 10.90.2.1}",
     );
-    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a valid file");
     let tuning = mesh.services["orders"].ports[0].http;
     assert_eq!((tuning.request_head_bytes, tuning.response_headers), (8 * 1024, 1000));
     assert_eq!(tuning.stream_idle, StreamIdle::Set(None));
@@ -619,14 +632,14 @@ fn http_limits_out_of_range_are_refused_with_their_line() {
         ("{timeouts: {stream_idle: soon}}", "timeouts.stream_idle: invalid duration \"soon\""),
     ] {
         let text = GOOD.replace("balance: least_requests", &format!("http: {settings}"));
-        let found = mistakes(&text);
+        let found = errors(&text);
         let expected = format!("line 12: services[1].http.{expected}");
         assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:#?}");
     }
     let port = "{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}";
     assert!(GOOD.contains(port));
     let text = GOOD.replace(port, &port.replace("protocol: http", "protocol: tcp, http: {}"));
-    assert!(mistakes(&text).iter().any(|line| line.contains("http: it is for ports of http")));
+    assert!(errors(&text).iter().any(|line| line.contains("http: no effect on this port")));
 }
 
 #[test]
@@ -648,7 +661,7 @@ fn token_of_a_dry_run_that_no_enforced_policy_verifies_is_refused() {
         ("allow: [{from: [api], methods: [GET], token: login}, {from: [api]}]", login),
         ("allow: [{from: [api]}]", "deny: [{from: [api], token: login}]"),
     ] {
-        let found = mistakes(&file(enforced, watching));
+        let found = errors(&file(enforced, watching));
         assert_eq!(found.len(), 1, "{enforced}: {found:#?}");
         let kind = watching.split(':').next().unwrap();
         let expected =
@@ -678,7 +691,7 @@ fn second_address_of_a_family_is_refused_with_its_line() {
     let with = |addresses: &str| ranges.replace("addresses: [10.96.0.1]", addresses);
     let good = with("addresses: [10.96.0.1, 'fd00::1']");
     Mesh::parse(&good, std::path::Path::new(".")).expect("one of each family");
-    let found = mistakes(&with("addresses: [10.96.0.1, 'fd00::1', 10.96.0.7]"));
+    let found = errors(&with("addresses: [10.96.0.1, 'fd00::1', 10.96.0.7]"));
     let expected = "line 5: services[0].addresses[2]: invalid address 10.96.0.7 beside 10.96.0.1";
     assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
 }
@@ -708,7 +721,7 @@ fn missing_or_invalid_field_is_reported_once() {
         ("- name: web\n  addresses", "- addresses", missing(5, "services[0].name")),
     ] {
         assert!(with_ids.contains(from), "{from}");
-        let found = mistakes(&with_ids.replace(from, to));
+        let found = errors(&with_ids.replace(from, to));
         // The line of a missing field is that of the map which should have it.
         let text = |line: &str| line.split_once(": ").map(|(_, text)| text.to_owned());
         assert_eq!(found.len(), 1, "{from}: {found:#?}");
@@ -734,7 +747,7 @@ fn numbers_out_of_range_are_reported_in_one_form() {
             "request_headers: invalid value 0: must be 1 to 1024",
         ),
     ] {
-        let found = mistakes(&GOOD.replace(from, to));
+        let found = errors(&GOOD.replace(from, to));
         assert!(found[0].contains(expected), "{expected}: {found:#?}");
     }
 }
@@ -742,6 +755,6 @@ fn numbers_out_of_range_are_reported_in_one_form() {
 #[test]
 fn duration_of_several_units_is_accepted() {
     let text = GOOD.replace("request: 10s", "request: 1h1m30s");
-    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a valid file");
     assert_eq!(mesh.routes[0].rules[0].timeout, Some(Duration::from_secs(3690)));
 }

@@ -1,4 +1,4 @@
-//! Which requests to a port need a token, by paths and methods.
+//! Computes which requests to a port need a token, by path and method.
 
 use std::cmp::Reverse;
 
@@ -6,7 +6,7 @@ use weft_model::PathMatch;
 
 use super::Clause;
 
-/// Requests that a clause covers: a path, and a method where the clause names any.
+/// Requests that a clause covers: a path match, and a method if the clause lists methods.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CoveredRequests {
     pub(crate) path: PathMatch,
@@ -14,7 +14,7 @@ pub(crate) struct CoveredRequests {
 }
 
 impl CoveredRequests {
-    /// The areas of a clause.
+    /// The covered requests of a clause: one item for each pair of path and method.
     pub(crate) fn all_of(clause: &Clause) -> Vec<Self> {
         let methods: Vec<Option<String>> = match clause.methods.as_slice() {
             [] => vec![None],
@@ -26,8 +26,8 @@ impl CoveredRequests {
         clause.route_paths().into_iter().flat_map(of_path).collect()
     }
 
-    /// How narrow it is: the longer its certain beginning, the narrower.
-    fn narrowness(&self) -> (usize, bool, bool) {
+    /// How specific it is: a longer literal prefix is more specific, then an exact path, then a method.
+    fn specificity(&self) -> (usize, bool, bool) {
         let is_exact = matches!(self.path, PathMatch::Exact(_));
         (self.path.literal_prefix().len(), is_exact, self.method.is_some())
     }
@@ -38,7 +38,7 @@ impl CoveredRequests {
         methods && self.path.may_overlap(&other.path)
     }
 
-    /// Whether every request of another area is of this one. False as well where that is not known.
+    /// Whether this covers every request of `other`. False if that is not certain.
     fn covers(&self, other: &Self) -> bool {
         let methods = self.method.is_none() || self.method == other.method;
         let begins = other.path.literal_prefix();
@@ -56,33 +56,34 @@ impl CoveredRequests {
     }
 }
 
-/// Whose token the requests of an area need.
+/// The token that requests need.
 #[derive(Debug)]
 pub(crate) struct TokenRule<'m> {
-    pub(crate) area: CoveredRequests,
-    /// One of these issuers; none: no token is looked at.
+    pub(crate) requests: CoveredRequests,
+    /// The accepted issuers; empty: tokens are not examined.
     pub(crate) issuers: Vec<&'m str>,
-    /// Whether the token may be missing.
+    /// Whether a request without a token is accepted.
     pub(crate) is_optional: bool,
 }
 
-/// Which requests need a token, by the clauses that are enforced at a port; the first rule that covers a request counts.
-/// An allowance says so for what it covers; the narrowest counts, and of equals the one that needs a token. Where only
-/// a denial names an issuer, its token may be missing, but one that is sent is verified, so that the denial sees its
-/// claims.
+/// The token rules of the clauses that are enforced at a port. The first rule that covers a request applies.
+///
+/// An allow clause requires its token for the requests that it covers. The most specific clause applies, and of equally
+/// specific ones the clause with a token. If only a deny clause names an issuer, the token is optional, but a token that
+/// is sent is verified, so that the deny clause can evaluate its claims.
 pub(crate) fn token_rules<'m>(allow: &[&'m Clause], deny: &[&'m Clause]) -> Vec<TokenRule<'m>> {
     let mut allowed: Vec<(CoveredRequests, Vec<&str>)> = Vec::new();
     for clause in allow {
-        for area in CoveredRequests::all_of(clause) {
-            let known = allowed.iter().position(|(known, _)| *known == area);
+        for requests in CoveredRequests::all_of(clause) {
+            let known = allowed.iter().position(|(known, _)| *known == requests);
             let token = clause.token.as_deref();
             match known.and_then(|index| allowed.get_mut(index)) {
                 Some((_, tokens)) => tokens.extend(token),
-                None => allowed.push((area, token.into_iter().collect())),
+                None => allowed.push((requests, token.into_iter().collect())),
             }
         }
     }
-    allowed.sort_by_key(|(area, tokens)| (Reverse(area.narrowness()), tokens.is_empty()));
+    allowed.sort_by_key(|(requests, tokens)| (Reverse(requests.specificity()), tokens.is_empty()));
     let denied: Vec<(CoveredRequests, &str)> = deny
         .iter()
         .filter_map(|clause| Some((clause, clause.token.as_deref()?)))
@@ -90,26 +91,26 @@ pub(crate) fn token_rules<'m>(allow: &[&'m Clause], deny: &[&'m Clause]) -> Vec<
             CoveredRequests::all_of(clause).into_iter().map(move |a| (a, token))
         })
         .collect();
-    let rule = |(area, mut issuers): (CoveredRequests, Vec<&'m str>)| {
+    let rule = |(requests, mut issuers): (CoveredRequests, Vec<&'m str>)| {
         let is_optional = issuers.is_empty();
         if is_optional {
-            let overlapping = denied.iter().filter(|(denied, _)| denied.may_overlap(&area));
+            let overlapping = denied.iter().filter(|(denied, _)| denied.may_overlap(&requests));
             issuers.extend(overlapping.map(|(_, token)| *token));
         }
         issuers.sort_unstable();
         issuers.dedup();
-        TokenRule { area, issuers, is_optional }
+        TokenRule { requests, issuers, is_optional }
     };
     allowed.into_iter().map(rule).collect()
 }
 
-/// Whether a token of an issuer is verified for every request of an area that any rule allows.
-pub(crate) fn verifies(rules: &[TokenRule<'_>], area: &CoveredRequests, issuer: &str) -> bool {
-    for rule in rules.iter().filter(|rule| rule.area.may_overlap(area)) {
+/// Whether a token of an issuer is verified for every request in `requests` that any rule allows.
+pub(crate) fn verifies(rules: &[TokenRule<'_>], requests: &CoveredRequests, issuer: &str) -> bool {
+    for rule in rules.iter().filter(|rule| rule.requests.may_overlap(requests)) {
         if !rule.issuers.contains(&issuer) {
             return false;
         }
-        if rule.area.covers(area) {
+        if rule.requests.covers(requests) {
             break;
         }
     }

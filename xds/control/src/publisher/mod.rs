@@ -1,7 +1,7 @@
-//! Publishes what `mesh.yaml` and the store mean: views for clients, and what is revoked.
+//! Publishes xDS resources and revocations from `mesh.yaml` and the store.
 //!
-//! A file that cannot be used leaves the last good mesh in force. What the store decides does not wait for the file:
-//! revocations, the renewal of the revocation list and new authorities are published with the last good mesh.
+//! If the file is invalid, the last valid mesh stays in force. Changes in the store do not wait for the file: revocations,
+//! CRL renewal and new authorities are published with the last valid mesh.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -19,40 +19,40 @@ use crate::server::ControlStatus;
 use crate::server_certificate::{ClientTrust, ServerCertificate};
 use crate::store::Store;
 
-/// How many warnings of one mesh are logged.
+/// The most warnings of one mesh that are logged.
 const WARNING_LIMIT: usize = 20;
-/// From how many services on memory is given back after each change: the views before are freed between others, by
-/// whichever thread reads the file.
+/// From this number of services on, free memory is returned to the system after each change: the old views leave gaps in
+/// the heap.
 const MANY_SERVICES: usize = 100;
-/// How often the file is looked at.
+/// How often the file is checked for changes.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// How often it is evaluated whether one authority may follow another, which reads all certificates that were issued.
+/// How often a rotation of the authority is checked for its next step, which reads all issued certificates.
 const ADVANCE_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a revocation list is good, and when the next one is made.
+/// The validity of a CRL, and the age at which it is renewed.
 const CRL_LIFE: Duration = Duration::from_secs(24 * 3600);
 const CRL_RENEWAL: Duration = Duration::from_secs(6 * 3600);
 
-/// From the file and the store to views.
+/// Builds views from the file and the store.
 pub(crate) struct Publisher {
     file: MeshFile,
     store: Arc<Store>,
     authorities: Arc<CurrentAuthorities>,
-    /// Those that are published and not in force yet.
+    /// Authorities of the store that are not published yet.
     fresh: Option<Authorities>,
-    /// A good mesh that is not published yet, since the store failed.
+    /// A valid mesh that is not published yet, because the store failed.
     pending: Option<Arc<Mesh>>,
-    /// What is wrong with the file as it is now.
+    /// The errors of the present file.
     errors: Vec<String>,
     status: watch::Sender<ControlStatus>,
     revoked: watch::Sender<Arc<BTreeSet<String>>>,
     last: Option<AppliedMesh>,
     views: Arc<Views>,
-    /// The seed of the flows' hash, once it was read.
+    /// The seed of the flow hash, once it was read.
     seed: Option<u32>,
     clock: Arc<SteadyClock>,
 }
 
-/// What is in force.
+/// The mesh and the trust bundle in force.
 struct AppliedMesh {
     mesh: Arc<Mesh>,
     trust: Trust,
@@ -66,10 +66,10 @@ impl AppliedMesh {
     }
 }
 
-/// Why a mesh is not published.
+/// Why a mesh was not published.
 #[derive(Debug)]
 enum PublishError {
-    /// It cannot be sent to clients: another try gives the same.
+    /// The mesh cannot be encoded. A retry would fail as well.
     Mesh(Vec<String>),
     /// The store or the authority failed.
     Store(String),
@@ -90,7 +90,7 @@ impl From<String> for PublishError {
     }
 }
 
-/// What a publisher reads.
+/// The inputs of a publisher.
 pub(crate) struct PublisherSources {
     pub(crate) file: MeshFile,
     pub(crate) store: Arc<Store>,
@@ -99,7 +99,7 @@ pub(crate) struct PublisherSources {
 }
 
 impl Publisher {
-    /// A publisher that has published nothing yet. `revoked` gets the serial numbers of what is revoked.
+    /// A publisher that has published nothing yet. `revoked` receives the serial numbers of revoked certificates.
     pub(crate) fn new(
         PublisherSources { file, store, authorities, clock }: PublisherSources,
         status: watch::Sender<ControlStatus>,
@@ -121,19 +121,22 @@ impl Publisher {
         }
     }
 
-    /// What clients are checked by; none before the first mesh.
+    /// How client certificates are verified. None before the first mesh.
     pub(crate) fn trusted(&self) -> Option<ClientTrust<'_>> {
         self.last.as_ref().map(AppliedMesh::trusted)
     }
 
-    /// The first views. Without a good file there is nothing to serve.
+    /// The first views.
+    ///
+    /// # Errors
+    /// The file is invalid, or the store or the authority fails.
     pub(crate) fn first(&mut self) -> Result<Arc<Views>, String> {
         let read = self.file.read(wall_clock());
         let mesh = self.checked(read).map_err(|errors| errors.join("\n"))?;
         self.apply(mesh).map_err(|error| error.into_lines().join("\n"))
     }
 
-    /// Publishes what changes, until the task is dropped.
+    /// Publishes changes until the task is dropped.
     pub(crate) async fn watch(
         mut self,
         mut own: ServerCertificate,
@@ -143,23 +146,23 @@ impl Publisher {
     ) {
         let mut evaluated: Option<Instant> = None;
         loop {
-            // An order of an operator holds at once.
+            // An admin command takes effect at once.
             drop(tokio::time::timeout(POLL_INTERVAL, changed.notified()).await);
-            // No step is taken by a time that may be wrong.
+            // No rotation step is taken while the clock may be wrong.
             if let Ok(now) = self.clock.steady()
                 && evaluated.is_none_or(|at| at.elapsed() >= ADVANCE_INTERVAL)
             {
                 evaluated = Some(monotonic());
                 ca_rotation::advance_if_due(&self.store, &*distribution, now);
             }
-            // A large mesh takes a while to read and encode.
+            // Reading and encoding a large mesh takes long.
             let views = tokio::task::block_in_place(|| self.next());
             if let Some(views) = views {
                 let is_large = views.services() >= MANY_SERVICES;
                 directory.send_replace(views);
-                self.settle();
+                self.commit_authorities();
                 if is_large {
-                    // Not before clients are sent the change.
+                    // After the change was passed to the clients' sessions.
                     tokio::task::block_in_place(memory::trim_heap);
                 }
             }
@@ -169,11 +172,11 @@ impl Publisher {
         }
     }
 
-    /// New views: of the file, where it changed and can be used, or else of the last good mesh, where the
-    /// revocations or the authorities changed or the list is due.
+    /// New views: of the file if it has changed and is valid, or else of the last valid mesh if revocations or authorities
+    /// have changed or the CRL is due. None if nothing has changed.
     fn next(&mut self) -> Option<Arc<Views>> {
         let is_due = self.is_due();
-        self.look_at_file();
+        self.read_changed_file();
         let mut failures = Vec::new();
         if let Some(mesh) = self.pending.take() {
             match self.apply(mesh.clone()) {
@@ -202,8 +205,8 @@ impl Publisher {
         views
     }
 
-    /// Reads the file where it, or one that it names, has changed.
-    fn look_at_file(&mut self) {
+    /// Reads the file again if it, or a file that it refers to, has changed.
+    fn read_changed_file(&mut self) {
         let Some(read) = self.file.read_changed(wall_clock()) else { return };
         match self.checked(read) {
             Ok(mesh) => {
@@ -217,8 +220,8 @@ impl Publisher {
         }
     }
 
-    /// Whether the last good mesh has to be published again: what the store revokes or its authorities have changed,
-    /// or the revocation list is due.
+    /// Whether the last valid mesh has to be published again: revocations or authorities in the store have changed, or the
+    /// CRL is due. Updates the store's status as well.
     fn is_due(&mut self) -> bool {
         let unreadable = self.store.revoked().err().map(|error| error.to_string());
         let problem = self.store.problem().or(unreadable);
@@ -235,23 +238,23 @@ impl Publisher {
             || self.clock.steady().is_ok_and(|now| is_crl_due(last.crl_signed_at, now))
     }
 
-    /// A mesh that was read, where it is of the authority's trust domain and sidecars can be sent their inbound side.
-    /// Only what is not as in the mesh in force is encoded.
+    /// Checks that a mesh has the authority's trust domain, and that the inbound configuration of its services can be
+    /// encoded. Only services that differ from the mesh in force are encoded.
     ///
     /// # Errors
-    /// Each of its mistakes.
+    /// Every error of the mesh.
     fn checked(&self, read: Result<Mesh, Vec<String>>) -> Result<Arc<Mesh>, Vec<String>> {
         let mesh = read?;
         let trust_domain = self.authorities.get().authority_set().trust_domain.clone();
         if mesh.trust_domain != trust_domain {
             return Err(vec![format!(
-                "{}: trust_domain: {:?} is not the authority's, {trust_domain:?}",
+                "{}: trust_domain: invalid trust domain {:?}: must be {trust_domain:?}, which the authority has",
                 self.file.path().display(),
                 mesh.trust_domain
             )]);
         }
-        // At the start all services would be encoded, which doubles its time, and one that cannot be must not keep the
-        // others from being served: its sidecars get an error, which is logged. `--check-config` encodes all.
+        // Not at the start: encoding all services would double the start time, and one that cannot be encoded must not
+        // stop the others. Its sidecars get an error, which is logged. `--check-config` encodes all.
         if let Some(last) = &self.last {
             check_inbound(&mesh, Some(&last.mesh))?;
         }
@@ -261,17 +264,17 @@ impl Publisher {
     /// Publishes a mesh.
     ///
     /// # Errors
-    /// Why it is not published.
+    /// The mesh cannot be encoded, or the store or the authority fails.
     fn apply(&mut self, mesh: Arc<Mesh>) -> Result<Arc<Views>, PublishError> {
         let now = wall_clock();
         let listed = self.revoked(&mesh)?;
-        let kept = self
+        let unchanged = self
             .last
             .as_ref()
             .filter(|last| last.listed == listed)
             .filter(|last| self.clock.steady().is_err() || !is_crl_due(last.crl_signed_at, now))
             .filter(|_| self.fresh.is_none());
-        let (trust, crl_signed_at) = match kept {
+        let (trust, crl_signed_at) = match unchanged {
             Some(last) => (last.trust.clone(), last.crl_signed_at),
             None => (self.trust(&listed, now)?, now),
         };
@@ -300,7 +303,7 @@ impl Publisher {
             }
             let more = mesh.warnings.len().saturating_sub(WARNING_LIMIT);
             if more > 0 {
-                tracing::warn!(more, "mesh warnings left out; --check-config prints all");
+                tracing::warn!(more, "further mesh warnings not logged; --check-config prints all");
             }
         }
         let serials: BTreeSet<String> = listed.iter().map(|entry| entry.serial.clone()).collect();
@@ -322,13 +325,13 @@ impl Publisher {
         let revocations =
             authorities.crls(revoked, number, now, CRL_LIFE).map_err(|error| error.to_string())?;
         if revocations.is_empty() {
-            return Err("every authority has ended by the clock of this host".into());
+            return Err("all authorities have expired, by the clock of this host".into());
         }
         self.status.send_modify(|status| status.crl_number = number);
         Ok(Trust { roots: authorities.trust_bundle(), revocations })
     }
 
-    /// The authorities of the store, where they are others than those in force.
+    /// The authorities of the store, if they differ from those in force.
     fn changed_authorities(&self) -> Option<Authorities> {
         let loaded = self.store.authority_set().map_err(|error| error.to_string());
         let in_force = self.authorities.get();
@@ -341,34 +344,35 @@ impl Publisher {
         match changed {
             Ok(authorities) => Some(authorities),
             Err(error) => {
-                tracing::error!(error, "the authorities could not be read; the last ones stay");
+                tracing::error!(error, "failed to load the authorities, keeping the last ones");
                 None
             }
         }
     }
 
-    /// What was published is in force.
-    fn settle(&mut self) {
+    /// Puts the published authorities into force.
+    fn commit_authorities(&mut self) {
         if let Some(fresh) = self.fresh.take() {
             self.authorities.set(fresh);
         }
     }
 
-    /// What the store and the file revoke, by serial number.
+    /// The revocations of the store and the file, ordered by serial number. If the store cannot be read, its last
+    /// revocations are used.
     ///
     /// # Errors
-    /// When the store's part cannot be read and never was, or the file's part cannot be stored.
+    /// The store cannot be read and never was, or a revocation of the file cannot be stored.
     fn revoked(&self, mesh: &Mesh) -> Result<Vec<RevokedCertificate>, String> {
         let mut revoked = match (self.store.revoked(), &self.last) {
             (Ok(revoked), _) => revoked,
-            // None of them becomes good because the store cannot be read.
+            // A failure of the store must not make a revoked certificate valid.
             (Err(_), Some(last)) => last.listed.clone(),
             (Err(error), None) => return Err(error.to_string()),
         };
         for serial in &mesh.revocations {
             let serial = serial.to_ascii_lowercase();
             if !revoked.iter().any(|known| known.serial == serial) {
-                // Stored, so that deleting the line does not make the certificate good again.
+                // Stored, so that the revocation stays when the line is deleted from the file.
                 let at = wall_clock();
                 let stored = self.store.revoke(std::slice::from_ref(&serial), at);
                 stored.map_err(|error| format!("revocation of {serial}: {error}"))?;
@@ -377,21 +381,24 @@ impl Publisher {
         }
         revoked.sort_by(|a, b| a.serial.cmp(&b.serial));
         for entry in &mut revoked {
-            // Whole seconds, as the list and the store have them.
+            // Whole seconds, as in the CRL and the store.
             let whole = entry.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             entry.at = UNIX_EPOCH + Duration::from_secs(whole);
         }
         Ok(revoked)
     }
 
-    /// Reports what is wrong with the file, and what failed; each once.
+    /// Updates the status with the errors of the file and other failures, and logs each change.
     fn report(&self, failures: &[String]) {
         let rejected = [&self.errors, failures].concat();
         self.status.send_if_modified(|status| {
             let changed = status.rejected != rejected;
             if changed {
                 for error in &rejected {
-                    tracing::error!(error, "mesh.yaml rejected, the last good mesh stays in force");
+                    tracing::error!(
+                        error,
+                        "mesh.yaml rejected, the last valid mesh stays in force"
+                    );
                 }
                 status.rejected = rejected;
             }
@@ -400,8 +407,8 @@ impl Publisher {
     }
 }
 
-/// Whether another revocation list is due: the present one is old, or was signed by a clock that was ahead, so
-/// that others refuse it as of the future.
+/// Whether a new CRL is due: the present one is old, or its date is in the future, because the clock was ahead when it was
+/// signed, so that peers refuse it.
 fn is_crl_due(signed: SystemTime, now: SystemTime) -> bool {
     now >= signed + CRL_RENEWAL || now + BACKDATED < signed
 }

@@ -1,4 +1,4 @@
-//! What is published while `mesh.yaml` is good, and while it is not.
+//! Publishing with a valid and with an invalid `mesh.yaml`.
 
 use std::path::PathBuf;
 
@@ -19,7 +19,7 @@ security:
 
 const KEYS: &str = r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"a","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
-/// A publisher of a file and a store in a folder.
+/// A publisher with its file and store in a temporary folder.
 struct TestPublisher {
     folder: tempfile::TempDir,
     publisher: Publisher,
@@ -33,8 +33,8 @@ impl TestPublisher {
         let files = Authority::create(DOMAIN, wall_clock()).expect("an authority");
         let state = folder.path().join("state");
         let store = Arc::new(Store::create(&state, DOMAIN, &files).expect("a store"));
-        let authority_set = store.authority_set().expect("they are there");
-        let authorities = Authorities::load(authority_set).expect("they are good");
+        let authority_set = store.authority_set().expect("present");
+        let authorities = Authorities::load(authority_set).expect("valid");
         let sources = PublisherSources {
             file: MeshFile::new(folder.path().join("mesh.yaml")),
             store,
@@ -43,7 +43,7 @@ impl TestPublisher {
         };
         let publisher = Publisher::new(sources, watch::Sender::default(), watch::Sender::default());
         let mut running = Self { folder, publisher };
-        running.publisher.first().expect("a good mesh");
+        running.publisher.first().expect("a valid mesh");
         running
     }
 
@@ -56,8 +56,8 @@ impl TestPublisher {
         let id = SpiffeId::parse("spiffe://mesh.test/ns/default/sa/web").expect("an id");
         let store = &self.publisher.store;
         let until = wall_clock() + Duration::from_secs(3600);
-        store.record_issued(serial, &id, until, wall_clock()).expect("it is stored");
-        store.revoke(&[serial.to_owned()], wall_clock()).expect("it is revoked");
+        store.record_issued(serial, &id, until, wall_clock()).expect("stored");
+        store.revoke(&[serial.to_owned()], wall_clock()).expect("revoked");
     }
 
     fn status(&self) -> ControlStatus {
@@ -70,7 +70,7 @@ impl TestPublisher {
 }
 
 #[test]
-fn invalid_mesh_file_delays_neither_a_revocation_nor_the_renewal_of_the_list() {
+fn invalid_mesh_file_delays_neither_a_revocation_nor_crl_renewal() {
     let mut running = TestPublisher::start();
     for (round, break_file) in [
         |running: &TestPublisher| {
@@ -123,7 +123,7 @@ fn missing_key_file_is_reported_and_does_not_delay_a_revocation() {
 }
 
 #[test]
-fn changed_key_file_is_published_while_mesh_yaml_stays_as_it_is() {
+fn changed_key_file_is_published_without_a_change_of_mesh_yaml() {
     let mut running = TestPublisher::start();
     assert!(running.publisher.next().is_none(), "nothing new");
     let changed = KEYS.replace("\"a\"", "\"b\"");
@@ -138,13 +138,13 @@ fn changed_key_file_is_published_while_mesh_yaml_stays_as_it_is() {
 }
 
 #[test]
-fn mesh_that_sidecars_cannot_be_sent_is_rejected_and_the_last_one_stays() {
+fn mesh_that_cannot_be_encoded_is_rejected_and_the_last_one_stays() {
     let mut running = TestPublisher::start();
     let keys = "jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'";
     let numbers = 0..=100;
     let issuers = numbers.clone().map(|n| format!("i{n}: {{issuer: i, audiences: [a], {keys}}}"));
     let allow = numbers.map(|n| format!("{{from: [web], paths: [/{n}], token: i{n}}}"));
-    let (services, _) = MESH.split_once("security:").expect("it has policies");
+    let (services, _) = MESH.split_once("security:").expect("policies");
     let text = format!(
         "{services}security:\n  issuers: {{{}}}\n  policies: [{{service: web, allow: [{}]}}]\n",
         issuers.collect::<Vec<_>>().join(", "),
@@ -153,7 +153,7 @@ fn mesh_that_sidecars_cannot_be_sent_is_rejected_and_the_last_one_stays() {
     std::fs::write(running.file("mesh.yaml"), text).unwrap();
     assert!(running.publisher.next().is_none());
     let rejected = running.status().rejected;
-    let expected = "services \"web\": its inbound side cannot be encoded";
+    let expected = "services \"web\": inbound configuration cannot be encoded";
     assert!(rejected.len() == 1 && rejected[0].starts_with(expected), "{rejected:?}");
     running.revoke("0a");
     assert!(running.publisher.next().is_some(), "the revocation");

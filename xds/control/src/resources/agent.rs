@@ -1,4 +1,5 @@
-//! The agent's resources: every service as opaque flows, hashed onto its replicas.
+//! The resources of agents: a listener with a TCP or UDP proxy for each port of each service. Flows are hashed onto
+//! endpoints by Maglev.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,11 @@ use weft_model::{
 use super::{OUTBOUND_PORT, UDP_PORT, cluster, cluster_name, endpoints, everywhere};
 use crate::mesh::{Mesh, Port, Protocol, Service};
 
-/// How long a flow may be silent: what AWS' network load balancer takes (350 s, 120 s).
+/// The default idle timeouts: those of AWS Network Load Balancers.
 const TCP_IDLE: Duration = Duration::from_secs(350);
 const UDP_IDLE: Duration = Duration::from_secs(120);
 
-/// Where the agent takes intercepted flows.
+/// The capture listeners, which receive redirected connections and datagrams.
 pub(super) fn common(flow_seed: u32) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for (suffix, address) in everywhere(OUTBOUND_PORT) {
@@ -28,7 +29,7 @@ pub(super) fn common(flow_seed: u32) -> Snapshot {
     snapshot
 }
 
-/// How agents reach the services of a mesh.
+/// The listeners, clusters and endpoints of all services.
 pub(super) fn callers(mesh: &Mesh) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for service in mesh.services.values() {

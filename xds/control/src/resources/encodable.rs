@@ -1,5 +1,5 @@
-//! Whether a mesh can be sent to its clients. What has no form in xDS rejects the file: sidecars would ask for it again
-//! and again, and get an error.
+//! Checks that a mesh can be encoded as xDS resources. The file is rejected otherwise: sidecars would retry and get an error
+//! each time.
 
 use std::sync::Arc;
 
@@ -9,32 +9,32 @@ use super::scope::{self, InboundParts, PolicyIndex};
 use super::{Trust, Views, sidecar};
 use crate::mesh::{Mesh, Service};
 
-/// How many threads encode at once, at most.
+/// The most threads that encode at the same time.
 const ENCODER_LIMIT: usize = 8;
-/// How many services that cannot be encoded are named.
+/// The most errors that are reported.
 const NAMED_LIMIT: usize = 20;
 
-/// Encodes everything that any client of a mesh would be sent.
+/// Encodes all resources that clients of a mesh receive.
 ///
 /// # Errors
-/// What has no form in xDS, by service where it belongs to one.
+/// Each resource that cannot be encoded, with its service if it belongs to one.
 pub fn check_encodable(mesh: Arc<Mesh>) -> Result<(), Vec<String>> {
     check_inbound(&mesh, None)?;
-    // What is trusted is an opaque text here.
+    // The trust bundle is not parsed here.
     let trust = Trust { roots: String::new(), revocations: String::new() };
     Views::new(mesh, &trust, 0, &Views::default()).map(drop)
 }
 
-/// Encodes the inbound side of each meshed service whose inbound side is another than in `earlier`, a mesh that was
-/// checked. Gives how many there are.
+/// Encodes the inbound configuration of each meshed service for which it differs from `earlier`, a mesh that was checked.
+/// Returns the number of these services.
 ///
 /// # Errors
-/// The services whose inbound side cannot be encoded, and why.
+/// Each service whose inbound configuration cannot be encoded, with the reason.
 pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize, Vec<String>> {
     let index = PolicyIndex::new(mesh);
     let global = Arc::new(scope::global(mesh));
     let earlier = earlier.filter(|earlier| scope::global(earlier) == *global);
-    // Mostly only services change, and then nothing need be looked up for each of them.
+    // Usually only services change. Then policies and issuers need no comparison per service.
     let only_services = earlier.is_some_and(|earlier| {
         earlier.policies == mesh.policies && earlier.issuers == mesh.issuers
     });
@@ -62,7 +62,7 @@ pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize
         let share = changed.len().div_ceil(threads).max(1);
         let spawned: Vec<_> =
             changed.chunks(share).map(|share| scope.spawn(move || check(share))).collect();
-        let ended = |_| vec!["an encoder ended unexpectedly".to_owned()];
+        let ended = |_| vec!["an encoder thread panicked".to_owned()];
         spawned.into_iter().flat_map(|thread| thread.join().unwrap_or_else(ended)).collect()
     });
     if problems.is_empty() {
@@ -71,14 +71,14 @@ pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize
     Err(problems.into_iter().take(NAMED_LIMIT).collect())
 }
 
-/// Why the inbound side of a service cannot be encoded, if so.
+/// The reason why the inbound configuration of a service cannot be encoded, if any.
 fn problem_of(parts: &InboundParts<'_>) -> Option<String> {
     let mut inbound = sidecar::own(&parts.scope().mesh());
-    // Both listeners differ by their addresses alone, and take most of the time.
+    // The two listeners differ by their addresses only, and encoding them takes most of the time.
     inbound.listeners.pop_last();
     let problems = Fragment::encode(inbound).err()?;
     Some(format!(
-        "services {:?}: its inbound side cannot be encoded: {}",
+        "services {:?}: inbound configuration cannot be encoded: {}",
         parts.service.name,
         problems.join("; ")
     ))
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// A mesh whose service `api` asks for tokens of so many issuers.
+    /// A mesh whose service `api` requires tokens of this number of issuers.
     fn mesh(issuers: usize) -> Arc<Mesh> {
         let mut text = r#"trust_domain: mesh.local
 service_ranges: [10.96.0.0/16]
@@ -113,14 +113,14 @@ security:
     }
 
     #[test]
-    fn mesh_with_an_inbound_side_that_cannot_be_encoded_is_refused() {
-        check_encodable(mesh(100)).expect("a mesh that can be sent");
+    fn inbound_configuration_that_cannot_be_encoded_is_refused() {
+        check_encodable(mesh(100)).expect("an encodable mesh");
         let refused = check_encodable(mesh(101)).expect_err("too many issuers for one service");
         assert_eq!(refused.len(), 1, "{refused:?}");
-        let expected = "services \"api\": its inbound side cannot be encoded: ";
+        let expected = "services \"api\": inbound configuration cannot be encoded: ";
         assert!(refused[0].starts_with(expected) && refused[0].contains("100"), "{refused:?}");
-        check_inbound(&mesh(101), Some(&mesh(100))).expect_err("its policies have changed");
-        assert_eq!(check_inbound(&mesh(99), Some(&mesh(100))), Ok(1), "web is as before");
+        check_inbound(&mesh(101), Some(&mesh(100))).expect_err("changed policies");
+        assert_eq!(check_inbound(&mesh(99), Some(&mesh(100))), Ok(1), "web is unchanged");
         assert_eq!(check_inbound(&mesh(101), Some(&mesh(101))), Ok(0), "it was checked before");
         assert_eq!(check_inbound(&mesh(100), None), Ok(2));
     }

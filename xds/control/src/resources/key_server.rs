@@ -1,4 +1,4 @@
-//! How sidecars reach the servers that publish the keys of token issuers.
+//! Generates the clusters for the key servers of token issuers.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -42,7 +42,7 @@ pub(super) fn cluster_of(issuer: &str, server: &KeyServer) -> Cluster {
             identity: None,
             validation: Some(SecretSource::Inline(Arc::new(Secret::Validation(validation)))),
             names: Vec::new(),
-            // Without names that are asked for, the certificate must have this one.
+            // No names are set, so the certificate must have this one.
             sni: Some(server.host.clone()),
             alpn: vec!["http/1.1".into()],
             parameters: TlsParameters::default(),

@@ -1,7 +1,7 @@
-//! What a mesh means for each kind of client: the same resources that any control plane would send.
+//! Generates the xDS resources of each kind of client from a mesh.
 //!
-//! The agent gets every service as opaque flows. A sidecar gets the inbound side of its own service
-//! and the outbound side of all others.
+//! An agent receives a listener with a TCP or UDP proxy for each port of each service. A sidecar receives the inbound
+//! configuration of its own service and the outbound configuration of all services.
 
 mod agent;
 mod encodable;
@@ -29,32 +29,32 @@ use weft_xds::translate::ResourceKind;
 
 use crate::mesh::{Mesh, Port, Protocol, Service};
 
-/// The ports of the data plane, as the field has them.
+/// The port that captures outbound TCP connections, as in Istio.
 pub const OUTBOUND_PORT: u16 = 15001;
-/// Where inbound traffic is taken.
+/// The port that captures inbound connections of sidecars.
 pub const INBOUND_PORT: u16 = 15006;
-/// Where intercepted datagrams are taken.
+/// The port that captures UDP datagrams.
 pub const UDP_PORT: u16 = 15099;
-/// The secret that holds roots and revocation lists.
+/// The name of the secret with the trust bundle and the CRLs.
 const TRUST: &str = "trust";
-/// How many connections and requests a cluster may have open.
-const LIMIT: u32 = 100_000;
+/// The most open connections and requests of a cluster.
+const CIRCUIT_BREAKER_LIMIT: u32 = 100_000;
 
-/// What is trusted, PEM.
+/// The trust bundle and the CRLs, PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trust {
     /// The roots.
     pub roots: String,
-    /// The revocation lists.
+    /// The CRLs.
     pub revocations: String,
 }
 
-/// Who has taken what everybody must trust.
+/// Tracks which clients have acknowledged the trust bundle.
 pub(crate) fn trust_subscribers() -> ResourceSubscribers {
     ResourceSubscribers::new(ResourceKind::Secret, TRUST)
 }
 
-/// What the sidecar of a service asks of whoever calls a port of it, in this order.
+/// The filters by which the sidecar of a service checks tokens and policies on a port, in order.
 #[must_use]
 pub fn checks(mesh: &Mesh, service: &Service, port: &Port) -> Vec<HttpFilter> {
     if port.protocol == Protocol::Tcp {
@@ -63,31 +63,30 @@ pub fn checks(mesh: &Mesh, service: &Service, port: &Port) -> Vec<HttpFilter> {
     sidecar::filters(mesh, service, port, &mut Snapshot::default())
 }
 
-/// The routes by which the sidecar of a caller sends the requests to a port of HTTP: those of the mesh, then one that
-/// leads to the service itself.
+/// The route table of callers' sidecars for an HTTP port: the routes of the mesh, then a default route to the service.
 #[must_use]
 pub fn routes(mesh: &Mesh, service: &Service, port: &Port) -> RouteTable {
     sidecar::routes(mesh, service, port)
 }
 
-/// The identity of an agent.
+/// The SPIFFE ID of agents.
 #[must_use]
 pub fn agent_identity(trust_domain: &str) -> String {
     format!("spiffe://{trust_domain}/ns/weft/sa/agent")
 }
 
-/// The identity of the control plane.
+/// The SPIFFE ID of the control plane.
 #[must_use]
 pub fn control_identity(trust_domain: &str) -> String {
     format!("spiffe://{trust_domain}/ns/weft/sa/control")
 }
 
-/// The name of the cluster of a service's port.
+/// The name of the cluster for a port of a service.
 fn cluster_name(service: &str, port: u16) -> String {
     format!("{service}|{port}")
 }
 
-/// Any address of both families at a port: one bound socket for each.
+/// The wildcard addresses of both IP versions at a port, each with the suffix of its listener's name.
 fn everywhere(port: u16) -> [(&'static str, SocketAddr); 2] {
     [("", (Ipv4Addr::UNSPECIFIED, port).into()), ("-6", (Ipv6Addr::UNSPECIFIED, port).into())]
 }
@@ -107,8 +106,8 @@ fn cluster(name: &str, discovery: Discovery, balance: Balance) -> Cluster {
         connect_timeout: DEFAULT_CONNECT_TIMEOUT,
         protocol: UpstreamProtocol::AsDownstream,
         tls: None::<UpstreamTls>,
-        connection_limit: LIMIT,
-        request_limit: LIMIT,
+        connection_limit: CIRCUIT_BREAKER_LIMIT,
+        request_limit: CIRCUIT_BREAKER_LIMIT,
         response_head_bytes: DEFAULT_RESPONSE_HEAD_BYTES,
         response_header_count: DEFAULT_RESPONSE_HEADER_COUNT,
         idle_timeout: DEFAULT_UPSTREAM_IDLE,

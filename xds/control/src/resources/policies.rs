@@ -1,4 +1,4 @@
-//! What policies become: RBAC for requests and connections, and which requests need a token.
+//! Generates RBAC filters and token rules from policies.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use weft_model::{
 use crate::mesh::token_rules::{self, TokenRule};
 use crate::mesh::{Clause, Mesh, Policy, Port, Service};
 
-/// Who may call what at a port: first what is denied, then what is allowed.
+/// The RBAC filters of a port: the deny clauses, then the allow clauses.
 pub(super) fn rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<Arc<RbacFilter>> {
     let rbac = |action, dry_run, pick: fn(&Policy) -> &[Clause]| {
         let clauses = clauses(mesh, own, port, dry_run, pick);
@@ -30,7 +30,7 @@ pub(super) fn rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<Arc<RbacFilt
     denies.then_some(deny).into_iter().chain([allow]).map(Arc::new).collect()
 }
 
-/// The clauses that speak of a port.
+/// The clauses that apply to a port.
 fn clauses<'m>(
     mesh: &'m Mesh,
     own: &Service,
@@ -79,7 +79,7 @@ fn principal(mesh: &Mesh, clause: &Clause) -> Principal {
             let value = StringMatch::Exact(value.to_owned());
             Principal::Claim(token.as_str().into(), vec![name.to_owned()], value)
         };
-        // Whoever has a claim of the issuer has shown a token that was good.
+        // A claim of the issuer exists only if a valid token was sent.
         all.push(claim("iss", &issuer.issuer));
         for (name, values) in &clause.claims {
             all.push(one_of(values.iter().map(|value| claim(name, value)).collect()));
@@ -91,18 +91,18 @@ fn principal(mesh: &Mesh, clause: &Clause) -> Principal {
     }
 }
 
-/// Methods are compared without case: a service may take `post` for `POST`.
+/// Methods are compared case-insensitively: a service may accept `post` as `POST`.
 fn method_is(method: &str) -> HeaderMatch {
     HeaderMatch::new(":method", StringMatch::ExactIgnoreCase(method.to_owned()))
 }
 
-/// Which requests need a token.
+/// The token rules of a port.
 pub(super) fn token_rules(mesh: &Mesh, own: &Service, port: &Port) -> Vec<JwtRule> {
     let allow = clauses(mesh, own, port, false, |policy| &policy.allow);
     let deny = clauses(mesh, own, port, false, |policy| &policy.deny);
     let rule = |rule: TokenRule<'_>| {
-        let headers = rule.area.method.iter().map(|method| method_is(method)).collect();
-        let matches = RouteMatch { path: rule.area.path, headers, query: Vec::new() };
+        let headers = rule.requests.method.iter().map(|method| method_is(method)).collect();
+        let matches = RouteMatch { path: rule.requests.path, headers, query: Vec::new() };
         JwtRule { matches, requires: one_of(&rule.issuers, rule.is_optional) }
     };
     token_rules::token_rules(&allow, &deny).into_iter().map(rule).collect()

@@ -1,4 +1,4 @@
-//! What a change costs in a mesh with many services.
+//! The cost of a change in a mesh with many services.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use weft_xds::server::{RequestLimits, ResourceProvider, ResourceSet, ServerSessi
 use super::{Trust, Views, check_inbound};
 use crate::mesh::MeshFile;
 
-/// A mesh of so many services, each with two ports, two endpoints and a policy; the endpoints of one end with
-/// `changed`.
+/// A mesh with this number of services, each with two ports, two endpoints and a policy. `changed` is the index of a service
+/// and the last byte of its second endpoint.
 fn large_mesh(services: usize, changed: Option<(usize, u8)>) -> Arc<str> {
     let mut text =
         "trust_domain: mesh.local\nservice_ranges: [10.96.0.0/12]\nservices:\n".to_owned();
@@ -34,7 +34,7 @@ fn large_mesh(services: usize, changed: Option<(usize, u8)>) -> Arc<str> {
     text.into()
 }
 
-/// The file of such a mesh, read and published.
+/// A mesh file and the views of its last version.
 struct Published {
     file: MeshFile,
     views: Views,
@@ -49,7 +49,7 @@ impl Published {
     }
 
     fn read(&mut self, text: &Arc<str>) {
-        let mesh = self.file.parse(text).expect("a good file");
+        let mesh = self.file.parse(text).expect("a valid file");
         let trust = Trust { roots: "ROOTS".into(), revocations: "LISTS".into() };
         self.views = Views::new(Arc::new(mesh), &trust, 7, &self.views).expect("closed views");
     }
@@ -57,18 +57,18 @@ impl Published {
     fn set_of(&self, service: &str) -> Arc<ResourceSet> {
         let peer = SpiffeId::parse(&format!("spiffe://mesh.local/ns/default/sa/{service}"));
         let set = self.views.resources(&XdsNode::default(), Some(&peer.expect("an id")));
-        set.expect("the service is there")
+        set.expect("a set")
     }
 }
 
-/// What a server sends.
+/// The size of the server's responses.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Sent {
     resources: usize,
     bytes: usize,
 }
 
-/// A client and the server's side of its stream.
+/// A client's session and the server's session of one stream.
 struct Stream {
     client: ClientSession,
     server: ServerSession,
@@ -80,19 +80,19 @@ impl Stream {
         Self { client, server: ServerSession::new(XdsVariant::Delta) }
     }
 
-    /// The client begins to ask, and gets all that it asks for.
+    /// Opens the stream: the client requests all resources and receives them.
     fn open(&mut self, set: &Arc<ResourceSet>) -> Sent {
-        let asked = self.client.open();
-        self.exchange(set, asked, Vec::new())
+        let requests = self.client.open();
+        self.exchange(set, requests, Vec::new())
     }
 
-    /// The server sends what has changed.
+    /// The server sends the changed resources.
     fn flush(&mut self, set: &Arc<ResourceSet>) -> Sent {
         let responses = self.server.flush(set);
         self.exchange(set, Vec::new(), responses)
     }
 
-    /// Both say what they have to say, until neither has anything left.
+    /// Exchanges messages until both sides have none left.
     fn exchange(
         &mut self,
         set: &Arc<ResourceSet>,
@@ -141,19 +141,19 @@ fn changed_endpoint_among_1000_services_encodes_one_and_sends_its_endpoints() {
 }
 
 #[test]
-fn changed_policy_among_1000_services_has_one_inbound_side_checked() {
+fn changed_policy_among_1000_services_checks_one_inbound_configuration() {
     const SERVICES: usize = 1000;
     let text = large_mesh(SERVICES, None);
     let mut file = MeshFile::new("mesh.yaml".into());
-    let before = file.parse(&text).expect("a good file");
+    let before = file.parse(&text).expect("a valid file");
     assert_eq!(check_inbound(&before, None), Ok(SERVICES));
-    // A policy at the beginning moves all others, and renames none of their clauses.
+    // A policy at the beginning shifts all others, without renaming their clauses.
     let new = "  policies:\n  - service: service-7\n    deny: [{from: [service-9]}]\n";
-    let after = file.parse(&text.replace("  policies:\n", new).into()).expect("a good file");
+    let after = file.parse(&text.replace("  policies:\n", new).into()).expect("a valid file");
     assert_eq!(check_inbound(&after, Some(&before)), Ok(1));
 }
 
-/// The names and versions of a request, with what keys and lengths add to them at most, in bytes.
+/// The size of the names and versions of a request, with an upper bound of their encoding, in bytes.
 fn text_bytes(request: &XdsRequest) -> usize {
     let XdsRequest::Delta(request) = request else { panic!("delta is spoken") };
     let names = request.resource_names_subscribe.iter().map(|name| name.len() + 4);
@@ -163,33 +163,33 @@ fn text_bytes(request: &XdsRequest) -> usize {
 }
 
 #[test]
-fn reconnect_with_10000_services_stays_within_the_request_limit_and_sends_no_resource_again() {
+fn reconnect_with_10000_services_stays_below_the_request_limit_and_resends_nothing() {
     const SERVICES: usize = 1000;
-    // Ten times as many, whose names have a digit more.
+    // Ten times the services, with names that are one digit longer.
     const TIMES: usize = 11;
     let published = Published::new(SERVICES);
     let set = published.set_of("service-0");
     let mut stream = Stream::new();
     stream.open(&set);
     stream.server = ServerSession::new(XdsVariant::Delta);
-    let asked = stream.client.open();
-    let largest = asked.iter().map(text_bytes).max().expect("it asks");
+    let requests = stream.client.open();
+    let largest = requests.iter().map(text_bytes).max().expect("a request");
     let limit = RequestLimits::for_message_bytes(RequestLimits::DEFAULT_MESSAGE_BYTES);
     let identified = limit.authenticated.message_bytes;
     assert!(largest * TIMES < identified, "{largest} bytes for {SERVICES} services");
-    let sent = stream.exchange(&set, asked, Vec::new());
+    let sent = stream.exchange(&set, requests, Vec::new());
     assert_eq!(sent, Sent::default());
 }
 
-/// The processor time of this thread. The kernel's statistics count in ticks, which are longer than a change of a
-/// small mesh takes; this clock counts nanoseconds.
+/// The CPU time of this thread, in nanoseconds. The kernel's statistics count in ticks, which are longer than a change of a
+/// small mesh takes.
 fn processor_time() -> std::time::Duration {
     let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
-    nix::time::clock_gettime(clock).expect("the kernel counts").into()
+    nix::time::clock_gettime(clock).expect("a supported clock").into()
 }
 
 #[test]
-fn work_for_a_change_grows_with_the_services_and_not_with_their_square() {
+fn cost_of_a_change_grows_less_than_quadratically() {
     let work = |services: usize| {
         let mut published = Published::new(services);
         let change = |last| {
@@ -199,7 +199,7 @@ fn work_for_a_change_grows_with_the_services_and_not_with_their_square() {
             drop(published.set_of("service-0"));
             processor_time() - begun
         };
-        // The least is what disturbs least.
+        // The minimum has the least noise.
         (3..8).map(change).min().expect("several")
     };
     let few = work(100);

@@ -1,19 +1,19 @@
-//! The part of a mesh that one piece of configuration depends on, as a mesh of its own.
+//! Scopes: the part of a mesh that the configuration of one service depends on, as a small mesh.
 //!
-//! What is built from a scope can depend on nothing else, so it is reused as long as the scope is
-//! equal: no list of dependencies is kept by hand.
+//! Resources are generated from a scope only, so they cannot depend on anything else. They are reused as long as the scope
+//! is equal. This replaces a list of dependencies, which would have to be maintained by hand.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::mesh::{Issuer, Mesh, MeshRoute, Policy, Service};
 
-/// What callers of a service depend on.
+/// The scope of the outbound configuration of a service's callers.
 #[derive(Debug)]
 pub(super) struct CallerScope {
     pub(super) service: Service,
     routes: Vec<MeshRoute>,
-    /// What holds for the whole mesh: the same allocation for as long as it is equal.
+    /// The global settings of the mesh. The allocation is shared as long as they are equal.
     global: Arc<Mesh>,
 }
 
@@ -28,7 +28,7 @@ impl CallerScope {
     }
 }
 
-/// Gives the scopes of one mesh.
+/// Makes the scopes of one mesh.
 #[derive(Debug)]
 pub(super) struct Scopes<'m> {
     global: Arc<Mesh>,
@@ -36,7 +36,7 @@ pub(super) struct Scopes<'m> {
 }
 
 impl<'m> Scopes<'m> {
-    /// Those of a mesh, of which `global` is what [`global`] gives.
+    /// Prepares a mesh. `global` is the result of [`global`] for it.
     pub(super) fn new(mesh: &'m Mesh, global: Arc<Mesh>) -> Self {
         let mut routes: HashMap<&str, Vec<&MeshRoute>> = HashMap::new();
         for route in &mesh.routes {
@@ -49,7 +49,7 @@ impl<'m> Scopes<'m> {
         Self { global, routes }
     }
 
-    /// What callers of a service depend on: the service and its routes.
+    /// The scope of the callers of a service: the service and its routes.
     pub(super) fn callers(&self, service: &Service) -> CallerScope {
         CallerScope {
             service: service.clone(),
@@ -58,7 +58,7 @@ impl<'m> Scopes<'m> {
         }
     }
 
-    /// Whether a scope is what [`Self::callers`] gives, without making that.
+    /// Whether a scope equals the result of [`Self::callers`], without building that.
     pub(super) fn has(&self, scope: &CallerScope, service: &Service) -> bool {
         scope.service == *service
             && scope.routes.iter().eq(self.routes_of(service))
@@ -70,7 +70,7 @@ impl<'m> Scopes<'m> {
     }
 }
 
-/// What holds for the whole mesh, without services, routes, policies and issuers.
+/// The global settings of a mesh, without services, routes, policies and issuers.
 pub(super) fn global(mesh: &Mesh) -> Mesh {
     Mesh {
         trust_domain: mesh.trust_domain.clone(),
@@ -87,7 +87,7 @@ pub(super) fn global(mesh: &Mesh) -> Mesh {
     }
 }
 
-/// The places of a mesh's policies, ordered by service.
+/// The indexes of a mesh's policies, ordered by service.
 #[derive(Debug, Default)]
 pub(super) struct PolicyIndex(Vec<usize>);
 
@@ -95,7 +95,7 @@ impl PolicyIndex {
     pub(super) fn new(mesh: &Mesh) -> Self {
         let service = |place: &usize| mesh.policies.get(*place).map(|policy| &policy.service);
         let mut places: Vec<usize> = (0..mesh.policies.len()).collect();
-        // Stable: policies of one service keep the order of the file.
+        // A stable sort: policies of one service keep the order of the file.
         places.sort_by(|a, b| service(a).cmp(&service(b)));
         Self(places)
     }
@@ -109,14 +109,13 @@ impl PolicyIndex {
     }
 }
 
-/// What the inbound side of a service depends on: the service, its policies, and the issuers of the
-/// tokens that they name.
+/// The scope of the inbound configuration of a service: the service, its policies, and the issuers that they refer to.
 #[derive(Debug)]
 pub(super) struct InboundScope {
     service: Service,
     policies: Vec<Policy>,
     issuers: BTreeMap<String, Issuer>,
-    /// What holds for the whole mesh: the same allocation for as long as it is equal.
+    /// The global settings of the mesh. The allocation is shared as long as they are equal.
     global: Arc<Mesh>,
 }
 
@@ -132,7 +131,7 @@ impl InboundScope {
     }
 }
 
-/// The parts of a mesh that make an inbound scope.
+/// Borrowed parts of a mesh that make an [`InboundScope`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct InboundParts<'m> {
     pub(super) service: &'m Service,
@@ -142,7 +141,7 @@ pub(super) struct InboundParts<'m> {
 }
 
 impl<'m> InboundParts<'m> {
-    /// Those of a service, where `global` is what [`global`] gives for the mesh.
+    /// The parts for a service. `global` is the result of [`global`] for the mesh.
     pub(super) fn new(
         mesh: &'m Mesh,
         global: &'m Arc<Mesh>,
@@ -170,8 +169,8 @@ impl<'m> InboundParts<'m> {
         }
     }
 
-    /// Whether a scope is what [`Self::scope`] gives, without making that.
-    pub(super) fn are_of(&self, scope: &InboundScope) -> bool {
+    /// Whether a scope equals the result of [`Self::scope`], without building that.
+    pub(super) fn equal(&self, scope: &InboundScope) -> bool {
         scope.service == *self.service
             && scope.policies.iter().eq(self.policies.iter().copied())
             && scope.issuers.iter().eq(self.issuers.iter().copied())

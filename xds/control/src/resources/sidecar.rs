@@ -1,4 +1,4 @@
-//! A sidecar's resources: its own service inbound, all services outbound.
+//! The resources of sidecars: the inbound configuration of the own service, and the outbound configuration of all services.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -25,11 +25,14 @@ use crate::mesh::{
     TokenKeys, prefix_rewrite,
 };
 
+/// The default idle timeout of HTTP connections.
 const HTTP_IDLE: Duration = Duration::from_secs(300);
+/// The default idle timeout of TCP connections.
 const TCP_IDLE: Duration = Duration::from_secs(3600);
+/// The accepted clock skew for the dates of tokens.
 const LEEWAY: Duration = Duration::from_secs(60);
 
-/// The inbound side of the services of a mesh.
+/// The inbound configuration of the services of a mesh.
 pub(super) fn own(mesh: &Mesh) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for service in mesh.services.values() {
@@ -38,7 +41,7 @@ pub(super) fn own(mesh: &Mesh) -> Snapshot {
     snapshot
 }
 
-/// What every sidecar has: whom to trust, and where redirected connections arrive.
+/// The resources of all sidecars: the trust bundle and the capture listeners.
 pub(super) fn common(mesh: &Mesh, trust: &Trust) -> Snapshot {
     let mut snapshot = Snapshot::default();
     snapshot.secrets.insert(TRUST.into(), Arc::new(trust_secret(trust, &mesh.revocation)));
@@ -46,7 +49,7 @@ pub(super) fn common(mesh: &Mesh, trust: &Trust) -> Snapshot {
     snapshot
 }
 
-/// How every sidecar reaches the services of a mesh.
+/// The outbound configuration of all services.
 pub(super) fn callers(mesh: &Mesh) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for service in mesh.services.values() {
@@ -66,7 +69,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
         let set = EndpointSet { endpoints: application.into_iter().collect() };
         let target = cluster(&name, Discovery::Static(set), Balance::RoundRobin);
         let target = Cluster {
-            protocol: spoken_by_program(port.protocol),
+            protocol: workload_protocol(port.protocol),
             response_head_bytes: port.http.response_head_bytes,
             response_header_count: port.http.response_headers,
             ..target
@@ -103,15 +106,15 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
     }
 }
 
-/// What a program itself understands on a port, whatever its clients speak.
-fn spoken_by_program(protocol: Protocol) -> UpstreamProtocol {
+/// The HTTP version that a workload accepts on a port.
+fn workload_protocol(protocol: Protocol) -> UpstreamProtocol {
     match protocol {
         Protocol::Http | Protocol::Tcp | Protocol::Udp => UpstreamProtocol::Http1,
         Protocol::Http2 | Protocol::Grpc => UpstreamProtocol::Http2,
     }
 }
 
-/// Verify Mode: a certificate of this mesh, chained to its root, inside its dates, and not revoked.
+/// Mutual TLS that requires a client certificate of this mesh: chained to its root, not expired and not revoked.
 fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
     let alpn: &[&str] = if port.protocol == Protocol::Tcp { &[] } else { &["h2", "http/1.1"] };
     DownstreamTls {
@@ -126,7 +129,7 @@ fn verify_mode(mesh: &Mesh, port: &Port) -> DownstreamTls {
     }
 }
 
-/// Tokens first, then who may call what. Without a policy nothing is allowed.
+/// The filters of an HTTP port: tokens, then RBAC. Without a policy every request is refused.
 pub(super) fn filters(
     mesh: &Mesh,
     own: &Service,
@@ -142,7 +145,7 @@ pub(super) fn filters(
     filters
 }
 
-/// The issuers of tokens, and which requests need one.
+/// The token issuers and the token rules.
 fn tokens(mesh: &Mesh, rules: Vec<JwtRule>, snapshot: &mut Snapshot) -> JwtPolicy {
     let mut providers = BTreeMap::new();
     for (name, issuer) in &mesh.issuers {
@@ -203,7 +206,7 @@ fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
     }
 }
 
-/// How a service's port is reached from here.
+/// The outbound configuration of a port.
 fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let name: Name = cluster_name(&service.name, port.port).into();
     let mut target = cluster(&name, Discovery::Endpoints(name.clone()), service.balance);
@@ -215,13 +218,13 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
             validation: Some(SecretSource::Named(TRUST.into())),
             names: vec![StringMatch::Exact(mesh.identity_of(&service.name).as_str().to_owned())],
             sni: Some(format!("{}.{}", service.name, mesh.trust_domain)),
-            // Offered is what is spoken, which follows from the client's protocol.
+            // The sidecar offers the protocol that it uses, which is that of the client.
             alpn: Vec::new(),
             parameters: TlsParameters::meshed(mesh.groups.clone()),
         });
     } else {
-        // There is no sidecar to translate.
-        target.protocol = spoken_by_program(port.protocol);
+        // Without a sidecar, the workload itself must understand the protocol.
+        target.protocol = workload_protocol(port.protocol);
     }
     snapshot.clusters.insert(name.clone(), Arc::new(target));
     snapshot.endpoints.insert(name.clone(), endpoints(service, port));
@@ -245,18 +248,18 @@ fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     }
 }
 
-/// How callers' sidecars route the requests to a port.
+/// The route table of callers' sidecars for a port.
 pub(super) fn routes(mesh: &Mesh, service: &Service, port: &Port) -> RouteTable {
     let name: Name = cluster_name(&service.name, port.port).into();
     table(&name, hosts(mesh, service, port, &name))
 }
 
-/// A table of a mesh: host names are compared without ports.
+/// A route table that compares host names without ports.
 fn table(name: &Name, hosts: Vec<VirtualHost>) -> RouteTable {
     RouteTable { ignores_port: true, ..RouteTable::new(name.clone(), hosts) }
 }
 
-/// The routes of a service's port: those of the file first, then straight to the service.
+/// The virtual hosts of a port: the routes of the file, then a default route to the service.
 fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<VirtualHost> {
     let mut by_host: BTreeMap<String, Vec<ModelRoute>> = BTreeMap::new();
     for route in mesh.routes.iter().filter(|route| route.is_of(service, port)) {
@@ -293,8 +296,8 @@ fn routes_of(route: &MeshRoute) -> Vec<ModelRoute> {
     routes
 }
 
-/// A response may take as long as it likes unless the rule has a timeout: streams, downloads and long
-/// polls must pass. Idle timeouts end what is silent.
+/// A response has no timeout unless the rule sets one, so that streams, downloads and long polls work. Idle timeouts still
+/// apply.
 fn action(rule: &RouteRule, matched: &PathMatch) -> RouteAction {
     match &rule.target {
         RouteTarget::Redirect(redirect) => RouteAction::Redirect(redirect.clone()),
@@ -329,7 +332,7 @@ fn host(name: &Name, routes: Vec<ModelRoute>) -> VirtualHost {
     VirtualHost { name: name.clone(), domains: vec!["*".into()], routes, mutations: None }
 }
 
-/// HTTP with the defaults of a mesh: paths and headers reach the service as they were sent.
+/// HTTP with the defaults of a mesh: paths and headers are forwarded as they were sent.
 fn http(routes: RouteSource, tuning: HttpTuning) -> HttpService {
     let path = PathRules { ambiguous: AmbiguousPath::RouteNormalized, ..PathRules::default() };
     let timeouts = HttpTimeouts {
@@ -340,7 +343,7 @@ fn http(routes: RouteSource, tuning: HttpTuning) -> HttpService {
     let head_bytes = tuning.request_head_bytes;
     let limits = HttpLimits {
         head_bytes,
-        // A token or a target may be as long as the head.
+        // A token or a request target may use the whole head.
         target_bytes: head_bytes,
         header_bytes: head_bytes,
         header_count: tuning.request_headers,

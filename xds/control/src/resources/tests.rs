@@ -1,4 +1,4 @@
-//! What a mesh becomes: closed, and different for each client.
+//! The resources of a mesh: references are complete, and each client receives its own set.
 
 use weft_model::SpiffeId;
 use weft_xds::client::XdsNode;
@@ -31,7 +31,7 @@ fn views() -> Views {
     views_after(&mesh(), &Views::default())
 }
 
-/// What the agent and the sidecars of these services are sent.
+/// The sets of the agent and of some sidecars.
 fn all_sets(views: &Views) -> Vec<Option<Arc<ResourceSet>>> {
     let ids =
         ["ns/weft/sa/agent", "ns/default/sa/web", "ns/default/sa/orders", "ns/default/sa/new"];
@@ -43,43 +43,43 @@ fn all_sets(views: &Views) -> Vec<Option<Arc<ResourceSet>>> {
 }
 
 #[test]
-fn a_client_sees_what_its_certificate_says_and_nothing_else() {
+fn client_receives_the_set_of_its_certificate_only() {
     let views = views();
-    let see = |id: &str| {
+    let set_of = |id: &str| {
         let peer = SpiffeId::parse(id).expect("an id");
         views.resources(&XdsNode::default(), Some(&peer))
     };
-    let web = see("spiffe://mesh.local/ns/default/sa/web").expect("a view");
-    let orders = see("spiffe://mesh.local/ns/default/sa/orders").expect("a view");
-    let agent = see("spiffe://mesh.local/ns/weft/sa/agent").expect("a view");
+    let web = set_of("spiffe://mesh.local/ns/default/sa/web").expect("a view");
+    let orders = set_of("spiffe://mesh.local/ns/default/sa/orders").expect("a view");
+    let agent = set_of("spiffe://mesh.local/ns/weft/sa/agent").expect("a view");
     assert_ne!(web, orders);
     assert!(
         agent.get(ResourceKind::Secret, TRUST).is_none()
             && web.get(ResourceKind::Secret, TRUST).is_some()
     );
     assert!(agent.get(ResourceKind::Listener, "orders|53/udp 10.96.0.2").is_some());
-    assert!(see("spiffe://mesh.local/ns/other/sa/web").is_err());
-    assert!(see("spiffe://other/ns/default/sa/web").is_err());
-    assert!(see("spiffe://mesh.local/ns/default/sa/nobody").is_err());
+    assert!(set_of("spiffe://mesh.local/ns/other/sa/web").is_err());
+    assert!(set_of("spiffe://other/ns/default/sa/web").is_err());
+    assert!(set_of("spiffe://mesh.local/ns/default/sa/unknown").is_err());
     assert!(views.resources(&XdsNode::default(), None).is_err());
 }
 
 #[test]
-fn the_same_mesh_gives_the_same_versions() {
+fn equal_meshes_have_equal_versions() {
     assert_eq!(all_sets(&views()), all_sets(&views()));
 }
 
 /// One change of a mesh.
 fn change(mesh: &mut Mesh, step: usize) {
     let web = mesh.services.get("web").cloned();
-    let orders = mesh.services.get_mut("orders").expect("it is never removed");
+    let orders = mesh.services.get_mut("orders").expect("present");
     match step % 9 {
         0 => orders.endpoints.push((Ipv4Addr::new(10, 90, 2, 9).into(), 1)),
         1 => orders.balance = Balance::LeastRequests,
         2 => mesh.routes.clear(),
         3 => mesh.policies.clear(),
         4 => {
-            let web = web.expect("it is there by now");
+            let web = web.expect("present");
             let addresses = vec![Ipv4Addr::new(10, 96, 0, 3).into()];
             let new = Service { name: "new".into(), addresses, ..web };
             mesh.services.insert("new".into(), new);
@@ -96,7 +96,7 @@ fn views_after_a_change_equal_views_built_from_nothing() {
     let mut mesh = mesh();
     let mut views = views();
     for step in 0..27 {
-        // Not every set is asked for between two changes.
+        // Not every set is requested between two changes.
         if step % 2 == 0 {
             drop(all_sets(&views));
         }
@@ -108,24 +108,24 @@ fn views_after_a_change_equal_views_built_from_nothing() {
 }
 
 #[test]
-fn inbound_side_is_not_encoded_again_after_two_changes_of_another_service() {
+fn inbound_listener_is_not_encoded_again_after_changes_of_another_service() {
     let (mut mesh, mut views) = (mesh(), views());
     let inbound = |views: &Views| {
         let web = all_sets(views).into_iter().flatten().nth(1).expect("the set of web");
-        web.get(ResourceKind::Listener, "inbound").expect("it has an inbound side").bytes.clone()
+        web.get(ResourceKind::Listener, "inbound").expect("an inbound listener").bytes.clone()
     };
     let before = inbound(&views);
     for last in [8, 9] {
-        let orders = mesh.services.get_mut("orders").expect("it is there");
+        let orders = mesh.services.get_mut("orders").expect("present");
         orders.endpoints.push((Ipv4Addr::new(10, 90, 2, last).into(), 1));
         views = views_after(&mesh, &views);
     }
     assert!(Arc::ptr_eq(&before, &inbound(&views)));
 }
 
-/// Debug builds read each resource back, so this covers the shapes that release builds do not read.
+/// Debug builds decode each encoded resource, so this test also runs those checks.
 #[test]
-fn each_shape_of_a_service_is_readable_by_our_own_data_planes() {
+fn resources_of_each_protocol_are_decodable() {
     let text = r#"
 trust_domain: mesh.local
 service_ranges: [10.96.0.0/16, 'fd00::/64']
@@ -153,7 +153,7 @@ services:
 
 const PORT: u16 = 80;
 
-/// The checks of `api` in a mesh with these policies.
+/// The filters of `api` in a mesh with this policy.
 fn checks_of(policy: &str) -> Vec<HttpFilter> {
     let text = format!(
         r#"
@@ -173,7 +173,7 @@ security:
     checks(&mesh, service, &service.ports[0])
 }
 
-/// What tokens are asked for, by path.
+/// The token rules: path and requirement.
 fn token_rules(policy: &str) -> Vec<(weft_model::PathMatch, Option<weft_model::JwtRequirement>)> {
     checks_of(policy)
         .into_iter()
@@ -187,7 +187,7 @@ fn token_rules(policy: &str) -> Vec<(weft_model::PathMatch, Option<weft_model::J
 }
 
 #[test]
-fn a_denial_by_token_has_tokens_verified_that_may_be_missing() {
+fn token_of_a_deny_clause_is_verified_and_optional() {
     use weft_model::JwtRequirement::{Any, Missing, Provider};
     use weft_model::PathMatch::{Prefix, Segments};
     let login = || Provider("login".into(), Vec::new());
@@ -198,7 +198,7 @@ fn a_denial_by_token_has_tokens_verified_that_may_be_missing() {
         token_rules(&format!("allow: [{{from: [api], paths: [/a, /c]}}], {guest}")),
         [(any("/a"), Some(Any(vec![login(), Missing]))), (any("/c"), None)]
     );
-    // An allowance that needs a token asks for it in any case; two that need one take either.
+    // An allow clause with a token requires it; two such clauses accept either token.
     assert_eq!(
         token_rules(
             "allow: [{from: [api], paths: [/a], token: login}, {from: [api]}, {from: ['*'], paths: [/a], token: other}]"
@@ -220,7 +220,7 @@ routes:
   parentRefs: [{name: api, port: 81}]
   rules: [{backendRefs: [{name: api, port: 81}], timeouts: {request: 3s}}]
 "#;
-    let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a valid file");
     let snapshot = sidecar::callers(&mesh);
     let timeouts = |table: &str| -> Vec<Option<std::time::Duration>> {
         let routes = snapshot.routes[table].hosts.iter().flat_map(|host| &host.routes);
@@ -235,7 +235,7 @@ routes:
 }
 
 #[test]
-fn agents_get_no_listeners_of_http() {
+fn agents_receive_no_http_listeners() {
     let text = r#"
 trust_domain: mesh.local
 service_ranges: [10.96.0.0/16]
@@ -253,7 +253,7 @@ services:
 }
 
 #[test]
-fn meshed_peers_speak_tls_1_3_alone_and_key_servers_tls_1_2_as_well() {
+fn meshed_peers_use_tls_1_3_only_and_key_servers_may_use_tls_1_2() {
     let text = r#"
 trust_domain: mesh.local
 service_ranges: [10.96.0.0/16]
@@ -308,20 +308,20 @@ routes:
         let set = views.resources(&XdsNode::default(), Some(&peer)).expect("a set");
         let encoded = set.get(ResourceKind::Routes, "api|80").expect("a route table");
         let decoded =
-            weft_xds::translate::decode(ResourceKind::Routes, &encoded.bytes).expect("it is read");
+            weft_xds::translate::decode(ResourceKind::Routes, &encoded.bytes).expect("decoded");
         let weft_xds::translate::Resource::Routes(table) = decoded.resource else {
             panic!("another kind")
         };
         let route = &table.hosts[0].routes[0];
         let RouteAction::Forward { path_rewrite, .. } = &route.action else { panic!("no cluster") };
-        // What Envoy does: it concatenates without a look at slashes.
+        // As Envoy: it concatenates the strings.
         match (path_rewrite, &route.matches.path) {
             (None, _) => target.to_owned(),
             (
                 Some(PathRewrite::Prefix(prefix)),
                 PathMatch::Segments(matched) | PathMatch::Prefix(matched),
             ) => {
-                format!("{prefix}{}", target.strip_prefix(matched.as_str()).expect("it matches"))
+                format!("{prefix}{}", target.strip_prefix(matched.as_str()).expect("matched"))
             }
             (Some(PathRewrite::Regex(substitution)), _) => substitution.apply(target),
             other => panic!("{other:?}"),

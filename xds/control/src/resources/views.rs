@@ -1,8 +1,8 @@
-//! The resources of each client, encoded once per service and shared by all clients.
+//! The resource sets of all clients. Resources are encoded once per service and shared by all clients.
 //!
-//! Every sidecar has the outbound side of all services in common; only the inbound side of its own
-//! service is its own, and is built when a sidecar of that service connects. When the mesh changes,
-//! only the services that changed are encoded again, and clients compare only those.
+//! All sidecars share the outbound configuration of all services. The inbound configuration of a service is built when one
+//! of its sidecars connects. When the mesh changes, only the changed services are encoded again, and only those are
+//! compared for each client.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,28 +16,28 @@ use super::scope::{self, CallerScope, InboundParts, InboundScope, PolicyIndex, S
 use super::{TRUST, Trust, agent, agent_identity, sidecar};
 use crate::mesh::{Mesh, Service, identity};
 
-/// How many threads encode at once, at most.
+/// The most threads that encode at the same time.
 const ENCODER_LIMIT: usize = 8;
 
-/// What each client may see.
+/// The resource sets of all clients for one mesh.
 #[derive(Debug, Default)]
 pub struct Views {
     mesh: Option<IndexedMesh>,
     agent: Arc<ResourceSet>,
-    /// What all sidecars have in common.
+    /// The resources that all sidecars share.
     outbound: Arc<ResourceSet>,
     services: Services,
-    /// How many services were encoded for this mesh; the others are those of the views before.
+    /// How many services were encoded for this mesh. The others were reused from the previous views.
     encoded: usize,
-    /// The sidecars that connected, by service.
+    /// The sets of services whose sidecars have connected.
     sidecars: Mutex<BTreeMap<String, SidecarView>>,
 }
 
-/// A mesh, with what is asked of it for each service.
+/// A mesh, with indexes for lookups by service.
 #[derive(Debug)]
 struct IndexedMesh {
     mesh: Arc<Mesh>,
-    /// What holds for the whole mesh: the same allocation as before for as long as it is equal.
+    /// The global settings of the mesh. The allocation is shared with previous views as long as they are equal.
     global: Arc<Mesh>,
     policies: PolicyIndex,
 }
@@ -45,33 +45,32 @@ struct IndexedMesh {
 /// The services by name.
 type Services = BTreeMap<String, Arc<EncodedService>>;
 
-/// How a service is reached, for both tiers.
+/// The encoded resources by which agents and sidecars reach a service.
 #[derive(Debug)]
 struct EncodedService {
-    /// What it was made of.
+    /// The scope that they were generated from.
     scope: CallerScope,
     agent: Fragment,
     sidecar: Fragment,
 }
 
-/// The inbound side of a service, and the set that its sidecars are sent.
+/// The inbound configuration of a service, and the resource set of its sidecars.
 #[derive(Debug)]
 struct SidecarView {
-    /// What the inbound side was made of.
+    /// The scope that the inbound configuration was generated from.
     scope: Arc<InboundScope>,
     inbound: Arc<Fragment>,
-    /// None until a sidecar asks after a change of the mesh.
+    /// None until a sidecar requests it after a change of the mesh.
     set: Option<Arc<ResourceSet>>,
-    /// The set before the last change, when a sidecar had it.
+    /// The set before the last change, if a sidecar had requested it.
     earlier: Option<Arc<ResourceSet>>,
 }
 
 impl Views {
-    /// The views of a mesh, whose agents hash flows with a seed of their own. What did not change
-    /// since `earlier` is reused.
+    /// The views of a mesh. Agents hash flows with `flow_seed`. Unchanged parts of `earlier` are reused.
     ///
     /// # Errors
-    /// What in it has no form in xDS: a mistake of ours, named.
+    /// Each resource that cannot be encoded or has a missing reference. That is a bug of the generator.
     pub fn new(
         mesh: Arc<Mesh>,
         trust: &Trust,
@@ -106,17 +105,17 @@ impl Views {
         })
     }
 
-    /// How many services were encoded, since they or what they depend on had changed.
+    /// How many services were encoded, because they or their dependencies had changed.
     pub(crate) fn encoded(&self) -> usize {
         self.encoded
     }
 
-    /// How many services there are.
+    /// The number of services.
     pub(crate) fn services(&self) -> usize {
         self.services.len()
     }
 
-    /// The sidecars of services that are still meshed.
+    /// The sidecar views of services that are still meshed, to be reused by the next views.
     fn carried_over(&self, mesh: &Mesh) -> BTreeMap<String, SidecarView> {
         let sidecars = self.sidecars.lock().unwrap_or_else(PoisonError::into_inner);
         let is_meshed = |name: &String| mesh.services.get(name).is_some_and(|known| known.meshed);
@@ -135,7 +134,7 @@ impl Views {
         Some((indexed, service))
     }
 
-    /// The set of a service's sidecars.
+    /// The resource set of a service's sidecars.
     fn sidecar(
         &self,
         indexed: &IndexedMesh,
@@ -148,7 +147,7 @@ impl Views {
         }
         let IndexedMesh { mesh, global, policies } = indexed;
         let parts = InboundParts::new(mesh, global, policies, service);
-        let (scope, inbound) = match known.filter(|sidecar| parts.are_of(&sidecar.scope)) {
+        let (scope, inbound) = match known.filter(|sidecar| parts.equal(&sidecar.scope)) {
             Some(sidecar) => (sidecar.scope.clone(), sidecar.inbound.clone()),
             None => {
                 let scope = parts.scope();
@@ -167,7 +166,7 @@ impl Views {
         Ok(set)
     }
 
-    /// Whether the client with this identity is sent a trust bundle.
+    /// Whether the client with this identity receives a trust bundle.
     pub(crate) fn receives_trust_bundle(&self, id: &str) -> bool {
         SpiffeId::parse(id).is_ok_and(|id| {
             self.meshed(id.workload())
@@ -175,7 +174,7 @@ impl Views {
         })
     }
 
-    /// The version of the trust bundle; none where no client is sent one.
+    /// The version of the trust bundle. None if no client receives one.
     pub(crate) fn trust_version(&self) -> Option<&str> {
         self.mesh.as_ref()?.mesh.services.values().find(|service| service.meshed)?;
         self.outbound.get(ResourceKind::Secret, TRUST).map(|published| &*published.version)
@@ -183,18 +182,18 @@ impl Views {
 }
 
 impl ResourceProvider for Views {
-    /// What a client may see follows from its certificate; the node it claims to be does not count.
+    /// The set depends on the client's certificate only, not on the node ID that it sends.
     fn resources(
         &self,
         node: &XdsNode,
         peer: Option<&SpiffeId>,
     ) -> Result<Arc<ResourceSet>, String> {
         let Some(peer) = peer else {
-            return Err("configuration is for those that show a certificate".into());
+            return Err("configuration requires a client certificate".into());
         };
         let trust_domain = self.mesh.as_ref().map_or("", |indexed| &indexed.mesh.trust_domain);
         if peer.trust_domain() != trust_domain {
-            return Err(format!("{peer} is not of this mesh"));
+            return Err(format!("invalid client {peer}: must be in trust domain {trust_domain:?}"));
         }
         if *peer.as_str() == *agent_identity(trust_domain) {
             return Ok(self.agent.clone());
@@ -202,7 +201,7 @@ impl ResourceProvider for Views {
         let is_sidecar = identity(trust_domain, peer.workload()).is_ok_and(|id| id == *peer);
         let Some((indexed, service)) = self.meshed(peer.workload()).filter(|_| is_sidecar) else {
             return Err(format!(
-                "{peer} ({:?}) is neither an agent nor the sidecar of a meshed service",
+                "invalid client {peer} (node {:?}): must be an agent or the sidecar of a meshed service",
                 node.id
             ));
         };
@@ -211,14 +210,14 @@ impl ResourceProvider for Views {
             tracing::error!(
                 service = service.name,
                 problems,
-                "inbound configuration not encodable"
+                "failed to encode inbound configuration"
             );
             format!("the configuration of {:?} cannot be encoded: {problems}", service.name)
         })
     }
 }
 
-/// Encodes the services whose scope changed, on all processors; gives how many there are as well.
+/// Encodes the services whose scope has changed, on all processors. Returns all services, and how many were encoded.
 fn encode(
     mesh: &Mesh,
     global: &Arc<Mesh>,
@@ -245,7 +244,7 @@ fn encode(
         let spawned: Vec<_> =
             shares.into_iter().map(|share| threads.spawn(move || encode_all(share))).collect();
         let joined = spawned.into_iter().map(|thread| {
-            thread.join().unwrap_or_else(|_| Err(vec!["an encoder ended unexpectedly".into()]))
+            thread.join().unwrap_or_else(|_| Err(vec!["an encoder thread panicked".into()]))
         });
         joined.collect::<Result<Vec<_>, _>>()
     })?;

@@ -1,4 +1,4 @@
-//! The authorities that a store holds: the one that signs, and those that are trusted beside it.
+//! The authorities in the store: the one that signs, and those that are only trusted.
 
 use std::time::SystemTime;
 
@@ -9,26 +9,26 @@ use weft_certs::{AuthorityFiles, RootSigner};
 use super::{AUTHORITY, Store, StoreError, seconds, time, unreadable};
 
 impl Store {
-    /// The authority and its trust domain.
+    /// The authority that signs, and its trust domain.
     ///
     /// # Errors
-    /// When a part is missing.
+    /// The database fails, or a part is missing.
     pub fn authority(&self) -> Result<(AuthorityFiles, String), StoreError> {
         self.read(|read| authority_of(&read.open_table(AUTHORITY)?))
     }
 
-    /// The authorities: the one that signs, and those that are trusted beside it.
+    /// All authorities.
     ///
     /// # Errors
-    /// When a part is missing or cannot be read.
+    /// The database fails, or a part is missing or invalid.
     pub fn authority_set(&self) -> Result<AuthoritySet, StoreError> {
         self.read(read_authority_set)
     }
 
-    /// Replaces the authorities, all at once, where they are still those that were read before.
+    /// Replaces all authorities in one transaction, if they are still equal to `before`.
     ///
     /// # Errors
-    /// [`StoreError::Changed`] when they are others by now; when the database fails.
+    /// [`StoreError::Changed`] if they are not, or the database fails.
     pub fn replace_authority_set(
         &self,
         before: &AuthoritySet,
@@ -103,18 +103,18 @@ fn authority_set_of(table: &impl AuthorityTable) -> Result<AuthoritySet, StoreEr
 /// The authorities of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuthoritySet {
-    /// Of all of them.
+    /// The trust domain of all authorities.
     pub trust_domain: String,
-    /// The one that signs.
+    /// The authority that signs.
     pub signing: AuthorityFiles,
-    /// The one that is trusted already and will sign from then on.
+    /// An authority that is trusted and does not sign yet, with the time from which it signs.
     pub next: Option<(AuthorityFiles, SystemTime)>,
-    /// Those that have signed and are trusted until then, the oldest first.
+    /// Former authorities, oldest first, each with the expiry of its last certificate.
     pub former: Vec<(AuthorityFiles, SystemTime)>,
 }
 
 impl AuthoritySet {
-    /// All of them, the one that signs first.
+    /// All authorities; the first is the one that signs.
     pub(crate) fn all_mut(&mut self) -> impl Iterator<Item = &mut AuthorityFiles> {
         let next = self.next.as_mut().map(|(files, _)| files);
         let former = self.former.iter_mut().map(|(files, _)| files);
@@ -122,7 +122,7 @@ impl AuthoritySet {
     }
 }
 
-/// The part of the table that holds the authorities which do not sign.
+/// The key of the authorities that do not sign, as JSON. The name is part of the file format.
 const OTHER_AUTHORITIES: &str = "beside";
 
 #[derive(Default, Serialize, Deserialize)]
@@ -139,7 +139,7 @@ struct StoredAuthority {
     root_lists: String,
     intermediate_certificate: String,
     intermediate_key: String,
-    /// In seconds since 1970.
+    /// The time of [`AuthoritySet::next`] or [`AuthoritySet::former`], in seconds since 1970.
     due: u64,
 }
 
@@ -170,7 +170,7 @@ impl StoredAuthority {
     }
 }
 
-/// No key of the root: somebody else has it.
+/// The signer of the root's CRLs: external if the store has no key of the root.
 fn root_signer(key: String, lists: String) -> RootSigner {
     if key.is_empty() {
         RootSigner::External { crls: lists }

@@ -1,4 +1,4 @@
-//! Copies of the store file beside it, each verified before it replaces an older one.
+//! Backups of the store file in the same folder. Each is verified before it replaces an older one.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
@@ -8,30 +8,31 @@ use std::path::{Path, PathBuf};
 use super::image::verify;
 use super::{StoreError, StoreSummary};
 
-/// The copies that are kept, the newest first.
+/// The file names of the backups, newest first.
 const BACKUPS: [&str; 2] = ["weft.redb.backup-1", "weft.redb.backup-2"];
-/// How much must fit on the disk for the store to be used again after a failure.
+/// The free disk space that is required to open the store again after a failure.
 const FREE_SPACE_BYTES: usize = 256 * 1024;
+/// A file that is being written.
 const PART: &str = "weft.redb.backup.part";
 
-/// Whether a copy is made of a file that was verified.
+/// Whether to make a backup of the verified file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BackupMode {
-    /// At each start.
+    /// Make a backup, at each start.
     Create,
-    /// When the file is opened again after a failure: the disk may be full.
+    /// Make none, when the file is opened again after a failure: the disk may be full.
     Skip,
 }
 
-/// Opens the file of a store, locks it, and verifies it without writing to it.
+/// Opens and locks the file of a store, and verifies it without writing to it.
 ///
 /// # Errors
-/// When it is not there, in use, or damaged.
+/// The file is missing, in use, or damaged.
 pub(super) fn open_verified(path: &Path, mode: BackupMode) -> Result<File, StoreError> {
     let file = open_locked(path)?;
     let bytes = read(&file).map_err(|error| StoreError::io(path, &error))?;
     let part = path.with_file_name(PART);
-    // Written before it is verified, which takes the bytes; it becomes a backup only afterwards.
+    // Written first, since verification consumes the bytes. It is renamed to a backup only after verification.
     let written = match mode {
         BackupMode::Create => write(&part, &bytes),
         BackupMode::Skip => Ok(()),
@@ -43,9 +44,9 @@ pub(super) fn open_verified(path: &Path, mode: BackupMode) -> Result<File, Store
             Err(_) => Ok(()),
         };
         if let Err(error) = stored {
-            tracing::warn!(store = %path.display(), %error, "no backup of the store was made");
+            tracing::warn!(store = %path.display(), %error, "failed to back up the store");
         }
-        // It may not be there, or has become the backup.
+        // The file may not exist: after the rename it is the backup.
         drop(fs::remove_file(&part));
     }
     verified.map(|_| file)
@@ -54,22 +55,22 @@ pub(super) fn open_verified(path: &Path, mode: BackupMode) -> Result<File, Store
 /// Verifies the file of a store that no process has open.
 ///
 /// # Errors
-/// When it is not there, in use, or damaged.
+/// The file is missing, in use, or damaged.
 pub(super) fn check(path: &Path) -> Result<StoreSummary, StoreError> {
     let file = open_locked(path)?;
     check_open(path, &file)
 }
 
-/// Verifies a file, whoever has it open: between two commits it is whole.
+/// Verifies an open file. The caller ensures that no transaction is in progress.
 ///
 /// # Errors
-/// When it cannot be read, or is damaged.
+/// The file cannot be read, or is damaged.
 pub(super) fn check_open(path: &Path, file: &File) -> Result<StoreSummary, StoreError> {
     let bytes = read(file).map_err(|error| StoreError::io(path, &error))?;
     verify(bytes).map_err(|reason| damaged(path, reason))
 }
 
-/// The copies that are there, the newest first, each with what it holds or why it is of no use.
+/// The existing backups, newest first, each with its summary or its damage.
 pub(super) fn backups(path: &Path) -> Vec<(PathBuf, Result<StoreSummary, String>)> {
     let backups = BACKUPS.map(|name| path.with_file_name(name));
     let there = backups.into_iter().filter(|copy| copy.exists());
@@ -80,7 +81,7 @@ pub(super) fn backups(path: &Path) -> Vec<(PathBuf, Result<StoreSummary, String>
     there.map(check).collect()
 }
 
-/// How to put the newest copy that is whole in the place of the store.
+/// How to restore the newest intact backup.
 pub(super) fn restore_hint(path: &Path) -> String {
     let whole = backups(path).into_iter().find(|(_, checked)| checked.is_ok());
     match whole {
@@ -90,7 +91,7 @@ pub(super) fn restore_hint(path: &Path) -> String {
             copy = copy.display(),
             store = path.display()
         ),
-        None => "there is no backup others it; restore the folder from a copy of your own".into(),
+        None => "no backup found in the folder; restore the folder from your own backup".into(),
     }
 }
 
@@ -131,25 +132,25 @@ fn write(part: &Path, bytes: &[u8]) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    // It holds the authority's keys.
+    // The file contains the authority's keys.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(part)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
 
-/// Shows that the disk has room for more than a page: the database might find one that it used before.
+/// Checks that the disk has free space for more than a page, since the database may reuse one that it had allocated.
 ///
 /// # Errors
-/// When it has not.
+/// The file cannot be written.
 pub(super) fn check_free_space(path: &Path) -> io::Result<()> {
     let part = path.with_file_name(PART);
     let written = write(&part, &[0; FREE_SPACE_BYTES]);
-    // It may not be there.
+    // The file may not exist.
     drop(fs::remove_file(&part));
     written
 }
 
-/// Makes a written copy the newest, and the newest the older one.
+/// Renames the newest backup to the older one, and the written file to the newest.
 fn replace(path: &Path, part: &Path) -> io::Result<()> {
     let [newest, older] = BACKUPS.map(|name| path.with_file_name(name));
     match fs::rename(&newest, older) {
@@ -160,7 +161,7 @@ fn replace(path: &Path, part: &Path) -> io::Result<()> {
     sync_folder(path)
 }
 
-/// Makes changes of names in the folder of a file last.
+/// Writes changes of the folder of a file to disk.
 pub(super) fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or_else(|| Path::new(".")))?.sync_all()
 }

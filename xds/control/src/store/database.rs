@@ -1,5 +1,5 @@
-//! The open database, and what is done when it fails: the library refuses everything after one I/O error, so
-//! the file is closed, verified and opened again, ever more slowly, until it works.
+//! The open database, and its recovery. After an I/O error redb refuses every operation, so the file is closed, verified
+//! and opened again, with exponential backoff.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -17,7 +17,7 @@ use super::{StoreError, backup, check_writable};
 
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(5);
-/// A failure so long after the one before it begins again with the shortest wait.
+/// After this time without a failure the backoff begins with the shortest wait again.
 const BACKOFF_RESET: Duration = Duration::from_secs(60);
 
 /// A database that is opened again after a failure.
@@ -45,7 +45,7 @@ struct OpenDatabase {
     file: FileId,
 }
 
-/// Which file it is: another one may be put in its place, or none.
+/// Identifies the open file, to detect that it was replaced or removed.
 #[derive(Debug, PartialEq, Eq)]
 struct FileId {
     device: u64,
@@ -59,7 +59,7 @@ impl FileId {
     }
 }
 
-/// When a database that failed is opened again.
+/// The backoff of a database that failed.
 #[derive(Debug, Default)]
 struct Retries {
     failures: u32,
@@ -69,11 +69,12 @@ struct Retries {
 
 impl Retries {
     fn failed(&mut self, now: Instant) {
-        let is_calm = self.last.is_some_and(|last| now.duration_since(last) > BACKOFF_RESET);
-        self.failures = if is_calm { 0 } else { self.failures };
+        let is_reset = self.last.is_some_and(|last| now.duration_since(last) > BACKOFF_RESET);
+        self.failures = if is_reset { 0 } else { self.failures };
         let wait = RETRY_MIN.saturating_mul(2u32.saturating_pow(self.failures));
         self.failures = self.failures.saturating_add(1);
-        (self.last, self.due) = (Some(now), Some(now + wait.min(RETRY_MAX)));
+        self.last = Some(now);
+        self.due = Some(now + wait.min(RETRY_MAX));
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -82,10 +83,10 @@ impl Retries {
 }
 
 impl StoreDatabase {
-    /// Opens the database of a file that is there.
+    /// Verifies and opens an existing database file.
     ///
     /// # Errors
-    /// When it is not there, in use, or damaged.
+    /// The file is missing, in use, or damaged.
     pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
         let opened = open(&path, BackupMode::Create)?;
         let inner =
@@ -97,26 +98,26 @@ impl StoreDatabase {
         &self.path
     }
 
-    /// Why the database does not work now, if so. Opens it again when that is due.
+    /// Why the database is not available, if so. Opens it again if the retry is due.
     pub(super) fn problem(&self) -> Option<String> {
         self.with(|_| Ok(())).err().map(|error| error.to_string())
     }
 
-    /// Verifies the file, with no change under way meanwhile.
+    /// Verifies the file, while no transaction is in progress.
     ///
     /// # Errors
-    /// When it cannot be read, or is damaged.
+    /// The file cannot be read, or is damaged.
     pub(super) fn check(&self) -> Result<super::StoreSummary, StoreError> {
-        let _held = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let file =
             fs::File::open(&self.path).map_err(|error| StoreError::io(&self.path, &error))?;
         backup::check_open(&self.path, &file)
     }
 
-    /// Works with the database, if it works. One at a time: what fails for one fails for all.
+    /// Runs an operation on the database. Operations are serialized.
     ///
     /// # Errors
-    /// What the work gives, or that the database does not work.
+    /// The error of the operation, or the database is not available.
     pub(super) fn with<T>(
         &self,
         work: impl FnOnce(&Database) -> Result<T, StoreError>,
@@ -129,17 +130,17 @@ impl StoreDatabase {
             }
             match reopen(&self.path) {
                 Ok(opened) => {
-                    tracing::info!(store = %self.path.display(), "the store works again");
+                    tracing::info!(store = %self.path.display(), "store available again");
                     inner.state = DatabaseState::Open(opened);
                 }
                 Err(error) => return Err(self.failed(&mut inner, error.to_string(), now)),
             }
         }
         let DatabaseState::Open(opened) = &inner.state else {
-            return Err(self.unavailable("it is closed"));
+            return Err(self.unavailable("the database is closed"));
         };
         if FileId::of(&self.path).as_ref() != Some(&opened.file) {
-            let reason = "the file was removed or replaced while it was in use";
+            let reason = "the file was removed or replaced while in use";
             return Err(self.failed(&mut inner, reason.into(), now));
         }
         match catch_panic(|| work(&opened.database)) {
@@ -150,7 +151,7 @@ impl StoreDatabase {
         }
     }
 
-    /// Closes the database and says so once.
+    /// Closes the database, and logs the first failure.
     fn failed(&self, inner: &mut DatabaseInner, reason: String, now: Instant) -> StoreError {
         inner.retries.failed(now);
         let error = self.unavailable(&reason);
@@ -158,11 +159,11 @@ impl StoreDatabase {
             tracing::error!(
                 store = %self.path.display(),
                 reason,
-                "the store failed: no certificate is issued and no order is taken until it works again"
+                "store failed: issuing and admin commands are paused"
             );
         }
         let before = std::mem::replace(&mut inner.state, DatabaseState::Failed(reason));
-        // Closing writes, and fails as what came before did.
+        // Closing writes to the file, and may fail like the operation before.
         drop(catch_panic(|| drop(before)));
         error
     }
@@ -182,7 +183,7 @@ fn open(path: &Path, mode: BackupMode) -> Result<OpenDatabase, StoreError> {
     Ok(OpenDatabase { database, file: id })
 }
 
-/// Opens it again, and shows that it can be written to.
+/// Opens the database again, and checks that it is writable.
 fn reopen(path: &Path) -> Result<OpenDatabase, StoreError> {
     backup::check_free_space(path).map_err(|error| StoreError::io(path, &error))?;
     let opened = open(path, BackupMode::Skip)?;
@@ -193,7 +194,7 @@ fn reopen(path: &Path) -> Result<OpenDatabase, StoreError> {
             Err(match failed {
                 Ok(Err(error)) => error,
                 Err(reason) => StoreError::Broken(reason),
-                Ok(Ok(())) => StoreError::Broken("it is closed".into()),
+                Ok(Ok(())) => StoreError::Broken("the database is closed".into()),
             })
         }
     }
@@ -204,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_database_is_opened_again_ever_more_slowly_and_quickly_after_a_calm() {
+    fn failed_database_is_retried_with_backoff_that_resets_after_a_while() {
         let mut retries = Retries::default();
         let start = monotonic();
         assert!(retries.is_due(start));

@@ -1,53 +1,53 @@
-//! Why a store cannot do what it is asked, and which of the library's errors mean that it has to be opened again.
+//! Errors of the store. [`StoreError::Broken`] means that the database has to be closed and opened again.
 
 use std::path::{Path, PathBuf};
 
-/// Why the store cannot do what it is asked.
+/// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// There is none yet.
-    #[error("{} holds no authority; make one: weft ca init --state {}", .0.display(), .0.display())]
+    /// The folder has no store.
+    #[error("{}: no authority found; create one: weft ca init --state {}", .0.display(), .0.display())]
     Missing(PathBuf),
-    /// There is one already.
-    #[error("{} holds an authority already; nothing was changed", .0.display())]
+    /// The folder has a store already.
+    #[error("{}: an authority exists already; nothing was changed", .0.display())]
     Exists(PathBuf),
-    /// Another process has it open.
-    #[error("{} is in use by another process; a control plane takes ca revoke, list and token meanwhile", .0.display())]
+    /// Another process has the store open.
+    #[error("{} is in use by another process; with a running control plane use weft ca revoke, list or token", .0.display())]
     InUse(PathBuf),
     /// A file cannot be read or written.
     #[error("{path}: {reason}", path = .path.display())]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The file is not a whole store.
+    /// The file is damaged, or is not a store.
     #[error("{path} {reason}; it was not changed; {restore}", path = .path.display())]
     Damaged {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The damage.
         reason: String,
-        /// How to get a whole one.
+        /// How to restore a backup.
         restore: String,
     },
-    /// The database failed before, and is opened again after a while.
-    #[error("{path} cannot be used: {reason}; it is tried again", path = .path.display())]
+    /// The database failed and is closed; it is opened again with backoff.
+    #[error("{path}: store not available: {reason}; retrying", path = .path.display())]
     Unavailable {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         reason: String,
     },
-    /// The database failed, and refuses everything until it is opened again.
-    #[error("the store failed: {0}")]
+    /// The database failed, and refuses every operation until it is opened again.
+    #[error("store failed: {0}")]
     Broken(String),
-    /// What a change began with is no longer there.
-    #[error("the authorities have been changed meanwhile; nothing was stored, try again")]
+    /// Another process or thread changed the authorities first.
+    #[error("the authorities were changed meanwhile; nothing was stored, try again")]
     Changed,
-    /// An entry cannot be read, or a change cannot be made.
-    #[error("the store failed: {0}")]
+    /// An entry cannot be read, or a change cannot be written. The database stays open.
+    #[error("store failed: {0}")]
     Database(String),
 }
 

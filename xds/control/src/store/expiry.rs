@@ -1,4 +1,4 @@
-//! Deletes what has expired, so that the store and the revocation lists do not grow with the age of a mesh.
+//! Deletes expired entries, so that the store and the CRLs do not grow with the age of a mesh.
 
 use std::time::{Duration, SystemTime};
 
@@ -6,18 +6,19 @@ use redb::{ReadableTable as _, WriteTransaction};
 
 use super::{ISSUED, NUMBERS, REVOKED, StoreEntry, StoreError, TOKENS, seconds, time};
 
-/// How long an entry stays after its end: peers whose clocks are behind still take a certificate then, and must find it
-/// in the revocation list.
+/// How long an entry stays after its expiry: peers whose clocks are behind accept the certificate meanwhile, and must find
+/// it in the CRL.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
-/// How often expired entries are looked for.
+/// How often expired entries are deleted.
 const INTERVAL: Duration = Duration::from_secs(3600);
-/// When they were last looked for, in seconds since 1970.
+/// The key of the time of the last deletion, in seconds since 1970.
 const LOOKED_AT: &str = "expired_looked_at";
 
-/// Deletes certificates, with their revocations, and join tokens that expired longer ago than the margin, at most once
-/// an interval. A revocation of a certificate that the store does not know stays: its end is not known.
+/// Deletes certificates with their revocations, and join tokens, that expired longer than [`RETENTION`] ago. Runs at most
+/// once per [`INTERVAL`]. A revocation of an unknown certificate stays: its expiry is not known.
 ///
-/// What is deleted had expired by the look before as well, so that one look by a clock that is ahead deletes nothing.
+/// An entry is deleted only if it had expired at the previous run as well, so that one run with a clock that is ahead
+/// deletes nothing.
 pub(super) fn delete_expired(write: &WriteTransaction, now: SystemTime) -> Result<(), StoreError> {
     let mut numbers = write.open_table(NUMBERS)?;
     let last = numbers.get(LOOKED_AT)?.and_then(|at| time(at.value()));
@@ -41,7 +42,7 @@ pub(super) fn delete_expired(write: &WriteTransaction, now: SystemTime) -> Resul
     Ok(())
 }
 
-/// The keys of the entries that expired before a time. One that cannot be read stays, for others to report.
+/// The keys of the entries that expired before a time. An unreadable entry stays, and is reported by [`super::Store::list`].
 fn expired(
     table: &redb::Table<'_, &'static str, &'static str>,
     end: SystemTime,

@@ -1,5 +1,4 @@
-//! Verification of a store file on a copy in memory: the file itself is not written to, and a file that is
-//! damaged cannot stop the process.
+//! Verifies a store file on a copy in memory: the file is not written to, and a damaged file cannot crash the process.
 
 use std::cell::Cell;
 use std::io;
@@ -10,7 +9,7 @@ use redb::{Database, StorageBackend};
 
 use super::{StoreSummary, summary};
 
-/// The head of the database's file format: two commit slots behind 64 bytes.
+/// The header of redb's file format: 64 bytes, then two commit slots.
 const HEAD_BYTES: usize = 320;
 const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
 const FLAGS: usize = 9;
@@ -19,17 +18,16 @@ const TWO_PHASE_COMMIT: u8 = 4;
 const PRIMARY: u8 = 1;
 const SLOTS: [usize; 2] = [64, 192];
 const SLOT_BYTES: usize = 128;
-/// The version of the file format that this build reads.
+/// The file format version that this build reads.
 const FORMAT: u8 = 3;
 const PAGE_BYTES: u32 = 4096;
-/// More pages or header pages in a region are no layout that the library writes; it would reserve memory for
-/// them.
+/// The most pages and header pages in a region. redb does not write more, and would allocate memory for them.
 const REGION_PAGES_LIMIT: u32 = 1 << 20;
 
-/// Reads everything in a store file, every page against its checksum.
+/// Verifies every page and entry of a store file.
 ///
 /// # Errors
-/// Why it is not a whole store.
+/// The damage, as the rest of a sentence that begins with the path.
 pub(super) fn verify(bytes: Vec<u8>) -> Result<StoreSummary, String> {
     let bytes = prepare(bytes)?;
     let image = MemoryFile(Mutex::new(bytes));
@@ -42,18 +40,20 @@ pub(super) fn verify(bytes: Vec<u8>) -> Result<StoreSummary, String> {
     .unwrap_or_else(|panic| Err(format!("is damaged: {panic}")))
 }
 
-/// Checks the head, and has the library read all pages when it opens the copy: after a clean end it would
-/// trust them unread.
+/// Checks the header, and marks the copy so that redb verifies all pages when it opens it. After a clean shutdown it would
+/// not read them.
 fn prepare(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     if bytes.is_empty() {
         return Err("is empty".into());
     }
     let Some(head) = bytes.get_mut(..HEAD_BYTES).filter(|head| head.starts_with(MAGIC)) else {
-        return Err("is not a store of weft, or its beginning is damaged".into());
+        return Err("is not a store of weft, or its header is damaged".into());
     };
     let version = SLOTS.iter().filter_map(|at| head.get(*at)).find(|version| **version != FORMAT);
     if let Some(version) = version {
-        return Err(format!("has format version {version}; this weft reads version {FORMAT}"));
+        return Err(format!(
+            "has format version {version}; this version of weft reads format {FORMAT}"
+        ));
     }
     let number = |at: usize| -> Option<u32> {
         Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?))
@@ -61,12 +61,12 @@ fn prepare(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     let is_layout = number(12) == Some(PAGE_BYTES)
         && [16, 20].into_iter().all(|at| number(at).is_some_and(|n| n <= REGION_PAGES_LIMIT));
     if !is_layout {
-        return Err("is damaged: its layout cannot be read".into());
+        return Err("is damaged: invalid page layout".into());
     }
     let flags = head.get(FLAGS).copied().unwrap_or_default();
     if flags & TWO_PHASE_COMMIT != 0 {
-        // What was committed in two phases is whole. The library must not fall back to the commit before it,
-        // which may lack a revocation: that slot is made unusable in the copy.
+        // A two-phase commit is complete. redb must not fall back to the previous commit, which may lack a revocation, so
+        // the slot of that commit is cleared in the copy.
         let other = SLOTS.get(usize::from(flags & PRIMARY == 0)).copied().unwrap_or_default();
         if let Some(slot) = head.get_mut(other + 1..other + SLOT_BYTES) {
             slot.fill(0);
@@ -78,32 +78,32 @@ fn prepare(mut bytes: Vec<u8>) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Runs work of the database library, and turns a panic in it into its text.
+/// Calls the database library, and converts a panic in it to an error.
 ///
-/// The library asserts what a whole file guarantees, so a damaged one panics in it; the process has to go on
-/// serving, and to say which file it is. This is the only place where a panic is caught.
+/// redb asserts properties of an intact file, so it panics on a damaged one. The process must continue to serve, and must
+/// report the file. No other place catches panics.
 ///
 /// # Errors
-/// What the library said.
+/// The message of the panic.
 pub(super) fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     thread_local!(static QUIET: Cell<bool> = const { Cell::new(false) });
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
-        let others = take_hook();
+        let previous = take_hook();
         set_hook(Box::new(move |panic| {
             if !QUIET.get() {
-                others(panic);
+                previous(panic);
             }
         }));
     });
     let outer = QUIET.replace(true);
-    // What the work has half changed is dropped by the caller: it opens the database anew.
+    // The caller drops the database, whose state may be inconsistent, and opens the file again.
     let done = catch_unwind(AssertUnwindSafe(work));
     QUIET.set(outer);
     done.map_err(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        text.unwrap_or("its pages contradict one another").lines().next().unwrap_or("").to_owned()
+        text.unwrap_or("inconsistent pages").lines().next().unwrap_or("").to_owned()
     })
 }
 

@@ -1,8 +1,7 @@
-//! What must survive a restart: the authority, the certificates issued, what was revoked, the number
-//! of the revocation list, and the join tokens. One file, one transaction a change.
+//! The persistent state of the control plane: the authority's keys, the issued and revoked certificates, the CRL number and
+//! the join tokens. It is one redb database file, and each change is one transaction.
 //!
-//! An error is never an empty answer: a store that cannot be read refuses, and what was read before stays in
-//! force.
+//! A read error is never reported as an empty result: the caller gets an error and keeps its last state.
 
 mod authority_set;
 mod backup;
@@ -29,51 +28,54 @@ pub use authority_set::AuthoritySet;
 use database::StoreDatabase;
 pub use error::StoreError;
 
+/// The authority that signs, by part; the other authorities as JSON.
 const AUTHORITY: TableDefinition<'_, &str, &str> = TableDefinition::new("authority");
-/// Serial number to `identity expiry issued` (seconds since 1970; older stores lack the last).
+/// Issued certificates: serial number to `identity expiry issued`. Times are seconds since 1970; stores of earlier versions
+/// have no issue time.
 const ISSUED: TableDefinition<'_, &str, &str> = TableDefinition::new("issued");
-/// Serial number to when it was revoked.
+/// Revoked certificates: serial number to the time of revocation.
 const REVOKED: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked");
-/// SHA-256 of a token to `identity expiry`.
+/// Join tokens: SHA-256 of the token to `identity expiry`.
 const TOKENS: TableDefinition<'_, &str, &str> = TableDefinition::new("tokens");
+/// Single numbers by name.
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 
 const CRL_NUMBER: &str = "revocation_list";
 const FLOW_SEED: &str = "flow_seed";
-/// Written to show that the database can be written to.
+/// Incremented to check that the database is writable.
 const WRITABLE: &str = "writable";
 
 pub(crate) const STORE_FILE: &str = "weft.redb";
 
-/// The control plane's store.
+/// The store of a control plane.
 #[derive(Debug)]
 pub struct Store(StoreDatabase);
 
-/// A certificate that was issued.
+/// An issued certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IssuedRecord {
-    /// Its serial number, hex.
+    /// The serial number, hexadecimal.
     pub serial: String,
-    /// For whom.
+    /// The SPIFFE ID.
     pub identity: String,
-    /// When it was issued; stores of earlier versions did not keep that.
+    /// When it was issued; none in entries of earlier versions.
     pub issued: Option<SystemTime>,
-    /// When it ends.
+    /// When it expires.
     pub not_after: SystemTime,
-    /// Since when it is revoked.
+    /// When it was revoked.
     pub revoked: Option<SystemTime>,
 }
 
-/// What a store holds, as far as a check counts it.
+/// The content of a store, counted by a check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSummary {
-    /// The trust domain of its authority.
+    /// The trust domain of the authority.
     pub trust_domain: String,
-    /// How many certificates were issued.
+    /// The number of issued certificates.
     pub issued: usize,
-    /// How many of them are revoked.
+    /// The number of revoked certificates.
     pub revoked: usize,
-    /// The number of the last revocation list; 0 when there was none.
+    /// The last CRL number; 0 if no CRL was signed.
     pub crl_number: u64,
 }
 
@@ -82,34 +84,34 @@ impl std::fmt::Display for StoreSummary {
         let Self { trust_domain, issued, revoked, crl_number } = self;
         write!(
             f,
-            "trust domain {trust_domain}, {issued} certificates, {revoked} revoked, revocation list \
+            "trust domain {trust_domain}, {issued} certificates, {revoked} revoked, CRL number \
              {crl_number}"
         )
     }
 }
 
-/// What a check found of the store and its backups.
+/// The result of a check of the store and its backups.
 #[derive(Debug)]
 pub struct StoreCheck {
     /// The store itself.
     pub store: Result<StoreSummary, String>,
-    /// The backups, the newest first.
+    /// The backups, newest first.
     pub backups: Vec<(PathBuf, Result<StoreSummary, String>)>,
 }
 
 impl Store {
-    /// Opens the store in a folder, once its file is verified, and keeps a backup of it.
+    /// Verifies and opens the store in a folder, and makes a backup.
     ///
     /// # Errors
-    /// When there is none, it is in use, or it is damaged.
+    /// The store is missing, in use, or damaged.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         StoreDatabase::open(folder.join(STORE_FILE)).map(Self)
     }
 
-    /// Makes a store with a new authority in a folder, readable by this user alone.
+    /// Creates a store with a new authority in a folder. Only the present user can read it.
     ///
     /// # Errors
-    /// When there is one already, or it cannot be made.
+    /// The folder has a store or a backup already, or a file cannot be written.
     pub fn create(
         folder: &Path,
         trust_domain: &str,
@@ -121,7 +123,7 @@ impl Store {
         if path.exists() || !backup::backups(&path).is_empty() {
             return Err(StoreError::Exists(folder.to_owned()));
         }
-        // Under another name until it is whole: a file of that name is always a store.
+        // Written under another name, so that the store's file is always complete.
         let part = path.with_extension("part");
         match fs::remove_file(&part) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(io(error)),
@@ -145,7 +147,7 @@ impl Store {
             Ok(())
         })?;
         drop(database);
-        // Unlike a rename, a link never replaces what another process has put there meanwhile.
+        // Unlike a rename, a link does not replace a file that another process has created meanwhile.
         let linked = fs::hard_link(&part, &path);
         fs::remove_file(&part).map_err(io)?;
         match linked {
@@ -159,10 +161,10 @@ impl Store {
         Self::open(folder)
     }
 
-    /// Verifies the store of a folder that no process has open, and its backups. Nothing is changed.
+    /// Verifies the store of a folder that no process has open, and its backups, without changing them.
     ///
     /// # Errors
-    /// When another process has it open.
+    /// Another process has the store open.
     pub fn check_closed(folder: &Path) -> Result<StoreCheck, StoreError> {
         let path = folder.join(STORE_FILE);
         let store = match backup::check(&path) {
@@ -179,14 +181,14 @@ impl Store {
         StoreCheck { store, backups: backup::backups(self.path()) }
     }
 
-    /// Where it is.
+    /// The path of the database file.
     #[must_use]
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Why the store cannot be used now, if so. After a failure it is opened again by this, or by any other
-    /// use, when the time for that has come.
+    /// Why the store is not available, if so. Like every other operation, this opens the database again when the retry is
+    /// due.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.0.problem()
@@ -206,20 +208,20 @@ impl Store {
         self.0.with(|database| write(database, work))
     }
 
-    /// When the last of the certificates ends that are good now; none when there is none.
+    /// The latest expiry of the certificates that are valid now. None if there are none.
     ///
     /// # Errors
-    /// When the database fails.
+    /// The database fails.
     pub fn latest_expiry(&self, now: SystemTime) -> Result<Option<SystemTime>, StoreError> {
         let records = self.list()?;
         let good = records.iter().filter(|record| record.revoked.is_none());
         Ok(good.map(|record| record.not_after).filter(|end| *end > now).max())
     }
 
-    /// Stores a certificate that was issued at `now`, and deletes what expired long ago.
+    /// Stores a certificate that was issued at `now`, and deletes old expired entries.
     ///
     /// # Errors
-    /// When the database fails.
+    /// The database fails.
     pub fn record_issued(
         &self,
         serial: &str,
@@ -234,18 +236,18 @@ impl Store {
         })
     }
 
-    /// Every certificate that was issued and has not expired long ago, by serial number.
+    /// The issued certificates by serial number, without those that were deleted after their expiry.
     ///
     /// # Errors
-    /// When the database fails, or an entry cannot be read.
+    /// The database fails, or an entry cannot be read.
     pub fn list(&self) -> Result<Vec<IssuedRecord>, StoreError> {
         self.read(read_issued)
     }
 
-    /// Revokes serial numbers, all or none; for each whether it was not revoked before.
+    /// Revokes certificates by serial number, all or none. Returns for each whether it is newly revoked.
     ///
     /// # Errors
-    /// When the database fails.
+    /// The database fails.
     pub fn revoke(
         &self,
         serials: &[String],
@@ -265,18 +267,18 @@ impl Store {
         })
     }
 
-    /// What is revoked.
+    /// The revoked certificates.
     ///
     /// # Errors
-    /// When the database fails, or an entry cannot be read: that is not the same as no entry.
+    /// The database fails, or an entry cannot be read.
     pub fn revoked(&self) -> Result<Vec<RevokedCertificate>, StoreError> {
         self.read(read_revoked)
     }
 
-    /// The next number of the revocation list: never the same twice.
+    /// The next CRL number. No number is returned twice.
     ///
     /// # Errors
-    /// When the database fails.
+    /// The database fails.
     pub fn next_crl_number(&self) -> Result<u64, StoreError> {
         self.write(|write| {
             let mut table = write.open_table(NUMBERS)?;
@@ -287,11 +289,11 @@ impl Store {
         })
     }
 
-    /// The seed with which agents hash flows: made once, at random, so that an attacker cannot tell which
-    /// endpoint a flow would fall on.
+    /// The seed with which agents hash flows. It is random and created once, so that an attacker cannot predict the endpoint
+    /// of a flow.
     ///
     /// # Errors
-    /// When the database fails, or there are no random numbers.
+    /// The database or the random number generator fails.
     pub fn flow_seed(&self) -> Result<u32, StoreError> {
         let stored = self.read(|read| {
             let seed = read.open_table(NUMBERS)?.get(FLOW_SEED)?.map(|seed| seed.value());
@@ -301,17 +303,18 @@ impl Store {
             return Ok(seed);
         }
         let seed = weft_certs::random_number();
-        let seed = seed.ok_or_else(|| StoreError::Database("no random numbers".into()))?;
+        let seed =
+            seed.ok_or_else(|| StoreError::Database("the random number generator failed".into()))?;
         self.write(|write| {
             write.open_table(NUMBERS)?.insert(FLOW_SEED, u64::from(seed))?;
             Ok(seed)
         })
     }
 
-    /// Stores a join token by its digest.
+    /// Stores the digest of a join token.
     ///
     /// # Errors
-    /// When the database fails.
+    /// The database fails.
     pub fn add_token(
         &self,
         digest: &str,
@@ -324,10 +327,10 @@ impl Store {
         })
     }
 
-    /// Whether a join token is good now. It is not used up by that.
+    /// Whether a join token is valid, without redeeming it.
     ///
     /// # Errors
-    /// When the database fails.
+    /// The database fails.
     pub fn is_token_valid(&self, digest: &str, now: SystemTime) -> Result<bool, StoreError> {
         self.read(|read| {
             let found = read.open_table(TOKENS)?.get(digest)?;
@@ -336,10 +339,10 @@ impl Store {
         })
     }
 
-    /// Uses a join token up: the identity it was for, if it is good now. It is gone in any case.
+    /// Redeems a join token: deletes it, and returns its identity if it was valid.
     ///
     /// # Errors
-    /// When the database fails.
+    /// The database fails.
     pub fn redeem_token(
         &self,
         digest: &str,
@@ -354,8 +357,8 @@ impl Store {
     }
 }
 
-/// Makes a change, whole or not at all. In two phases: after a crash the last commit is known to be whole, so
-/// that damage is never taken for a crash and an earlier commit, which may lack a revocation, for the last.
+/// Runs a transaction with a two-phase commit. After a crash the last commit is then known to be complete. Otherwise redb
+/// could fall back to an earlier commit, which may lack a revocation.
 fn write<T>(
     database: &Database,
     work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
@@ -376,7 +379,7 @@ fn check_writable(database: &Database) -> Result<(), StoreError> {
     })
 }
 
-/// Reads everything that a store holds.
+/// Reads and counts all entries.
 fn summary(database: &Database) -> Result<StoreSummary, StoreError> {
     let read = database.begin_read()?;
     let authority_set = authority_set::read_authority_set(&read)?;
@@ -429,7 +432,7 @@ fn record(identity: &SpiffeId, until: SystemTime) -> String {
     format!("{identity} {}", seconds(until))
 }
 
-/// A line of the tables of certificates and tokens.
+/// An entry of the tables of certificates and join tokens.
 struct StoreEntry {
     identity: String,
     until: SystemTime,
@@ -449,7 +452,7 @@ impl StoreEntry {
     }
 }
 
-/// None for a time that no clock shows: the entry is damaged.
+/// The time. None if it is out of range, so the entry is damaged.
 fn time(seconds: u64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
@@ -459,7 +462,7 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 fn unreadable(what: &str, key: &str) -> StoreError {
-    StoreError::Database(format!("the entry of {what} {key:?} cannot be read"))
+    StoreError::Database(format!("invalid entry of {what} {key:?}"))
 }
 
 #[cfg(test)]

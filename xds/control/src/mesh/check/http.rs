@@ -1,4 +1,4 @@
-//! How the sidecars of a service serve HTTP: paths, headers, limits and times.
+//! Checks the HTTP settings of services and ports: paths, headers, limits and timeouts.
 
 use std::ops::RangeInclusive;
 
@@ -7,9 +7,9 @@ use weft_model::{AmbiguousPath, EscapedSlashes, HeadersWithUnderscores, PathRule
 use super::Diagnostics;
 use crate::mesh::{HttpTuning, Protocol, duration, raw};
 
-/// How large the head of a message may be, in KiB; as in Envoy.
+/// The accepted size limits of message heads, in KiB; as in Envoy.
 const HEADERS_KIB: RangeInclusive<u32> = 1..=8192;
-/// How many headers a message may have.
+/// The accepted limits of the number of headers.
 const HEADERS: RangeInclusive<u32> = 1..=1024;
 
 pub(super) fn path_rules(
@@ -56,7 +56,7 @@ pub(super) fn underscores(
     }
 }
 
-/// The limits and times of a service; `path` is its place in the file.
+/// The HTTP limits and timeouts of a service. `path` is its field path.
 pub(super) fn of_service(
     service: &raw::RawService,
     path: &str,
@@ -67,13 +67,13 @@ pub(super) fn of_service(
     };
     let is_flow = |port: &raw::RawPort| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
     if service.ports.iter().all(is_flow) {
-        let reason = "it has no effect: the service has no port of http, http2 or grpc";
+        let reason = "no effect: the service has no http, http2 or grpc port";
         errors.add(format!("{path}.http"), reason);
     }
     tuning(HttpTuning::default(), (limits, timeouts), &format!("{path}.http"), errors)
 }
 
-/// Those of a port: its own where it has some, and else the service's.
+/// The HTTP limits and timeouts of a port: its own settings override those of the service.
 pub(super) fn of_port(
     port: &raw::RawPort,
     service: HttpTuning,
@@ -82,7 +82,7 @@ pub(super) fn of_port(
 ) -> HttpTuning {
     let Some(raw::RawPortHttp { limits, timeouts }) = &port.http else { return service };
     if matches!(port.protocol, Protocol::Tcp | Protocol::Udp) {
-        let reason = "it is for ports of http, http2 and grpc";
+        let reason = "no effect on this port: requires http, http2 or grpc";
         errors.add(format!("{path}.http"), reason);
     }
     tuning(service, (limits, timeouts), &format!("{path}.http"), errors)

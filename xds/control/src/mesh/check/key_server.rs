@@ -1,4 +1,4 @@
-//! Checks where the keys of token issuers come from.
+//! Checks the sources of token issuers' keys: a file or a key server.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use super::Diagnostics;
 use crate::mesh::file::ReferencedFiles;
 use crate::mesh::{KeyServer, KeyServerRoots, TokenKeys, raw};
 
-/// The keys of an issuer; none when a error was found.
+/// The source of an issuer's keys. None if an error was added.
 pub(super) fn keys(
     issuer: &raw::RawIssuer,
     files: &ReferencedFiles,
@@ -40,7 +40,7 @@ pub(super) fn keys(
                 ("jwks_redirects", issuer.jwks_redirects != 0),
             ];
             for (field, _) in needless.into_iter().filter(|(_, is_set)| *is_set) {
-                let reason = "it has no effect beside jwks_file; accepted only with jwks_uri";
+                let reason = "no effect with jwks_file: requires jwks_uri";
                 errors.add(format!("{path}.{field}"), reason);
             }
             Some(TokenKeys::File(file, bytes))
@@ -76,14 +76,14 @@ fn server(
     };
     let roots = match (url.is_secure, given) {
         (true, Some((file, bytes))) if usable_roots(&bytes).is_empty() => {
-            let reason = format!("{}: it holds no root certificate in PEM", file.display());
+            let reason = format!("{}: no root certificate in PEM found", file.display());
             errors.add(format!("{path}.jwks_roots_file"), reason);
             return None;
         }
         (true, Some((file, bytes))) => Some(KeyServerRoots::File(file, bytes)),
         (true, None) => Some(KeyServerRoots::System),
         (false, Some(_)) => {
-            let reason = "it has no effect with http://; accepted only with https://";
+            let reason = "no effect with http://: requires https://";
             errors.add(format!("{path}.jwks_roots_file"), reason);
             return None;
         }
@@ -106,6 +106,7 @@ fn server(
     })
 }
 
+/// The parts of a key server's URI.
 struct KeyServerUrl {
     is_secure: bool,
     host: String,
@@ -120,21 +121,21 @@ fn parse(text: &str) -> Result<KeyServerUrl, &'static str> {
         Some("http") => 80,
         Some(_) | None => return Err(right),
     };
-    // Sidecars take the scheme in lower case alone.
+    // Sidecars accept the scheme in lower case only.
     if !["http://", "https://"].iter().any(|scheme| text.starts_with(scheme)) {
         return Err(right);
     }
     let authority = uri.authority().ok_or(right)?;
     if authority.as_str().contains('@') {
-        return Err("a user in it has no effect");
+        return Err("must not contain a user name");
     }
-    // Behind the last bracket: an IPv6 address has colons of its own.
+    // After the last bracket, since an IPv6 address contains colons.
     let behind = authority.as_str().rsplit(']').next().unwrap_or_default();
     let port = match behind.rsplit_once(':') {
         Some((_, port)) => port.parse().ok().filter(|port| *port != 0),
         None => Some(default),
     };
-    let port = port.ok_or("its port must be 1 to 65535")?;
+    let port = port.ok_or("the port must be 1 to 65535")?;
     let host = authority.host().trim_matches(['[', ']']).to_owned();
     let is_name = |name: &str| {
         let label = |label: &str| {
@@ -144,7 +145,7 @@ fn parse(text: &str) -> Result<KeyServerUrl, &'static str> {
         name.len() <= 253 && name.trim_end_matches('.').split('.').all(label)
     };
     if host.parse::<IpAddr>().is_err() && !is_name(&host) {
-        return Err("its host is neither a name nor an address");
+        return Err("the host must be a name or an address");
     }
     Ok(KeyServerUrl { is_secure: default == 443, host, port })
 }

@@ -1,4 +1,4 @@
-//! From the file as written to the mesh that it means. Every error is collected.
+//! Checks the deserialized file and makes a [`Mesh`] of it. All errors are collected, not only the first.
 
 mod http;
 mod key_server;
@@ -22,12 +22,12 @@ use policies::{dry_run_tokens, policies};
 use routes::routes;
 use security::issuers;
 
-/// A error, and the path of its field.
+/// An error or a warning, and the path of its field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::mesh) struct Diagnostic {
     pub(in crate::mesh) path: String,
     pub(in crate::mesh) reason: String,
-    /// What the field refers to: where that cannot be read, it is not known whether the reference is a error.
+    /// What the field refers to. If that part of the file cannot be read, it is unknown whether the reference is an error.
     pub(in crate::mesh) refers_to: Option<Reference>,
 }
 
@@ -36,10 +36,11 @@ pub(in crate::mesh) struct Diagnostic {
 pub(in crate::mesh) enum Reference {
     /// A service or its ports.
     Service(String),
-    /// An issuer of tokens.
+    /// A token issuer.
     Issuer(String),
 }
 
+/// Collects errors or warnings.
 #[derive(Default)]
 struct Diagnostics(Vec<Diagnostic>);
 
@@ -48,21 +49,24 @@ impl Diagnostics {
         self.0.push(Diagnostic { path: path.into(), reason: reason.into(), refers_to: None });
     }
 
-    /// Adds a error of a reference to a service or its ports.
+    /// Adds an error about a reference to a service or its ports.
     fn add_reference(&mut self, service: &str, path: impl Into<String>, reason: impl Into<String>) {
         let refers_to = Some(Reference::Service(service.to_owned()));
         self.0.push(Diagnostic { path: path.into(), reason: reason.into(), refers_to });
     }
 
-    /// Adds a error of a reference to an issuer.
+    /// Adds an error about a reference to an unknown issuer.
     fn add_unknown_issuer(&mut self, issuer: &str, path: String) {
-        let reason = format!("there is no issuer {issuer:?}");
+        let reason = format!("unknown issuer {issuer:?}");
         let refers_to = Some(Reference::Issuer(issuer.to_owned()));
         self.0.push(Diagnostic { path, reason, refers_to });
     }
 }
 
-/// Checks the whole file. Gives the mesh, and what in the file is valid and may still not be meant.
+/// Checks the whole file. Returns the mesh and the warnings.
+///
+/// # Errors
+/// Every error of the file.
 pub(super) fn check(
     raw: &raw::RawMesh,
     files: &ReferencedFiles,
@@ -98,7 +102,9 @@ pub(super) fn check(
         if !hex || !serial.len().is_multiple_of(2) {
             errors.add(
                 format!("security.revocations[{index}]"),
-                format!("{serial:?} is no serial number: an even number of hexadecimal digits, at most 40"),
+                format!(
+                    "invalid serial number {serial:?}: must be an even number of hexadecimal digits, at most 40"
+                ),
             );
         }
     }
@@ -143,18 +149,24 @@ fn services(
         }
         for (position, address) in service.addresses.iter().enumerate() {
             let path = format!("{path}.addresses[{position}]");
-            one_host(*address, &path, errors);
+            check_unicast(*address, &path, errors);
             if let Some(other) = addresses.insert(*address, service.name.clone()) {
-                errors.add(path.clone(), format!("{address} is the address of {other:?} already"));
+                errors.add(
+                    path.clone(),
+                    format!("invalid address {address}: already used by service {other:?}"),
+                );
             }
-            // A range that could not be parsed may be the one.
+            // A range that could not be parsed may contain the address.
             let is_known = !ranges.is_empty() && ranges.len() == raw.service_ranges.len();
             if is_known && !ranges.iter().any(|range| range.contains(*address)) {
-                errors.add(&path, format!("{address} lies in none of service_ranges"));
+                errors.add(
+                    &path,
+                    format!("invalid address {address}: must be in one of service_ranges"),
+                );
             }
             let before = service.addresses.iter().take(position);
             if let Some(other) = before.into_iter().find(|o| o.is_ipv4() == address.is_ipv4()) {
-                let reason = "a service has at most one address of each family";
+                let reason = "a service has at most one address per IP version";
                 errors.add(path, format!("invalid address {address} beside {other}: {reason}"));
             }
         }
@@ -181,17 +193,17 @@ fn services(
         };
         if services.insert(service.name.clone(), checked).is_some() {
             errors
-                .add(format!("{path}.name"), format!("there are two services {:?}", service.name));
+                .add(format!("{path}.name"), format!("duplicate service name {:?}", service.name));
         }
     }
     services
 }
 
-/// How a replica is chosen for a request or a connection of TCP.
+/// The load balancing policy of sidecars, for requests and TCP connections.
 fn balance(service: &raw::RawService, path: &str, errors: &mut Diagnostics) -> Balance {
     let is_balanced = service.ports.iter().any(|port| port.protocol != Protocol::Udp);
     if service.balance.is_some() && !is_balanced {
-        let reason = "it has no effect: the service has no port of http, http2, grpc or tcp";
+        let reason = "no effect: the service has no http, http2, grpc or tcp port";
         errors.add(format!("{path}.balance"), reason);
     }
     match service.balance {
@@ -200,7 +212,7 @@ fn balance(service: &raw::RawService, path: &str, errors: &mut Diagnostics) -> B
     }
 }
 
-/// Whose flows agents take.
+/// The client address ranges that agents accept.
 fn allow_from(
     service: &raw::RawService,
     path: &str,
@@ -215,8 +227,8 @@ fn allow_from(
     Some(parsed.collect())
 }
 
-/// Adds a error for an address that is not that of one host.
-fn one_host(address: IpAddr, path: &str, errors: &mut Diagnostics) {
+/// Adds an error for an address that is not a unicast address.
+fn check_unicast(address: IpAddr, path: &str, errors: &mut Diagnostics) {
     let plain = address.to_canonical();
     let kind = match plain {
         _ if plain.is_unspecified() => "the unspecified address",
@@ -224,11 +236,11 @@ fn one_host(address: IpAddr, path: &str, errors: &mut Diagnostics) {
         IpAddr::V4(address) if address.is_broadcast() => "the broadcast address",
         IpAddr::V4(_) | IpAddr::V6(_) => return,
     };
-    let reason = format!("invalid address {address}: must be that of one host, not {kind}");
+    let reason = format!("invalid address {address}: must be a unicast address, not {kind}");
     errors.add(path, reason);
 }
 
-/// What of a flow decides about its replica.
+/// The parts of a flow that agents hash.
 fn flow_key(
     service: &raw::RawService,
     ports: &[Port],
@@ -242,12 +254,13 @@ fn flow_key(
     };
     let is_flow = |port: &&Port| matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
     if let Some(Port { port, .. }) = ports.iter().find(|port| !is_flow(port)) {
-        let reason =
-            format!("{word} is for tcp and udp; requests to port {port} are balanced one by one");
+        let reason = format!(
+            "invalid affinity {word}: port {port} carries HTTP, whose requests are balanced individually"
+        );
         errors.add(format!("{path}.affinity"), reason);
     }
     if flow_key == FlowKey::WithSequence && !ports.iter().any(|p| p.protocol == Protocol::Tcp) {
-        let reason = format!("{word} is for tcp, and no port of the service is; leave it out");
+        let reason = format!("invalid affinity {word}: the service has no tcp port");
         errors.add(format!("{path}.affinity"), reason);
     }
     flow_key
@@ -265,20 +278,20 @@ fn ports(service: &raw::RawService, path: &str, errors: &mut Diagnostics) -> Vec
         if (15000..=15099).contains(&target) {
             errors.add(
                 format!("{path}.target"),
-                format!("{target} is among weft's own ports, 15000 to 15099"),
+                format!("invalid port {target}: 15000 to 15099 are reserved for weft"),
             );
         }
         if port.port == PROBE_PORT {
             errors.add(
                 format!("{path}.port"),
-                format!("{PROBE_PORT} is what weft tries its redirects by; choose another"),
+                format!("invalid port {PROBE_PORT}: reserved for the redirect probes of weft"),
             );
         }
         if !seen.insert((port.port, udp)) {
-            errors.add(format!("{path}.port"), format!("port {} is there twice", port.port));
+            errors.add(format!("{path}.port"), format!("duplicate port {}", port.port));
         }
         if !targets.insert((target, udp)) {
-            errors.add(format!("{path}.target"), format!("two ports lead to {target}"));
+            errors.add(format!("{path}.target"), format!("duplicate target port {target}"));
         }
         let (idle_timeout, idle_end) = idle(port, &path, errors);
         ports.push(Port {
@@ -293,7 +306,7 @@ fn ports(service: &raw::RawService, path: &str, errors: &mut Diagnostics) -> Vec
     ports
 }
 
-/// How long flows to a port may be silent, and how that ends.
+/// The idle timeout of flows to a port, and how connections are closed at it.
 fn idle(
     port: &raw::RawPort,
     path: &str,
@@ -304,15 +317,12 @@ fn idle(
         if !matches!(port.protocol, Protocol::Tcp | Protocol::Udp) {
             errors.add(
                 format!("{path}.idle_timeout"),
-                "it is for tcp and udp; a sidecar serves this port, whose requests have timeouts of their own",
+                "no effect on this port: requires tcp or udp; for HTTP set http.timeouts",
             );
         } else if parsed.is_none() {
             errors.add(
                 format!("{path}.idle_timeout"),
-                format!(
-                    "invalid duration {text:?}: must be above zero, {}",
-                    duration::ACCEPTED
-                ),
+                format!("invalid duration {text:?}: must be above zero, {}", duration::ACCEPTED),
             );
         }
         parsed
@@ -320,9 +330,12 @@ fn idle(
     let end = port.idle_end.as_ref().and_then(|word| {
         let end = IdleEnd::named(word);
         if port.protocol != Protocol::Tcp {
-            errors.add(format!("{path}.idle_end"), "it is for tcp: nothing else has an end to see");
+            errors.add(format!("{path}.idle_end"), "no effect on this port: requires tcp");
         } else if end.is_none() {
-            errors.add(format!("{path}.idle_end"), format!("{word:?} is neither reset nor close"));
+            errors.add(
+                format!("{path}.idle_end"),
+                format!("invalid value {word:?}: must be reset or close"),
+            );
         }
         end
     });
@@ -345,19 +358,19 @@ fn endpoints(
                 format!("invalid value 0: must be 1 to {}; or leave the endpoint out", u32::MAX),
             );
         }
-        one_host(endpoint.address, &format!("{path}.endpoints[{index}].address"), errors);
-        // What goes to such an address is taken for a service: it would come back to us for ever.
+        check_unicast(endpoint.address, &format!("{path}.endpoints[{index}].address"), errors);
+        // Connections to such an address are redirected to the proxy again, in a loop.
         if let Some(range) = service_ranges.iter().find(|range| range.contains(endpoint.address)) {
             errors.add(
                 format!("{path}.endpoints[{index}].address"),
                 format!(
-                    "{} lies in {range} of service_ranges, which are for services; give the program's own",
+                    "invalid address {}: must be the address of a workload, not in service_ranges ({range})",
                     endpoint.address
                 ),
             );
         }
         if !seen.insert(endpoint.address) {
-            let reason = format!("{} is there twice", endpoint.address);
+            let reason = format!("duplicate address {}", endpoint.address);
             errors.add(format!("{path}.endpoints[{index}].address"), reason);
         }
         endpoints.push((endpoint.address, weight));
@@ -393,7 +406,7 @@ fn ranges_with_host_bits(raw: &raw::RawMesh, warnings: &mut Diagnostics) {
 }
 
 fn unknown_service(name: &str) -> String {
-    format!("there is no service {name:?}")
+    format!("unknown service {name:?}")
 }
 
 fn is_name(text: &str) -> bool {

@@ -1,4 +1,4 @@
-//! Checks who may call what: each clause can match, and is enforced at every port that it names.
+//! Checks authorization policies: each clause must be able to match, and must be enforced at every port that it lists.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -8,7 +8,7 @@ use super::{Diagnostics, unknown_service};
 use crate::mesh::token_rules::{self, CoveredRequests};
 use crate::mesh::{Clause, Issuer, Policy, Port, Protocol, Service, identity, raw};
 
-/// Checks who may call what.
+/// Checks the authorization policies.
 pub(super) fn policies(
     raw: &raw::RawMesh,
     services: &BTreeMap<String, Service>,
@@ -30,7 +30,7 @@ pub(super) fn policies(
             }
             Some(service) if !service.meshed => {
                 let reason = format!(
-                    "invalid service {:?}: it has meshed: false, so no sidecar enforces the policy",
+                    "invalid service {:?}: meshed is false, so no sidecar enforces the policy",
                     policy.service
                 );
                 errors.add(format!("{path}.service"), reason);
@@ -38,12 +38,12 @@ pub(super) fn policies(
             Some(_) => {}
         }
         if policy.allow.is_empty() && policy.deny.is_empty() {
-            errors.add(&path, "it neither allows nor denies anything");
+            errors.add(&path, "no effect: allow and deny are empty");
         }
         let mut clauses = |kind: ClauseKind, raws: &[raw::RawClause]| {
             let each = raws.iter().enumerate().map(|(position, item)| {
                 let word = kind.word();
-                // By service, so that a change of one service's policies renames no clause of another.
+                // Counted per service, so that a change of one service's policies does not rename clauses of others.
                 let count: &mut usize = counts.entry((policy.service.as_str(), word)).or_default();
                 let name = format!("{}.{word}[{count}]", policy.service);
                 *count += 1;
@@ -66,8 +66,8 @@ pub(super) fn policies(
     policies
 }
 
-/// Checks that the tokens which policies with `dry_run` name are verified: a token rule for them alone would refuse
-/// requests with tokens that are not good, and take tokens out of others.
+/// Checks that enforced policies verify the tokens that policies with `dry_run` name. A token rule for a dry run alone
+/// would reject requests with invalid tokens, and remove tokens from others.
 pub(super) fn dry_run_tokens(
     services: &BTreeMap<String, Service>,
     policies: &[Policy],
@@ -86,8 +86,8 @@ pub(super) fn dry_run_tokens(
             let unverified = ports.into_iter().find(|port| !is_verified(enforced, port, clause));
             if let Some(port) = unverified {
                 let reason = format!(
-                    "port {}: no enforced policy verifies such a token of these requests; accepted in a policy with \
-                     dry_run where every allowance of them, or a denial of them by the same token, does",
+                    "port {}: no enforced policy verifies this token for these requests; accepted with dry_run if \
+                     each enforced allow clause for them requires the token, or an enforced deny clause names it",
                     port.port
                 );
                 errors.add(format!("{place}.token"), reason);
@@ -96,7 +96,7 @@ pub(super) fn dry_run_tokens(
     }
 }
 
-/// Whether the enforced policies have the token verified that a clause of a policy with `dry_run` names.
+/// Whether the enforced policies verify the token that a clause of a policy with `dry_run` names.
 fn is_verified(enforced: &[&Policy], port: &Port, clause: &Clause) -> bool {
     let Some(token) = &clause.token else { return true };
     let of = |pick: fn(&Policy) -> &[Clause]| -> Vec<&Clause> {
@@ -110,7 +110,7 @@ fn is_verified(enforced: &[&Policy], port: &Port, clause: &Clause) -> bool {
     CoveredRequests::all_of(clause).iter().all(|area| token_rules::verifies(&rules, area, token))
 }
 
-/// What a clause does.
+/// Whether a clause allows or denies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ClauseKind {
     Allow,
@@ -126,14 +126,14 @@ impl ClauseKind {
     }
 }
 
-/// What a clause may speak of.
+/// Checks clauses of one policy.
 struct ClauseChecker<'a> {
     raw: &'a raw::RawMesh,
     /// What the identities of the mesh begin with: `spiffe://TRUST_DOMAIN/`. None where the trust domain is invalid.
     ours: Option<&'a str>,
     services: &'a BTreeMap<String, Service>,
     issuers: &'a BTreeMap<String, Issuer>,
-    /// Whose policy it is.
+    /// The service of the policy; none if it is unknown.
     service: Option<&'a Service>,
     kind: ClauseKind,
 }
@@ -171,21 +171,20 @@ impl ClauseChecker<'_> {
         }
         let claims = item.claims.as_ref();
         if item.token.is_none() && claims.is_some_and(|claims| !claims.is_empty()) {
-            errors.add(format!("{path}.claims"), "claims need token: the name of the issuer");
+            errors.add(format!("{path}.claims"), "requires token: the name of the issuer");
         }
         for (claim, values) in claims.into_iter().flatten() {
             let path = format!("{path}.claims[\"{claim}\"]");
             if claim.is_empty() {
                 errors.add(path, "invalid claim \"\": must be the name of a claim");
             } else if values.is_empty() {
-                errors.add(path, "there must be a value");
+                errors.add(path, "invalid empty list: must contain the accepted values");
             }
         }
     }
 
-    /// Checks that the clause is enforced at the ports that it applies to. An allowance that names no
-    /// port opens those that can evaluate it, and the others stay closed; a denial must be enforced
-    /// wherever it applies.
+    /// Checks that the clause is enforced at the ports that it applies to. An allow clause without ports applies to the
+    /// ports that can evaluate it, and the others stay closed. A deny clause must be enforced wherever it applies.
     fn ports(&self, clause: &Clause, service: &Service, path: &str, errors: &mut Diagnostics) {
         for (place, number) in clause.ports.iter().enumerate() {
             let path = format!("{path}.ports[{place}]");
@@ -194,7 +193,7 @@ impl ClauseChecker<'_> {
                 None => errors.add_reference(
                     &service.name,
                     path,
-                    format!("the service has no port {number}"),
+                    format!("unknown port {number}: service {:?} has no such port", service.name),
                 ),
                 Some(port) => {
                     let port = *port;
@@ -221,8 +220,7 @@ impl ClauseChecker<'_> {
         if enforced.is_empty() {
             errors.add_reference(&service.name, path, reason);
         } else {
-            let reason =
-                format!("{reason}; name the other ports: ports: [{}]", enforced.join(", "));
+            let reason = format!("{reason}; limit the clause to ports: [{}]", enforced.join(", "));
             errors.add_reference(&service.name, path, reason);
         }
     }
@@ -238,12 +236,15 @@ impl ClauseChecker<'_> {
                 let reason = format!("invalid method {method:?}: must be a method name or \"*\"");
                 errors.add(path, reason);
             } else if method != "*" && method.contains('*') {
-                let reason = format!("invalid method {method:?}: * stands for any method, alone");
+                let reason = format!(
+                    "invalid method {method:?}: must be a method name, or \"*\" for any method"
+                );
                 errors.add(path, reason);
             } else if self.kind == ClauseKind::Allow
                 && ["TRACE", "CONNECT"].contains(&upper.as_str())
             {
-                let reason = format!("invalid method {method:?}: sidecars of a mesh refuse it");
+                let reason =
+                    format!("invalid method {method:?}: sidecars refuse TRACE and CONNECT");
                 errors.add(path, reason);
             }
         }
@@ -260,7 +261,7 @@ impl ClauseChecker<'_> {
         errors: &mut Diagnostics,
     ) -> Vec<StringMatch> {
         if clause.from.is_empty() {
-            let reason = "it is empty; \"*\" stands for any identity of the mesh";
+            let reason = "invalid empty list: use \"*\" for any identity of the mesh";
             errors.add(format!("{path}.from"), reason);
         }
         let mut callers = Vec::new();
@@ -285,7 +286,7 @@ impl ClauseChecker<'_> {
         };
         if let Some(above) = from.strip_suffix("/*").filter(|above| above.starts_with("spiffe://"))
         {
-            // What stands before must be an id itself, so that nothing is cut in the middle of a name.
+            // The part before `/*` must be a SPIFFE ID, so that it ends at the end of a segment.
             let above = SpiffeId::parse(above).map_err(|error| error.to_string())?;
             let below = format!("{above}/");
             return if is_ours(&below) { Ok(StringMatch::Prefix(below)) } else { Err(foreign()) };
@@ -301,7 +302,7 @@ impl ClauseChecker<'_> {
         let service = self.services.get(from).ok_or_else(|| unknown_service(from))?;
         if !service.meshed {
             return Err(format!(
-                "invalid caller {from:?}: it has meshed: false, so it has no identity"
+                "invalid caller {from:?}: meshed is false, so the service has no identity"
             ));
         }
         if self.ours.is_none() {
@@ -313,7 +314,7 @@ impl ClauseChecker<'_> {
     }
 }
 
-/// Refuses lists that are written and empty: they could be read as "any" and as "none".
+/// Adds an error for each empty list: it could be read as "any" or as "none".
 fn not_empty(item: &raw::RawClause, path: &str, errors: &mut Diagnostics) {
     let lists = [
         ("from_addresses", item.from_addresses.as_ref().map(Vec::is_empty)),
@@ -323,7 +324,7 @@ fn not_empty(item: &raw::RawClause, path: &str, errors: &mut Diagnostics) {
         ("claims", item.claims.as_ref().map(BTreeMap::is_empty)),
     ];
     for (field, _) in lists.iter().filter(|(_, is_empty)| *is_empty == Some(true)) {
-        errors.add(format!("{path}.{field}"), "invalid empty list: leave it out for any");
+        errors.add(format!("{path}.{field}"), "invalid empty list: omit the field for any");
     }
 }
 
@@ -331,7 +332,7 @@ fn not_enforced(clause: &Clause, port: &Port) -> String {
     let number = port.port;
     if port.protocol == Protocol::Udp {
         return format!(
-            "port {number} carries udp, whose datagrams pass no sidecar: no policy is enforced there"
+            "port {number} carries udp, which does not pass through sidecars: no policy is enforced"
         );
     }
     let conditions = [

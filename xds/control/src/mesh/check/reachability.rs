@@ -1,11 +1,11 @@
-//! Warnings: what a valid file says and its author may not mean.
+//! Warnings about services that no caller can reach, and about policies without the intended effect.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::Diagnostics;
 use crate::mesh::{Clause, MeshRoute, Policy, Port, Protocol, RouteTarget, Service, raw};
 
-/// Methods that services use: those of HTTP, WebDAV and caches.
+/// Known methods: those of HTTP, WebDAV and caches.
 const KNOWN_METHODS: [&str; 28] = [
     "ACL",
     "BAN",
@@ -37,8 +37,13 @@ const KNOWN_METHODS: [&str; 28] = [
     "VERSION-CONTROL",
 ];
 
-/// Adds a warning for each port that no caller may reach, for empty lists of addresses that flows are taken from, for addresses of services without ports, for ports of policies where none is enforced,
-/// for methods that are probably misspelled, and for denials that a caller avoids by sending no token.
+/// Adds warnings for:
+///
+/// - services and ports that no caller can reach,
+/// - an empty `allow_from`,
+/// - policies for UDP ports, where none is enforced,
+/// - unknown methods,
+/// - deny clauses that a caller avoids by not sending a token.
 pub(super) fn warn(
     raw: &raw::RawMesh,
     services: &BTreeMap<String, Service>,
@@ -54,8 +59,7 @@ pub(super) fn warn(
     let of = |service: &str| enforced.get(service).map(Vec::as_slice).unwrap_or_default();
     for (index, named) in raw.services.iter().enumerate() {
         if named.allow_from.as_ref().is_some_and(Vec::is_empty) {
-            let reason =
-                "agents drop every new flow: the list is empty; leave it out for any address";
+            let reason = "empty list: agents drop every new flow; omit the field for any address";
             warnings.add(format!("services[{index}].allow_from"), reason);
         }
         let has_no_way = named.addresses.is_empty() && !routed.contains(named.name.as_str());
@@ -71,7 +75,7 @@ pub(super) fn warn(
         };
         if service.ports.is_empty() && !(named.addresses.is_empty() && named.endpoints.is_empty()) {
             let reason = format!(
-                "no caller may reach service {:?}: it has no ports; a service that only calls others needs no \
+                "no caller can reach service {:?}: it has no ports; a service that only calls others needs no \
                  addresses and endpoints",
                 service.name
             );
@@ -88,7 +92,7 @@ pub(super) fn warn(
         for (place, clause) in policy.places(index) {
             unknown_methods(clause, &place, warnings);
         }
-        avoidable((index, policy), of(&policy.service), warnings);
+        avoidable_denials((index, policy), of(&policy.service), warnings);
     }
 }
 
@@ -104,14 +108,14 @@ fn routed_services(routes: &[MeshRoute]) -> HashSet<&str> {
     names
 }
 
-/// Why no caller may reach a port, or why no policy protects it.
+/// Why no caller can reach a port, or why no policy is enforced there.
 fn unreachable(service: &Service, port: &Port, own: &[(usize, &Policy)]) -> Option<String> {
     let (name, number) = (&service.name, port.port);
     if port.protocol == Protocol::Udp {
-        let is_meant = own.iter().flat_map(|(_, policy)| policy.allow.iter().chain(&policy.deny));
-        let is_meant = is_meant.into_iter().any(|clause| clause.names(port));
-        return is_meant.then(|| {
-            format!("no policy of service {name:?} is enforced on udp port {number}: datagrams pass no sidecar")
+        let is_named = own.iter().flat_map(|(_, policy)| policy.allow.iter().chain(&policy.deny));
+        let is_named = is_named.into_iter().any(|clause| clause.names(port));
+        return is_named.then(|| {
+            format!("no policy of service {name:?} is enforced on udp port {number}: UDP does not pass through sidecars")
         });
     }
     let of = |pick: fn(&Policy) -> &[Clause]| {
@@ -119,12 +123,12 @@ fn unreachable(service: &Service, port: &Port, own: &[(usize, &Policy)]) -> Opti
     };
     if of(|policy| &policy.deny).any(Clause::is_unconditional) {
         return Some(format!(
-            "no caller may reach service {name:?} port {number}: a policy denies every call"
+            "no caller can reach service {name:?} port {number}: a policy denies every call"
         ));
     }
     let allowed = of(|policy| &policy.allow).next().is_some();
     (!allowed).then(|| {
-        format!("no caller may reach service {name:?} port {number}: no policy allows a call")
+        format!("no caller can reach service {name:?} port {number}: no policy allows a call")
     })
 }
 
@@ -132,13 +136,13 @@ fn unknown_methods(clause: &Clause, path: &str, warnings: &mut Diagnostics) {
     for (place, method) in clause.methods.iter().enumerate() {
         if !KNOWN_METHODS.contains(&method.as_str()) {
             let path = format!("{path}.methods[{place}]");
-            warnings.add(path, format!("method {method:?} is not in the registry of HTTP methods"));
+            warnings.add(path, format!("unknown HTTP method {method:?}"));
         }
     }
 }
 
-/// Warns of denials by token where an allowance of the same requests asks for no such token.
-fn avoidable(
+/// Adds a warning for each deny clause with a token, if an allow clause for the same requests does not require that token.
+fn avoidable_denials(
     (index, policy): (usize, &Policy),
     enforced: &[(usize, &Policy)],
     warnings: &mut Diagnostics,
@@ -157,7 +161,7 @@ fn avoidable(
         });
         if let Some((allowance, _)) = same {
             let reason = format!(
-                "a caller avoids this denial by sending no token of {token:?}: {allowance} asks for none"
+                "a caller can avoid this denial by not sending a token of issuer {token:?}: {allowance} does not require one"
             );
             warnings.add(format!("{place}.token"), reason);
         }

@@ -1,4 +1,4 @@
-//! Warnings about paths of policies that routes rewrite before the policies are evaluated.
+//! Warnings about policy paths that do not match because a route rewrites the path first.
 
 use std::collections::HashMap;
 
@@ -7,36 +7,36 @@ use weft_model::{PathMatch, PathPattern};
 use super::Diagnostics;
 use crate::mesh::{Clause, MeshRoute, Policy, RouteTarget, Service, prefix_rewrite};
 
-/// A rule that rewrites the paths of requests to a port of a service.
+/// A route rule that rewrites the paths of requests to a port of a service.
 struct PrefixRewriteRule<'m> {
     route: &'m str,
-    /// What the rule matches, one path suffices.
+    /// The path matches of the rule.
     matches: Vec<&'m PathMatch>,
-    /// What replaces the matched prefix.
+    /// The replacement of the matched prefix.
     prefix: &'m str,
     port: u16,
 }
 
 impl PrefixRewriteRule<'_> {
-    /// A path of the pattern that the rule takes, with the path that arrives at the service. None where the rule
-    /// takes no such path, and where the pattern names paths after the rewrite.
-    fn lost(&self, pattern: &PathPattern) -> Option<(String, String)> {
-        let arriving = PathMatch::Segments(self.prefix.to_owned());
+    /// An example of a path that matches the pattern and the rule, with the rewritten path. None if there is no such path,
+    /// or if the pattern describes rewritten paths.
+    fn example_of_rewrite(&self, pattern: &PathPattern) -> Option<(String, String)> {
+        let rewritten_form = PathMatch::Segments(self.prefix.to_owned());
         self.matches.iter().find_map(|matched| {
             let start = matched.literal_prefix();
             let paths = [pattern.example(&start), start.clone()];
             let is_taken = |path: &String| pattern.matches(path) && matched.matches(path);
             let path = paths.into_iter().find(is_taken)?;
-            // `/` to `/api`: the author of `/api/users` names what arrives.
-            let names_arriving = arriving.matches(&path)
+            // With a rewrite of `/` to `/api`, a policy path `/api/users` describes a rewritten path.
+            let is_rewritten_form = rewritten_form.matches(&path)
                 && self.prefix.trim_end_matches('/').len() >= start.trim_end_matches('/').len();
             let rewritten = prefix_rewrite(matched, self.prefix)?.target(matched, &path, None)?;
-            (rewritten != path && !names_arriving).then_some((path, rewritten))
+            (rewritten != path && !is_rewritten_form).then_some((path, rewritten))
         })
     }
 }
 
-/// Adds a warning for each path of a policy that a route rewrites to one which no similar clause covers.
+/// Adds a warning for each policy path that a route rewrites to a path that no equivalent clause covers.
 pub(super) fn warn(
     services: &std::collections::BTreeMap<String, Service>,
     routes: &[MeshRoute],
@@ -56,18 +56,18 @@ pub(super) fn warn(
         let (Some(rules), Some(service)) = (rules, services.get(&policy.service)) else { continue };
         let own = of_service.get(policy.service.as_str()).map_or(&[][..], Vec::as_slice);
         for (count, (place, clause)) in policy.places(index).enumerate() {
-            let same = similar(own, policy, clause, count < policy.allow.len());
+            let same = equivalent(own, policy, clause, count < policy.allow.len());
             let rules = rules.iter().filter(|rule| {
                 service.ports.iter().any(|port| port.port == rule.port && clause.is_of(port))
             });
             for rule in rules {
-                lost_paths(clause, rule, &same, &place, warnings);
+                check_paths(clause, rule, &same, &place, warnings);
             }
         }
     }
 }
 
-/// The rules that rewrite paths, by the services that their requests reach.
+/// The rules that rewrite paths, by the service that they forward to.
 fn rewriting(routes: &[MeshRoute]) -> HashMap<&str, Vec<PrefixRewriteRule<'_>>> {
     let mut all: HashMap<&str, Vec<PrefixRewriteRule<'_>>> = HashMap::new();
     for (route, rule) in routes.iter().flat_map(|route| route.rules.iter().map(move |r| (route, r)))
@@ -85,14 +85,15 @@ fn rewriting(routes: &[MeshRoute]) -> HashMap<&str, Vec<PrefixRewriteRule<'_>>> 
     all
 }
 
-/// The clauses that say the same as a clause of a policy, of other paths or more: what they cover is not lost.
-fn similar<'m>(
+/// The clauses that apply to at least the same callers and requests as a clause, apart from the paths. A rewritten path
+/// that one of them covers needs no warning.
+fn equivalent<'m>(
     own: &[&'m Policy],
     policy: &Policy,
     clause: &Clause,
     is_allowance: bool,
 ) -> Vec<&'m Clause> {
-    let holds_as_well = |other: &&Clause| {
+    let is_as_broad = |other: &&Clause| {
         let Clause { name: _, from, from_addresses, ports, methods, paths: _, token, claims } =
             other;
         (from.is_empty() || *from == clause.from)
@@ -105,14 +106,14 @@ fn similar<'m>(
     own.iter()
         .filter(|other| other.dry_run == policy.dry_run)
         .flat_map(|other| if is_allowance { &other.allow } else { &other.deny })
-        .filter(holds_as_well)
+        .filter(is_as_broad)
         .collect()
 }
 
-fn lost_paths(
+fn check_paths(
     clause: &Clause,
     rule: &PrefixRewriteRule<'_>,
-    similar: &[&Clause],
+    equivalent: &[&Clause],
     place: &str,
     warnings: &mut Diagnostics,
 ) {
@@ -120,14 +121,14 @@ fn lost_paths(
         clause.paths.is_empty() || clause.paths.iter().any(|pattern| pattern.matches(path))
     };
     for (position, pattern) in clause.paths.iter().enumerate() {
-        let lost = rule.lost(pattern);
-        let is_covered = |path: &str| similar.iter().any(|clause| covers(clause, path));
-        if let Some((path, rewritten)) = lost.filter(|(_, rewritten)| !is_covered(rewritten)) {
+        let example = rule.example_of_rewrite(pattern);
+        let is_covered = |path: &str| equivalent.iter().any(|clause| covers(clause, path));
+        if let Some((path, rewritten)) = example.filter(|(_, rewritten)| !is_covered(rewritten)) {
             let service = clause.name.split('.').next().unwrap_or_default();
             let route = rule.route;
             let reason = format!(
                 "path {path:?} is rewritten to {rewritten:?} by route {route:?} before the policy of service \
-                 {service:?} is evaluated; callers that use the route are judged by the rewritten path"
+                 {service:?} is evaluated; for requests through the route the policy must list the rewritten path"
             );
             warnings.add(format!("{place}.paths[{position}]"), reason);
         }

@@ -1,5 +1,5 @@
-//! Warnings about routes that have no effect: routes without services or rules, and rules whose requests are all taken by
-//! earlier rules.
+//! Warnings about routes that have no effect: routes without services or rules, and rules that are never reached because
+//! earlier rules match the same requests.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,11 +11,11 @@ use crate::mesh::{MeshRoute, Port, Protocol, Service, raw};
 /// A rule by its indexes in the file: of the route, and in the route.
 type RulePlace = (usize, usize);
 
-/// Where routes are tried in order: a port of a service, and a host name or `*`.
+/// Identifies a list of routes that are tried in order: service, port, and host name or `*`.
 type RouteList<'m> = (&'m str, u16, &'m str);
 
-/// Adds a warning for each route without effect, each rule that no request reaches, and each port that an HTTP route
-/// names and cannot apply to.
+/// Adds warnings for routes without services or rules, for rules that no request reaches, and for tcp ports that an HTTP
+/// route cannot apply to.
 pub(super) fn warn(
     raw: &raw::RawMesh,
     services: &BTreeMap<String, Service>,
@@ -37,8 +37,8 @@ pub(super) fn warn(
             for port in tcp_ports(service).filter(|_| parent.port.is_none()) {
                 let (name, service, number) = (&route.name, &parent.name, port.port);
                 let reason = format!(
-                    "route {name:?} does not apply to port {number} of service {service:?}: the port carries tcp; \
-                     name the ports that it is for"
+                    "route {name:?} does not apply to port {number} of service {service:?}: it carries tcp; set \
+                     the port in parentRefs"
                 );
                 warnings.add(&path, reason);
             }
@@ -52,7 +52,7 @@ fn tcp_ports(service: Option<&Service>) -> impl Iterator<Item = &Port> {
     ports.iter().filter(|port| port.protocol == Protocol::Tcp)
 }
 
-/// Adds a warning for each rule whose requests are all taken by earlier rules, wherever its route applies.
+/// Adds a warning for each rule whose requests all match earlier rules, in every list of routes that it is part of.
 fn unreachable_rules(
     services: &BTreeMap<String, Service>,
     routes: &[MeshRoute],
@@ -89,7 +89,7 @@ fn unreachable_rules(
     }
 }
 
-/// The lists of routes that a route is in.
+/// The lists of routes that a route is part of.
 fn lists_of<'m>(
     route: &'m MeshRoute,
     services: &'m BTreeMap<String, Service>,
@@ -110,11 +110,11 @@ fn lists_of<'m>(
     lists
 }
 
-/// The matches that are tried before another, by their paths.
+/// The matches of earlier rules, by path.
 #[derive(Debug, Default)]
 struct EarlierMatches<'m> {
     exact: HashMap<&'m str, Vec<(&'m RouteMatch, RulePlace)>>,
-    /// By prefixes of whole segments; the empty one is of every path.
+    /// By path prefix in whole segments; the empty prefix matches every path.
     prefixes: HashMap<&'m str, Vec<(&'m RouteMatch, RulePlace)>>,
 }
 
@@ -128,7 +128,7 @@ impl<'m> EarlierMatches<'m> {
         known.push((matched, place));
     }
 
-    /// The first rule that takes every request of a match.
+    /// The first rule that matches every request of a match.
     fn covering(&self, matched: &RouteMatch) -> Option<RulePlace> {
         let (path, is_exact) = match &matched.path {
             PathMatch::Exact(path) => (path.as_str(), true),

@@ -1,4 +1,4 @@
-//! Checks the routes: every name is there, every value is one that can be served.
+//! Checks the routes: each reference must exist, and each value must be one that sidecars can serve.
 
 use std::collections::BTreeMap;
 
@@ -54,15 +54,15 @@ pub(super) fn routes(
     routes
 }
 
-/// Checks that a route is of ports whose requests are routed.
+/// Checks that a route applies to at least one HTTP port.
 fn parent_port(
     parent: &raw::RawParentRef,
     service: &Service,
     path: &str,
     errors: &mut Diagnostics,
 ) {
-    let is_meant = |port: &&Port| parent.port.is_none_or(|number| number == port.port);
-    let mut ports = service.ports.iter().filter(is_meant).peekable();
+    let is_selected = |port: &&Port| parent.port.is_none_or(|number| number == port.port);
+    let mut ports = service.ports.iter().filter(is_selected).peekable();
     let is_missing = ports.peek().is_none();
     let is_routed = |port: &Port| !matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
     if ports.any(is_routed) {
@@ -78,12 +78,12 @@ fn parent_port(
         Some(number) => errors.add_reference(
             name,
             format!("{path}.port"),
-            format!("invalid port {number}: must be a port of http, http2 or grpc"),
+            format!("invalid port {number}: must be an http, http2 or grpc port"),
         ),
         None => errors.add_reference(
             name,
             format!("{path}.name"),
-            format!("invalid service {name:?}: must have a port of http, http2 or grpc"),
+            format!("invalid service {name:?}: must have an http, http2 or grpc port"),
         ),
     }
 }
@@ -127,21 +127,24 @@ fn rule(
                     prefix_replacement = Some(prefix.clone())
                 }
                 _ => errors
-                    .add(format!("{path}.urlRewrite.path"), "only ReplacePrefixMatch is supported"),
+                    .add(format!("{path}.urlRewrite.path"), "invalid path modifier: must be ReplacePrefixMatch with replacePrefixMatch"),
             },
             ("RequestRedirect", None, Some(redirect)) => {
                 redirected = Some(to_redirect(redirect, &path, errors))
             }
             _ => errors.add(
                 format!("{path}.type"),
-                "URLRewrite and RequestRedirect are supported, with their own field",
+                "invalid filter: must be URLRewrite with urlRewrite, or RequestRedirect with requestRedirect",
             ),
         }
     }
     let target = match redirected {
         Some(redirect) if rule.backend_refs.is_empty() => RouteTarget::Redirect(redirect),
         Some(_) => {
-            errors.add(format!("{path}.backendRefs"), "a redirect goes nowhere else");
+            errors.add(
+                format!("{path}.backendRefs"),
+                "must be empty in a rule with a RequestRedirect filter",
+            );
             return None;
         }
         None => {
@@ -170,12 +173,15 @@ fn backends(
                 errors.add_reference(
                     &backend.name,
                     format!("{path}.port"),
-                    format!("{:?} has no port {}", backend.name, backend.port),
+                    format!(
+                        "unknown port {}: service {:?} has no such port",
+                        backend.port, backend.name
+                    ),
                 );
             }
             Some(service) if !service.ports.iter().any(|port| takes_requests(port, backend)) => {
                 let number = backend.port;
-                let reason = format!("invalid port {number}: must not be a port of udp");
+                let reason = format!("invalid port {number}: must not be a udp port");
                 errors.add_reference(&backend.name, format!("{path}.port"), reason);
             }
             Some(_) => {
@@ -183,15 +189,16 @@ fn backends(
             }
         }
     }
-    let has_share = rule.backend_refs.iter().any(|backend| backend.weight != Some(0));
-    if !has_share {
-        errors.add(format!("{path}.backendRefs"), "no backend has a share");
+    let has_weight = rule.backend_refs.iter().any(|backend| backend.weight != Some(0));
+    if !has_weight {
+        errors
+            .add(format!("{path}.backendRefs"), "at least one backend must have a weight above 0");
         return None;
     }
     Some(backends)
 }
 
-/// Whether a route can send requests to a port, which is the one of the backend.
+/// Whether this is the port of the backend, and routes can forward to it.
 fn takes_requests(port: &Port, backend: &raw::RawBackendRef) -> bool {
     port.port == backend.port && port.protocol != Protocol::Udp
 }
@@ -202,7 +209,7 @@ fn route_match(raw: &raw::RawMatch, path: &str, errors: &mut Diagnostics) -> Rou
     let exact = |value: &str| StringMatch::Exact(value.to_owned());
     let mut headers = Vec::new();
     if let Some(method) = &raw.method {
-        // Without case, as in policies.
+        // Case-insensitive, as in policies.
         let method = StringMatch::ExactIgnoreCase(method.clone());
         headers.push(HeaderMatch::new(":method", method));
     }
@@ -210,7 +217,7 @@ fn route_match(raw: &raw::RawMatch, path: &str, errors: &mut Diagnostics) -> Rou
         for (index, item) in list.iter().enumerate().filter(|(_, item)| item.kind != "Exact") {
             errors.add(
                 format!("{path}.{field}[{index}].type"),
-                format!("{:?} is not supported; Exact is", item.kind),
+                format!("invalid type {:?}: must be Exact", item.kind),
             );
         }
     };
@@ -232,7 +239,7 @@ fn route_match(raw: &raw::RawMatch, path: &str, errors: &mut Diagnostics) -> Rou
     RouteMatch { path: path_match, headers, query }
 }
 
-/// The path of a match. `path` is its place in the file.
+/// The path of a match. `path` is its field path.
 fn path_match(raw: Option<&raw::RawPathMatch>, path: &str, errors: &mut Diagnostics) -> PathMatch {
     // Envoy has no `/` for whole segments, and every path begins with it.
     let any = || PathMatch::Prefix("/".into());
@@ -289,14 +296,14 @@ fn has_whole_escapes(path: &str) -> bool {
     })
 }
 
-/// Whether a request may be routed by this path: by the normalized form of the one that it is sent with.
+/// Whether a request may have this path in the form that requests are routed by.
 fn may_be_routed(path: &str) -> bool {
     let readings = PathReadings::of(path);
     let routed = readings.as_ref().and_then(|readings| readings.get(0));
     routed.is_none_or(|reading| reading.fits(&mut |spelling| spelling == path))
 }
 
-/// Checks the names that a match compares.
+/// Checks the names of the method, headers and query parameters of a match.
 fn names(raw: &raw::RawMatch, path: &str, errors: &mut Diagnostics) {
     if let Some(method) = raw.method.as_ref().filter(|method| !is_header_name(method)) {
         let reason = format!("invalid method {method:?}: must be a method name, such as GET");
@@ -305,7 +312,8 @@ fn names(raw: &raw::RawMatch, path: &str, errors: &mut Diagnostics) {
     for (index, header) in raw.headers.iter().enumerate() {
         let name = &header.name;
         if !is_header_name(name.strip_prefix(':').unwrap_or(name)) {
-            let reason = format!("invalid header name {name:?}: must be a name, such as x-version");
+            let reason =
+                format!("invalid header name {name:?}: must be a header name, such as x-version");
             errors.add(format!("{path}.headers[{index}].name"), reason);
         }
     }
@@ -328,7 +336,10 @@ fn to_redirect(
     }
     let target = raw.path.as_ref().and_then(|path| path.replace_full_path.clone());
     if raw.path.is_some() && target.is_none() {
-        errors.add(format!("{path}.requestRedirect.path"), "only ReplaceFullPath is supported");
+        errors.add(
+            format!("{path}.requestRedirect.path"),
+            "invalid path modifier: must be ReplaceFullPath with replaceFullPath",
+        );
     }
     if let Some(target) = &target {
         let path = format!("{path}.requestRedirect.path.replaceFullPath");
@@ -341,7 +352,8 @@ fn to_redirect(
         errors.add(format!("{path}.requestRedirect.scheme"), reason);
     }
     if let Some(host) = raw.hostname.as_ref().filter(|host| host.is_empty() || !is_uri_part(host)) {
-        let reason = format!("invalid host name {host:?}: must be such as web.example");
+        let reason =
+            format!("invalid host name {host:?}: must be a host name, such as web.example");
         errors.add(format!("{path}.requestRedirect.hostname"), reason);
     }
     weft_model::Redirect {

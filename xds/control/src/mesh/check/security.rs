@@ -1,4 +1,4 @@
-//! Checks tokens, revocation and key agreement.
+//! Checks token issuers, revocation settings and key exchange.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::key_server::keys;
 use crate::mesh::file::ReferencedFiles;
 use crate::mesh::{Issuer, raw};
 
-/// Checks the issuers of tokens.
+/// Checks the token issuers.
 pub(super) fn issuers(
     raw: &raw::RawMesh,
     files: &ReferencedFiles,
@@ -29,18 +29,19 @@ pub(super) fn issuers(
             );
         }
         if issuer.issuer.is_empty() {
-            errors
-                .add(format!("{path}.issuer"), "it is empty; a token of any issuer would be good");
+            errors.add(
+                format!("{path}.issuer"),
+                "invalid issuer \"\": must be the iss claim of its tokens",
+            );
         }
         if issuer.audiences.is_empty() {
             errors.add(
                 format!("{path}.audiences"),
-                "it is empty; a token for any service would be good",
+                "invalid empty list: must contain the accepted aud claims",
             );
         }
         for (index, _) in issuer.audiences.iter().enumerate().filter(|(_, one)| one.is_empty()) {
-            let reason =
-                "invalid distribution \"\": must be the name of a service that tokens are for";
+            let reason = "invalid audience \"\": must be an aud claim of tokens";
             errors.add(format!("{path}.audiences[{index}]"), reason);
         }
         let claims = claims(issuer, &path, errors);
@@ -62,13 +63,16 @@ pub(super) fn issuers(
     issuers
 }
 
-/// How many claims an issuer may ask for, and how many values of one.
-const LIMIT: usize = 10;
+/// The most claim rules of an issuer, and the most values of one rule.
+const CLAIM_LIMIT: usize = 10;
 
 fn claims(issuer: &raw::RawIssuer, path: &str, errors: &mut Diagnostics) -> Vec<ClaimRule> {
     let mut rules = Vec::new();
-    if issuer.claims.len() > LIMIT {
-        errors.add(format!("{path}.claims"), format!("more than {LIMIT} of them"));
+    if issuer.claims.len() > CLAIM_LIMIT {
+        errors.add(
+            format!("{path}.claims"),
+            format!("too many claims: must be at most {CLAIM_LIMIT}"),
+        );
     }
     for (claim, header) in &issuer.claim_headers {
         let path = format!("{path}.claim_headers[\"{claim}\"]");
@@ -81,18 +85,27 @@ fn claims(issuer: &raw::RawIssuer, path: &str, errors: &mut Diagnostics) -> Vec<
     }
     for (index, claim) in issuer.claims.iter().enumerate() {
         let path = format!("{path}.claims[{index}]");
-        if claim.values.is_empty() || claim.values.len() > LIMIT {
-            errors.add(format!("{path}.values"), format!("there must be 1 to {LIMIT}"));
+        if claim.values.is_empty() || claim.values.len() > CLAIM_LIMIT {
+            errors.add(
+                format!("{path}.values"),
+                format!(
+                    "invalid number of values {}: must be 1 to {CLAIM_LIMIT}",
+                    claim.values.len()
+                ),
+            );
         }
         if claim.values.iter().any(String::is_empty) {
             errors.add(format!("{path}.values"), "invalid value \"\": must not be empty");
         }
         if ["", "iss", "aud", "exp", "nbf", "iat"].contains(&claim.name.as_str()) {
-            let reason = format!("{:?} cannot be asked for in this way", claim.name);
+            let reason = format!(
+                "invalid claim {:?}: must not be empty, iss, aud, exp, nbf or iat",
+                claim.name
+            );
             errors.add(format!("{path}.name"), reason);
         }
-        let said = claim.format.as_deref();
-        let format = word(&format!("{path}.format"), said, &ClaimFormat::WORDS, errors);
+        let written = claim.format.as_deref();
+        let format = word(&format!("{path}.format"), written, &ClaimFormat::WORDS, errors);
         rules.push(ClaimRule {
             name: claim.name.clone(),
             format: format.unwrap_or(ClaimFormat::Single),
@@ -103,11 +116,11 @@ fn claims(issuer: &raw::RawIssuer, path: &str, errors: &mut Diagnostics) -> Vec<
     rules
 }
 
-/// Checks what revocation lists decide.
+/// Checks how CRLs are applied.
 pub(super) fn revocation(raw: &raw::RawMesh, errors: &mut Diagnostics) -> RevocationPolicy {
     let raw = &raw.security.revocation;
     let default = RevocationPolicy::default();
-    let limit = |said: Option<u32>, default| said.map_or(default, |limit| limit as usize);
+    let limit = |written: Option<u32>, default| written.map_or(default, |limit| limit as usize);
     RevocationPolicy {
         mode: word("security.revocation.mode", raw.mode.as_deref(), &RevocationMode::WORDS, errors)
             .unwrap_or(default.mode),
@@ -132,15 +145,15 @@ pub(super) fn revocation(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Revoca
     }
 }
 
-/// How keys are agreed on.
+/// The key exchange groups of sidecars.
 pub(super) fn groups(raw: &raw::RawMesh, errors: &mut Diagnostics) -> Vec<KeyExchangeGroup> {
-    let said = raw.security.post_quantum.as_deref();
+    let written = raw.security.post_quantum.as_deref();
     let words = [
         ("prefer", PostQuantum::Prefer),
         ("require", PostQuantum::Require),
         ("off", PostQuantum::Off),
     ];
-    match word("security.post_quantum", said, &words, errors) {
+    match word("security.post_quantum", written, &words, errors) {
         None | Some(PostQuantum::Prefer) => Vec::new(),
         Some(PostQuantum::Require) => vec![KeyExchangeGroup::X25519MlKem768],
         Some(PostQuantum::Off) => KeyExchangeGroup::CLASSICAL.to_vec(),
@@ -154,19 +167,19 @@ enum PostQuantum {
     Off,
 }
 
-/// What a word means; none when nothing was said.
+/// The value that a word stands for. None if the field is not set, or after adding an error.
 fn word<T: Copy>(
     path: &str,
-    said: Option<&str>,
+    written: Option<&str>,
     words: &[(&'static str, T)],
     errors: &mut Diagnostics,
 ) -> Option<T> {
-    let said = said?;
-    let meant = words.iter().find(|(word, _)| *word == said).map(|(_, meant)| *meant);
-    if meant.is_none() {
+    let written = written?;
+    let value = words.iter().find(|(word, _)| *word == written).map(|(_, value)| *value);
+    if value.is_none() {
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let reason = format!("{said:?} is not known; {} are", known.join(", "));
+        let reason = format!("invalid value {written:?}: must be one of {}", known.join(", "));
         errors.add(path, reason);
     }
-    meant
+    value
 }

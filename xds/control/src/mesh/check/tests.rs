@@ -1,4 +1,4 @@
-//! Values that translation refuses are errors with their line and field.
+//! Values that sidecars would refuse or that have no effect are errors or warnings with line and field.
 
 use std::path::Path;
 
@@ -42,10 +42,10 @@ fn check(text: &str, expected: Option<&str>) {
 }
 
 #[test]
-fn header_of_a_claim_that_sidecars_refuse_is_a_mistake() {
+fn invalid_claim_header_is_refused() {
     let claim = |header: &str| mesh("", "", &format!("claim_headers: {{email: '{header}'}}"));
-    for good in ["x-user", "X-User", "x.user"] {
-        check(&claim(good), None);
+    for valid in ["x-user", "X-User", "x.user"] {
+        check(&claim(valid), None);
     }
     let at = "line 18: security.issuers[\"login\"].claim_headers[\"email\"]: invalid header";
     for header in ["Expect", "trailer", "HOST", "te", "Content-Length", "", "x_user", "x user"] {
@@ -57,7 +57,7 @@ fn header_of_a_claim_that_sidecars_refuse_is_a_mistake() {
 }
 
 #[test]
-fn match_that_sidecars_refuse_or_that_covers_no_request_is_a_mistake() {
+fn match_that_no_request_can_meet_is_refused() {
     let at = "line 9: routes[0].rules[0].matches[0]";
     let good = "{path: {value: /a/}, method: GET, headers: [{name: X-A, value: ''}], queryParams: [{name: q, value: ''}]}";
     check(&mesh(good, "", ""), None);
@@ -92,13 +92,13 @@ fn match_that_sidecars_refuse_or_that_covers_no_request_is_a_mistake() {
 }
 
 #[test]
-fn rewrite_or_redirect_that_would_be_lost_is_a_mistake() {
+fn invalid_rewrite_or_redirect_is_refused() {
     let rewrite = |prefix: &str| {
         let path = format!("{{type: ReplacePrefixMatch, replacePrefixMatch: '{prefix}'}}");
         mesh("", &format!("{{type: URLRewrite, urlRewrite: {{path: {path}}}}}"), "")
     };
-    for good in ["", "/", "/a/", "/a%20b"] {
-        check(&rewrite(good), None);
+    for valid in ["", "/", "/a/", "/a%20b"] {
+        check(&rewrite(valid), None);
     }
     let at = "line 10: routes[0].rules[0].filters[0].urlRewrite.path.replacePrefixMatch: invalid";
     for prefix in ["a", "/a b", "/a?b", "/a#b", "/a/../b", "/a//b", "/a%zz", "/a%00", "/ä"] {
@@ -151,7 +151,7 @@ security:
     {policy}
 "#
     );
-    let mesh = Mesh::parse(&text, Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(&text, Path::new(".")).expect("a valid file");
     let warnings = mesh.warnings.iter().map(ToString::to_string);
     warnings.filter(|warning| warning.contains("rewritten")).collect()
 }
@@ -164,8 +164,8 @@ fn policy_path_that_a_route_rewrites_gives_a_warning() {
         let expected = expected.map(|(before, after)| {
             format!(
                 "line 18: security.policies[1].deny[0].paths[0]: path {before:?} is rewritten to {after:?} by route \
-                 \"r\" before the policy of service \"api\" is evaluated; callers that use the route are judged by \
-                 the rewritten path"
+                 \"r\" before the policy of service \"api\" is evaluated; for requests through the route the policy \
+                 must list the rewritten path"
             )
         });
         assert_eq!(warnings, Vec::from_iter(expected), "{matched} to {prefix}: {path}");
@@ -176,7 +176,7 @@ fn policy_path_that_a_route_rewrites_gives_a_warning() {
     check("/v1", "/v2", "'/v1/{item}'", Some(("/v1/x", "/v2/x")));
     check("/v1", "/v2", "'/v1*'", Some(("/v1", "/v2")));
     check("/api", "/api/v2", "/api/admin", Some(("/api/admin", "/api/v2/admin")));
-    // Paths that the route does not take, that cover the rewritten path too, or that name what arrives.
+    // Paths that the route does not match, that cover the rewritten path too, or that describe rewritten paths.
     check("/v1", "/v2", "/v2/admin", None);
     check("/v1", "/v2", "/v1x", None);
     check("/v1", "/v1/new", "/v1", None);
@@ -189,7 +189,7 @@ fn policy_path_that_a_route_rewrites_gives_a_warning() {
 }
 
 #[test]
-fn rewritten_path_that_a_policy_names_as_well_gives_no_warning() {
+fn rewritten_path_that_a_policy_lists_gives_no_warning() {
     let check = |policy: &str, count: usize| {
         let warnings = rewrite_warnings("{value: /v1}", "/v2", policy);
         assert_eq!(warnings.len(), count, "{policy}: {warnings:#?}");
@@ -205,7 +205,7 @@ fn rewritten_path_that_a_policy_names_as_well_gives_no_warning() {
 }
 
 #[test]
-fn exact_match_of_a_rewriting_route_concerns_its_path_alone() {
+fn rewrite_of_an_exact_path_affects_no_longer_paths() {
     let check = |path: &str, count: usize| {
         let policy = format!("deny: [{{from: [shop], paths: [{path}]}}]");
         let warnings = rewrite_warnings("{type: Exact, value: /v1}", "/v2", &policy);
@@ -216,21 +216,18 @@ fn exact_match_of_a_rewriting_route_concerns_its_path_alone() {
 }
 
 #[test]
-fn method_of_a_route_is_compared_without_case() {
+fn method_of_a_route_is_case_insensitive() {
     use weft_model::{HeaderMatch, StringMatch};
-    let mesh = Mesh::parse(&mesh("{method: get}", "", ""), Path::new(".")).expect("a good file");
+    let mesh = Mesh::parse(&mesh("{method: get}", "", ""), Path::new(".")).expect("a valid file");
     let method = StringMatch::ExactIgnoreCase("get".into());
     let expected = vec![HeaderMatch::new(":method", method)];
     assert_eq!(mesh.routes[0].rules[0].matches[0].headers, expected);
 }
 
 #[test]
-fn empty_audience_of_an_issuer_is_a_mistake() {
+fn empty_audience_of_an_issuer_is_refused() {
     let text = mesh("", "", "").replace("audiences: [a]", "audiences: [a, '']");
-    check(
-        &text,
-        Some("line 18: security.issuers[\"login\"].audiences[1]: invalid distribution \"\""),
-    );
+    check(&text, Some("line 18: security.issuers[\"login\"].audiences[1]: invalid audience \"\""));
 }
 
 /// A mesh with one more service, on line 5.
@@ -240,33 +237,33 @@ fn with_service(fields: &str) -> String {
 }
 
 #[test]
-fn endpoint_that_is_not_one_host_is_a_mistake() {
+fn endpoint_with_a_non_unicast_address_is_refused() {
     let service = |address: &str| {
         with_service(&format!(
             "ports: [{{port: 80, protocol: tcp}}], endpoints: [{{address: '{address}'}}]"
         ))
     };
-    for good in ["10.1.0.1", "127.0.0.1", "::1", "fd00::1", "10.1.0.255"] {
-        check(&service(good), None);
+    for valid in ["10.1.0.1", "127.0.0.1", "::1", "fd00::1", "10.1.0.255"] {
+        check(&service(valid), None);
     }
     let wrong = ["0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "::ffff:224.0.0.1"];
     for address in wrong {
         let at = "line 5: services[1].endpoints[0].address: invalid address";
-        check(&service(address), Some(&format!("{at} {address}: must be that of one host")));
+        check(&service(address), Some(&format!("{at} {address}: must be a unicast address")));
     }
 }
 
 #[test]
-fn setting_without_effect_at_any_port_is_a_mistake() {
+fn setting_without_effect_at_any_port_is_refused() {
     let service = |protocol: &str, setting: &str| {
         with_service(&format!("ports: [{{port: 80, protocol: {protocol}}}], {setting}"))
     };
     let limits = "http: {limits: {request_headers: 10}}";
     check(&service("grpc", limits), None);
-    check(&service("tcp", limits), Some("line 5: services[1].http: it has no effect"));
-    check(&service("udp", "http: {}"), Some("line 5: services[1].http: it has no effect"));
+    check(&service("tcp", limits), Some("line 5: services[1].http: no effect"));
+    check(&service("udp", "http: {}"), Some("line 5: services[1].http: no effect"));
     check(&service("tcp", "balance: least_requests"), None);
-    let at = "line 5: services[1].balance: it has no effect";
+    let at = "line 5: services[1].balance: no effect";
     check(&service("udp", "balance: round_robin"), Some(at));
 }
 
@@ -274,12 +271,12 @@ fn setting_without_effect_at_any_port_is_a_mistake() {
 fn empty_allow_from_gives_a_warning() {
     let warnings = |ranges: &str| {
         let fields = format!("ports: [{{port: 80, protocol: udp}}], allow_from: [{ranges}]");
-        let mesh = Mesh::parse(&with_service(&fields), Path::new(".")).expect("a good file");
+        let mesh = Mesh::parse(&with_service(&fields), Path::new(".")).expect("a valid file");
         let warnings = mesh.warnings.iter().map(ToString::to_string);
         warnings.filter(|warning| warning.contains("allow_from")).collect::<Vec<_>>()
     };
     assert_eq!(warnings("10.0.0.0/8"), Vec::<String>::new());
-    let at = "line 5: services[1].allow_from: agents drop every new flow: the list is empty";
+    let at = "line 5: services[1].allow_from: empty list: agents drop every new flow";
     let found = warnings("");
     assert!(found.len() == 1 && found[0].starts_with(at), "{found:?}");
 }
@@ -287,26 +284,27 @@ fn empty_allow_from_gives_a_warning() {
 #[test]
 fn address_of_a_service_without_ports_gives_a_warning() {
     let warnings = |fields: &str| {
-        let mesh = Mesh::parse(&with_service(fields), Path::new(".")).expect("a good file");
+        let mesh = Mesh::parse(&with_service(fields), Path::new(".")).expect("a valid file");
         let warnings = mesh.warnings.iter().map(ToString::to_string);
         warnings.filter(|warning| warning.contains("it has no ports")).collect::<Vec<_>>()
     };
     assert_eq!(warnings("ports: []"), Vec::<String>::new());
     let found = warnings("ports: [], addresses: [10.96.0.9]");
-    let at = "line 5: services[1].ports: no caller may reach service \"more\": it has no ports";
+    let at = "line 5: services[1].ports: no caller can reach service \"more\": it has no ports";
     assert!(found.len() == 1 && found[0].starts_with(at), "{found:?}");
     assert_eq!(warnings("ports: [], endpoints: [{address: 10.1.0.1}]").len(), 1);
 }
 
 #[test]
-fn backend_at_a_port_of_udp_is_a_mistake() {
+fn backend_at_a_udp_port_is_refused() {
     let ports =
         "ports: [{port: 53, protocol: udp}, {port: 54, protocol: udp}, {port: 54, protocol: tcp}]";
     let text = |number: u16| {
         let backend = format!("backendRefs: [{{name: more, port: {number}}}]");
         with_service(ports).replacen("backendRefs: [{name: api, port: 80}]", &backend, 1)
     };
-    let at = "line 12: routes[0].rules[0].backendRefs[0].port: invalid port 53: must not be";
+    let at =
+        "line 12: routes[0].rules[0].backendRefs[0].port: invalid port 53: must not be a udp port";
     check(&text(53), Some(at));
     check(&text(54), None);
 }
@@ -411,8 +409,8 @@ fn route_that_cannot_apply_to_a_tcp_port_gives_a_warning() {
         );
         route_warnings(mixed, &routes)
     };
-    let expected = "line 7: routes[0].parentRefs[0]: route \"r\" does not apply to port 90 of service \"mixed\": the \
-                    port carries tcp; name the ports that it is for";
+    let expected = "line 7: routes[0].parentRefs[0]: route \"r\" does not apply to port 90 of service \"mixed\": it \
+                    carries tcp; set the port in parentRefs";
     assert_eq!(route("{name: mixed}"), [expected]);
     assert_eq!(route("{name: mixed, port: 80}"), Vec::<String>::new());
 }
@@ -444,7 +442,7 @@ fn address_range_with_host_bits_gives_a_warning() {
             "from: [api], token",
             "from: [api], from_addresses: [10.1.2.3, 10.1.2.3/31], token",
         );
-    let parsed = Mesh::parse(&text, Path::new(".")).expect("a good file");
+    let parsed = Mesh::parse(&text, Path::new(".")).expect("a valid file");
     let warnings: Vec<String> = parsed
         .warnings
         .iter()
