@@ -19,7 +19,7 @@ use weft_certs::{CertificateText, identity_of, validity};
 use weft_runtime::socket::is_ipv6_unavailable;
 use weft_xds::server::IncomingConnection;
 
-use crate::client_connection::{CertificateValidity, ClientConnection, RevokedSerials};
+use crate::client_connection::{CertificateValidity, RevokedSerials, XdsClientConnection};
 use crate::fair_pool::{FairPool, SlotDecision, SlotId};
 
 /// The longest duration of a TLS handshake.
@@ -30,7 +30,7 @@ const UNAUTHENTICATED_LIMIT: usize = 512;
 const UNAUTHENTICATED_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A connection whose handshake is complete.
-pub(crate) type AcceptedConnection = IncomingConnection<ClientConnection<TlsStream<TcpStream>>>;
+pub(crate) type AcceptedConnection = IncomingConnection<XdsClientConnection<TlsStream<TcpStream>>>;
 
 /// The TLS configuration for handshakes, and the revocations that close connections.
 #[derive(Debug, Clone)]
@@ -109,7 +109,7 @@ async fn handshake(
             }
         };
         return Ok(IncomingConnection {
-            io: ClientConnection::new(io, ends),
+            io: XdsClientConnection::new(io, ends),
             peer: None,
             permit: None,
         });
@@ -128,7 +128,7 @@ async fn handshake(
             () = slot.evicted() => {}
         }
     };
-    Ok(IncomingConnection { io: ClientConnection::new(io, ends), peer, permit: None })
+    Ok(IncomingConnection { io: XdsClientConnection::new(io, ends), peer, permit: None })
 }
 
 /// The serial number and the expiry of a client's certificate.

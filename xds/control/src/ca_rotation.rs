@@ -157,7 +157,7 @@ pub(crate) trait TrustDistribution: Send + Sync {
     ) -> Vec<String>;
 }
 
-/// A store without a running control plane: there are no clients, and each gets the whole trust bundle when it connects.
+/// A store without a running control plane. No clients are connected, and each gets the whole trust bundle when it connects.
 pub(crate) struct NoClients;
 
 impl TrustDistribution for NoClients {

@@ -50,14 +50,14 @@ impl CertificateValidity {
 }
 
 /// A connection that fails all reads and writes once a future has resolved.
-pub(crate) struct ClientConnection<T> {
+pub(crate) struct XdsClientConnection<T> {
     io: T,
     /// Resolves when the connection must close. None once it has resolved.
     ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     has_ended: bool,
 }
 
-impl<T> ClientConnection<T> {
+impl<T> XdsClientConnection<T> {
     /// A connection that is closed when `ends` resolves.
     pub(crate) fn new(io: T, ends: impl Future<Output = ()> + Send + 'static) -> Self {
         Self { io, ended: Some(Box::pin(ends)), has_ended: false }
@@ -79,7 +79,7 @@ impl<T> ClientConnection<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for ClientConnection<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for XdsClientConnection<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -91,7 +91,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for ClientConnection<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for ClientConnection<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for XdsClientConnection<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

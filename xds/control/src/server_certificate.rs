@@ -20,7 +20,11 @@ use crate::resources::{Trust, control_identity};
 const NO_JITTER: f64 = 0.5;
 
 /// How client certificates are verified: the trust bundle, and the revocation policy of the mesh.
-pub(crate) type ClientTrust<'a> = (&'a Trust, &'a RevocationPolicy);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClientTrust<'a> {
+    pub(crate) trust: &'a Trust,
+    pub(crate) policy: &'a RevocationPolicy,
+}
 
 /// The TLS configuration in force, and the state of its certificate's renewal.
 #[derive(Debug)]
@@ -55,14 +59,13 @@ impl ServerCertificate {
         trusted: ClientTrust<'_>,
     ) -> Result<Self, String> {
         let certificate = make(&issuer, trust_domain)?;
-        let (trust, policy) = trusted;
         let tls = watch::Sender::new(tls(&certificate.identity, trusted, wall_clock())?);
         Ok(Self {
             issuer,
             trust_domain: trust_domain.to_owned(),
             certificate,
-            trust: trust.clone(),
-            policy: *policy,
+            trust: trusted.trust.clone(),
+            policy: *trusted.policy,
             retry: None,
             tls,
         })
@@ -95,8 +98,7 @@ impl ServerCertificate {
                 }
             }
         }
-        let (trust, policy) = trusted;
-        if *trust != self.trust || *policy != self.policy {
+        if *trusted.trust != self.trust || *trusted.policy != self.policy {
             self.publish(trusted);
         }
     }
@@ -117,8 +119,8 @@ impl ServerCertificate {
     fn publish(&mut self, trusted: ClientTrust<'_>) {
         match tls(&self.certificate.identity, trusted, wall_clock()) {
             Ok(config) => {
-                self.trust = trusted.0.clone();
-                self.policy = *trusted.1;
+                self.trust = trusted.trust.clone();
+                self.policy = *trusted.policy;
                 self.tls.send_replace(config);
             }
             Err(error) => {
@@ -147,15 +149,15 @@ fn make(issuer: &CertificateIssuer, trust_domain: &str) -> Result<IssuedPair, St
 /// presented must be valid.
 fn tls(
     own: &LoadedIdentity,
-    (trust, policy): ClientTrust<'_>,
+    trusted: ClientTrust<'_>,
     now: SystemTime,
 ) -> Result<Arc<ServerConfig>, String> {
     let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
     let parts = TrustParts {
-        roots: trust.roots.as_bytes(),
-        revocations: Some(trust.revocations.as_bytes()),
+        roots: trusted.trust.roots.as_bytes(),
+        revocations: Some(trusted.trust.revocations.as_bytes()),
         names: Vec::new(),
-        policy: *policy,
+        policy: *trusted.policy,
     };
     let store = TrustStore::build(parts, None, now).map_err(|error| error.to_string())?;
     let clients = ClientAuthentication::Optional(Arc::new(store), Vec::new());

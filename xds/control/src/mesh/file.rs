@@ -59,7 +59,7 @@ impl MeshFile {
         if let Some(last_read) = self.last_read.as_mut().filter(|last_read| last_read.text == text)
             && last_read.files.is_unchanged()
         {
-            last_read.stamps = FileStamps::take(&self.path, &last_read.files, now);
+            last_read.stamps = MeshFileStamps::take(&self.path, &last_read.files, now);
             return None;
         }
         Some(self.evaluate(text, now))
@@ -75,7 +75,7 @@ impl MeshFile {
             Ok(text) => self.parse_with(text, &files),
             Err(error) => Err(vec![error.clone()]),
         };
-        let stamps = FileStamps::take(&self.path, &files, now);
+        let stamps = MeshFileStamps::take(&self.path, &files, now);
         self.last_read = Some(ReadVersion { text, files, stamps });
         read
     }
@@ -112,13 +112,13 @@ impl MeshFile {
 struct ReadVersion {
     text: Result<Arc<str>, String>,
     files: ReferencedFiles,
-    stamps: FileStamps,
+    stamps: MeshFileStamps,
 }
 
 impl ReadVersion {
     /// Whether no file has changed since.
     fn is_current(&self, path: &Path, now: SystemTime) -> bool {
-        self.stamps.is_settled && self.stamps == FileStamps::take(path, &self.files, now)
+        self.stamps.is_settled && self.stamps == MeshFileStamps::take(path, &self.files, now)
     }
 }
 
@@ -155,23 +155,23 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
 
 /// The stamps of the mesh file and of the files that it refers to, in this order.
 #[derive(Debug)]
-struct FileStamps {
-    stamps: Vec<Option<FileStamp>>,
+struct MeshFileStamps {
+    stamps: Vec<Option<MeshFileStamp>>,
     /// Whether all stamps are reliable; see [`SETTLED`].
     is_settled: bool,
 }
 
-impl PartialEq for FileStamps {
+impl PartialEq for MeshFileStamps {
     fn eq(&self, other: &Self) -> bool {
         self.stamps == other.stamps
     }
 }
 
-impl FileStamps {
+impl MeshFileStamps {
     fn take(path: &Path, files: &ReferencedFiles, now: SystemTime) -> Self {
         let read = files.read.borrow();
         let paths = std::iter::once(path).chain(read.keys().map(PathBuf::as_path));
-        let stamps: Vec<Option<FileStamp>> = paths.map(FileStamp::of).collect();
+        let stamps: Vec<Option<MeshFileStamp>> = paths.map(MeshFileStamp::of).collect();
         let is_settled = stamps.iter().flatten().all(|stamp| stamp.is_settled(now));
         Self { stamps, is_settled }
     }
@@ -179,7 +179,7 @@ impl FileStamps {
 
 /// Identifies the content of a file: its inode, size and times.
 #[derive(Debug, PartialEq, Eq)]
-struct FileStamp {
+struct MeshFileStamp {
     device: u64,
     inode: u64,
     bytes: u64,
@@ -188,7 +188,7 @@ struct FileStamp {
     changed: (i64, i64),
 }
 
-impl FileStamp {
+impl MeshFileStamp {
     /// None if the file's metadata cannot be read.
     fn of(path: &Path) -> Option<Self> {
         let data = fs::metadata(path).ok()?;

@@ -226,7 +226,7 @@ pub struct Issuer {
     pub forward: bool,
     /// Rules for further claims.
     pub claims: Vec<ClaimRule>,
-    /// Which claims are told to the service, and in which field.
+    /// The claims that are forwarded to the service, each with its header.
     pub claim_headers: Vec<(String, String)>,
     /// Whether a token must be bound to the client's certificate (RFC 8705).
     pub bound: bool,

@@ -62,7 +62,7 @@ struct AppliedMesh {
 
 impl AppliedMesh {
     fn trusted(&self) -> ClientTrust<'_> {
-        (&self.trust, &self.mesh.revocation)
+        ClientTrust { trust: &self.trust, policy: &self.mesh.revocation }
     }
 }
 

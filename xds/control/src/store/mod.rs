@@ -398,7 +398,8 @@ fn summary(database: &Database) -> Result<StoreSummary, StoreError> {
 }
 
 fn read_issued(read: &ReadTransaction) -> Result<Vec<IssuedRecord>, StoreError> {
-    let (issued, revoked) = (read.open_table(ISSUED)?, read.open_table(REVOKED)?);
+    let issued = read.open_table(ISSUED)?;
+    let revoked = read.open_table(REVOKED)?;
     let mut records = Vec::new();
     for entry in issued.iter()? {
         let (serial, value) = entry?;

@@ -70,7 +70,7 @@ pub(super) fn of_service(
         let reason = "no effect: the service has no http, http2 or grpc port";
         errors.add(format!("{path}.http"), reason);
     }
-    tuning(HttpTuning::default(), (limits, timeouts), &format!("{path}.http"), errors)
+    tuning(HttpTuning::default(), limits, timeouts, &format!("{path}.http"), errors)
 }
 
 /// The HTTP limits and timeouts of a port: its own settings override those of the service.
@@ -85,12 +85,13 @@ pub(super) fn of_port(
         let reason = "no effect on this port: requires http, http2 or grpc";
         errors.add(format!("{path}.http"), reason);
     }
-    tuning(service, (limits, timeouts), &format!("{path}.http"), errors)
+    tuning(service, limits, timeouts, &format!("{path}.http"), errors)
 }
 
 fn tuning(
     before: HttpTuning,
-    (limits, timeouts): (&raw::RawHttpLimits, &raw::RawHttpTimeouts),
+    limits: &raw::RawHttpLimits,
+    timeouts: &raw::RawHttpTimeouts,
     path: &str,
     errors: &mut Diagnostics,
 ) -> HttpTuning {

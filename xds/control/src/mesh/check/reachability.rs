@@ -92,7 +92,7 @@ pub(super) fn warn(
         for (place, clause) in policy.places(index) {
             unknown_methods(clause, &place, warnings);
         }
-        avoidable_denials((index, policy), of(&policy.service), warnings);
+        avoidable_denials(index, policy, of(&policy.service), warnings);
     }
 }
 
@@ -110,7 +110,8 @@ fn routed_services(routes: &[MeshRoute]) -> HashSet<&str> {
 
 /// Why no caller can reach a port, or why no policy is enforced there.
 fn unreachable(service: &Service, port: &Port, own: &[(usize, &Policy)]) -> Option<String> {
-    let (name, number) = (&service.name, port.port);
+    let name = &service.name;
+    let number = port.port;
     if port.protocol == Protocol::Udp {
         let is_named = own.iter().flat_map(|(_, policy)| policy.allow.iter().chain(&policy.deny));
         let is_named = is_named.into_iter().any(|clause| clause.names(port));
@@ -143,7 +144,8 @@ fn unknown_methods(clause: &Clause, path: &str, warnings: &mut Diagnostics) {
 
 /// Adds a warning for each deny clause with a token, if an allow clause for the same requests does not require that token.
 fn avoidable_denials(
-    (index, policy): (usize, &Policy),
+    index: usize,
+    policy: &Policy,
     enforced: &[(usize, &Policy)],
     warnings: &mut Diagnostics,
 ) {

@@ -18,7 +18,7 @@ struct PrefixRewriteRule<'m> {
 }
 
 impl PrefixRewriteRule<'_> {
-    /// An example of a path that matches the pattern and the rule, with the rewritten path. None if there is no such path,
+    /// An example of a path that matches the pattern and the rule, with the rewritten path. None if no such path exists,
     /// or if the pattern describes rewritten paths.
     fn example_of_rewrite(&self, pattern: &PathPattern) -> Option<(String, String)> {
         let rewritten_form = PathMatch::Segments(self.prefix.to_owned());

@@ -9,7 +9,7 @@ use super::Diagnostics;
 use crate::mesh::{MeshRoute, Port, Protocol, Service, raw};
 
 /// A rule by its indexes in the file: of the route, and in the route.
-type RulePlace = (usize, usize);
+type RuleIndex = (usize, usize);
 
 /// Identifies a list of routes that are tried in order: service, port, and host name or `*`.
 type RouteList<'m> = (&'m str, u16, &'m str);
@@ -113,13 +113,13 @@ fn lists_of<'m>(
 /// The matches of earlier rules, by path.
 #[derive(Debug, Default)]
 struct EarlierMatches<'m> {
-    exact: HashMap<&'m str, Vec<(&'m RouteMatch, RulePlace)>>,
+    exact: HashMap<&'m str, Vec<(&'m RouteMatch, RuleIndex)>>,
     /// By path prefix in whole segments; the empty prefix matches every path.
-    prefixes: HashMap<&'m str, Vec<(&'m RouteMatch, RulePlace)>>,
+    prefixes: HashMap<&'m str, Vec<(&'m RouteMatch, RuleIndex)>>,
 }
 
 impl<'m> EarlierMatches<'m> {
-    fn add(&mut self, matched: &'m RouteMatch, place: RulePlace) {
+    fn add(&mut self, matched: &'m RouteMatch, place: RuleIndex) {
         let known = match &matched.path {
             PathMatch::Exact(path) => self.exact.entry(path).or_default(),
             PathMatch::Segments(path) => self.prefixes.entry(path).or_default(),
@@ -129,7 +129,7 @@ impl<'m> EarlierMatches<'m> {
     }
 
     /// The first rule that matches every request of a match.
-    fn covering(&self, matched: &RouteMatch) -> Option<RulePlace> {
+    fn covering(&self, matched: &RouteMatch) -> Option<RuleIndex> {
         let (path, is_exact) = match &matched.path {
             PathMatch::Exact(path) => (path.as_str(), true),
             PathMatch::Segments(path) => (path.as_str(), false),

@@ -167,7 +167,7 @@ enum PostQuantum {
     Off,
 }
 
-/// The value that a word stands for. None if the field is not set, or after adding an error.
+/// The value for a word. None if the field is not set, or after adding an error.
 fn word<T: Copy>(
     path: &str,
     written: Option<&str>,

@@ -348,7 +348,8 @@ fn rule_that_no_request_reaches_gives_a_warning() {
     let rule =
         |matches: &str| format!("{{matches: [{matches}], backendRefs: [{{name: web, port: 80}}]}}");
     let route = |parent: &str, first: &str, second: &str| {
-        let (first, second) = (rule(first), rule(second));
+        let first = rule(first);
+        let second = rule(second);
         route_warnings(
             "",
             &format!(
