@@ -15,7 +15,7 @@ use weft::identity::{Enrolment, IdentitySource, control_dial};
 use weft_certs::request::{self, CheckedRequest};
 use weft_certs::tls::LoadedIdentity;
 use weft_certs::{Authority, identity_of, validity};
-use weft_control::issue::make_token;
+use weft_control::issue::create_join_token;
 use weft_control::store::Store;
 use weft_integration::authority::PemIdentity;
 use weft_integration::curl::Curl;
@@ -81,7 +81,7 @@ impl Control {
         };
         let (valid, expired) = (sign(DAY, now()), sign(DAY / 24, now() - 2 * DAY / 24));
         let brief = sign(Duration::from_secs(4), now());
-        let token = |wanted: &SpiffeId| make_token(&store, wanted, now()).expect("a token");
+        let token = |wanted: &SpiffeId| create_join_token(&store, wanted, now()).expect("a token");
         let foreign = id("spiffe://other.local/ns/default/sa/web");
         let (token, foreign_token) = (token(&web()), token(&foreign));
         // Only one process may have it open.

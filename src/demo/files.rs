@@ -12,7 +12,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{PrivateKeyDer, UnixTime};
 use weft_certs::tls::{LoadedIdentity, client};
 use weft_certs::{Authority, TrustStore, request};
-use weft_control::issue::{issue_locally, make_token};
+use weft_control::issue::{create_join_token, issue_locally};
 use weft_control::mesh::identity;
 use weft_control::resources::agent_identity;
 use weft_control::store::Store;
@@ -61,7 +61,8 @@ impl DemoFiles {
         };
         let id = id.map_err(|error| error.to_string())?;
         let store = self.store()?;
-        let token = make_token(&store, &id, wall_clock()).map_err(|error| error.to_string())?;
+        let token =
+            create_join_token(&store, &id, wall_clock()).map_err(|error| error.to_string())?;
         let file = self.folder.join(format!("{name}.token"));
         write(&file, &token)?;
         Ok(file.to_string_lossy().into_owned())

@@ -221,7 +221,7 @@ fn report_outcome(mesh: &Mesh, service: &str, outcome: &PolicyOutcome) -> Result
 
 /// The field path of a clause, and its name in access logs.
 fn clause_location(mesh: &Mesh, clause: &str) -> String {
-    match mesh.place_of(clause) {
+    match mesh.field_path_of(clause) {
         Some(place) => format!("{place} ({clause} in access logs)"),
         None => clause.to_owned(),
     }

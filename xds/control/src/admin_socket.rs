@@ -24,7 +24,7 @@ use crate::ca_rotation::{
     self, Authorities, NoClients, RotationStep, Timestamp, TrustDistribution,
 };
 use crate::clock::wall_clock;
-use crate::issue::{check_trust_domain, make_token};
+use crate::issue::{check_trust_domain, create_join_token};
 use crate::store::{IssuedRecord, STORE_FILE, Store, StoreCheck, StoreError};
 
 const SOCKET: &str = "control.sock";
@@ -99,7 +99,7 @@ fn execute_with(
         AdminCommand::Token(identity) => {
             let id = SpiffeId::parse(identity).map_err(|error| error.to_string())?;
             check_trust_domain(store, &id)?;
-            let token = make_token(store, &id, now).map_err(|error| error.to_string())?;
+            let token = create_join_token(store, &id, now).map_err(|error| error.to_string())?;
             audit::line(store.path(), "token_made", &[("identity", identity)]);
             Ok(vec![token])
         }

@@ -290,7 +290,7 @@ pub(crate) fn replace_root_crls(
 }
 
 /// The identities that have a valid certificate.
-fn holders(store: &Store, now: SystemTime) -> Result<BTreeSet<String>, String> {
+fn valid_identities(store: &Store, now: SystemTime) -> Result<BTreeSet<String>, String> {
     let records = store.list().map_err(|error| error.to_string())?;
     let good = records.into_iter().filter(|one| one.revoked.is_none() && one.not_after > now);
     Ok(good.map(|one| one.identity).collect())
@@ -332,7 +332,8 @@ impl<'s> AuthorityChange<'s> {
     ) -> Result<(), String> {
         let authority_set = &mut self.authority_set;
         if let Some((files, _)) = authority_set.next.clone() {
-            let pending = distribution.pending_clients(authority_set, &holders(self.store, now)?);
+            let pending =
+                distribution.pending_clients(authority_set, &valid_identities(self.store, now)?);
             if !pending.is_empty() {
                 return Err(format!(
                     "clients without the new trust bundle: {}",

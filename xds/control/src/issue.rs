@@ -40,7 +40,7 @@ pub struct CertificateIssuer {
 impl CertificateSigner for CertificateIssuer {
     fn sign(&self, applicant: &Applicant, request_pem: &str) -> Result<Vec<String>, SignError> {
         let signed = self.decide(applicant, request_pem);
-        signed.inspect_err(|refused| self.note_refusal(applicant, refused))
+        signed.inspect_err(|refused| self.audit_refusal(applicant, refused))
     }
 
     fn admits(&self, applicant: &Applicant) -> Result<(), SignError> {
@@ -53,7 +53,7 @@ impl CertificateSigner for CertificateIssuer {
                 if is_known.map_err(unavailable)? { Ok(()) } else { Err(unknown_token()) }
             }
         });
-        admitted.inspect_err(|refused| self.note_refusal(applicant, refused))
+        admitted.inspect_err(|refused| self.audit_refusal(applicant, refused))
     }
 }
 
@@ -70,19 +70,19 @@ impl CertificateIssuer {
         let now = self.clock.steady().map_err(SignError::Unavailable)?;
         let request = CheckedRequest::parse(request_pem)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
-        self.entitled(applicant, request.identity(), now)?;
+        self.check_applicant(applicant, request.identity(), now)?;
         let issued = self
             .authorities
             .get()
             .signing()
             .issue(&request, self.life, now)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
-        self.remember(&request, &issued, now)?;
+        self.record_and_log(&request, &issued, now)?;
         Ok(issued.chain)
     }
 
     /// Writes a refusal to the audit log, unless the limit of such lines is reached.
-    fn note_refusal(&self, applicant: &Applicant, refused: &SignError) {
+    fn audit_refusal(&self, applicant: &Applicant, refused: &SignError) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         let AuditDecision::Write { suppressed } = refusals.take(monotonic()) else {
             return;
@@ -108,11 +108,11 @@ impl CertificateIssuer {
             .get()
             .issue_own(request, self.life, now)
             .map_err(|error| SignError::Invalid(error.to_string()))?;
-        self.remember(request, &issued, now)?;
+        self.record_and_log(request, &issued, now)?;
         Ok(issued)
     }
 
-    fn remember(
+    fn record_and_log(
         &self,
         request: &CheckedRequest,
         issued: &IssuedCertificate,
@@ -123,7 +123,7 @@ impl CertificateIssuer {
         Ok(())
     }
 
-    fn entitled(
+    fn check_applicant(
         &self,
         applicant: &Applicant,
         wanted: &SpiffeId,
@@ -213,7 +213,7 @@ pub fn check_trust_domain(store: &Store, identity: &SpiffeId) -> Result<(), Stri
 ///
 /// # Errors
 /// The store or the random number generator fails.
-pub fn make_token(
+pub fn create_join_token(
     store: &Store,
     identity: &SpiffeId,
     now: SystemTime,

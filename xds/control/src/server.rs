@@ -96,7 +96,7 @@ pub async fn run(
     };
     let issuer = Arc::new(issuer);
     let trusted = publisher.trusted().ok_or("no trust bundle")?;
-    let certificate = ServerCertificate::first(issuer.clone(), &trust_domain, trusted)?;
+    let certificate = ServerCertificate::issue_first(issuer.clone(), &trust_domain, trusted)?;
 
     let listener = listen(options.listen)
         .await

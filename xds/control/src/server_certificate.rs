@@ -53,12 +53,12 @@ impl ServerCertificate {
     ///
     /// # Errors
     /// The authority cannot sign, the store fails, or the trust bundle is not usable.
-    pub(crate) fn first(
+    pub(crate) fn issue_first(
         issuer: Arc<CertificateIssuer>,
         trust_domain: &str,
         trusted: ClientTrust<'_>,
     ) -> Result<Self, String> {
-        let certificate = make(&issuer, trust_domain)?;
+        let certificate = issue_certificate(&issuer, trust_domain)?;
         let tls = watch::Sender::new(tls(&certificate.identity, trusted, wall_clock())?);
         Ok(Self {
             issuer,
@@ -81,7 +81,7 @@ impl ServerCertificate {
     /// alone does not renew it. While the clock has just jumped the present certificate stays.
     pub(crate) fn update(&mut self, trusted: ClientTrust<'_>, revoked: &[RevokedCertificate]) {
         if self.is_due(revoked) {
-            match make(&self.issuer, &self.trust_domain) {
+            match issue_certificate(&self.issuer, &self.trust_domain) {
                 Ok(certificate) => {
                     self.certificate = certificate;
                     self.retry = None;
@@ -133,7 +133,7 @@ impl ServerCertificate {
     }
 }
 
-fn make(issuer: &CertificateIssuer, trust_domain: &str) -> Result<IssuedPair, String> {
+fn issue_certificate(issuer: &CertificateIssuer, trust_domain: &str) -> Result<IssuedPair, String> {
     let id = SpiffeId::parse(&control_identity(trust_domain)).map_err(|error| error.to_string())?;
     let pending = request::make(&id).map_err(|error| error.to_string())?;
     let request = CheckedRequest::parse(&pending.request_pem).map_err(|error| error.to_string())?;

@@ -13,7 +13,7 @@ use super::reader::MeshReader;
 
 /// A stamp is reliable once the file has not been changed for this time. Before that, another write may leave the same
 /// timestamp, since some file systems count whole seconds.
-const SETTLED: Duration = Duration::from_secs(2);
+const STAMP_SETTLE_TIME: Duration = Duration::from_secs(2);
 
 /// A mesh file, which may change.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ fn content(path: &Path) -> Result<Vec<u8>, String> {
 #[derive(Debug)]
 struct MeshFileStamps {
     stamps: Vec<Option<MeshFileStamp>>,
-    /// Whether all stamps are reliable; see [`SETTLED`].
+    /// Whether all stamps are reliable; see [`STAMP_SETTLE_TIME`].
     is_settled: bool,
 }
 
@@ -205,7 +205,7 @@ impl MeshFileStamp {
         let (seconds, _) = self.changed;
         let settled = UNIX_EPOCH
             .checked_add(Duration::from_secs(u64::try_from(seconds).unwrap_or_default()))
-            .and_then(|changed| changed.checked_add(SETTLED));
+            .and_then(|changed| changed.checked_add(STAMP_SETTLE_TIME));
         settled.is_some_and(|settled| settled < now)
     }
 }
@@ -230,7 +230,7 @@ mod tests {
         fn new() -> Self {
             let folder = tempfile::tempdir().expect("a folder");
             let file = MeshFile::new(folder.path().join("mesh.yaml"));
-            let later = crate::clock::wall_clock() + 3600 * SETTLED;
+            let later = crate::clock::wall_clock() + 3600 * STAMP_SETTLE_TIME;
             let files = Self { folder, file, later };
             files.write("mesh.yaml", MESH);
             files.write("keys.json", KEYS);

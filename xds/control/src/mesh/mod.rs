@@ -284,7 +284,7 @@ pub struct Policy {
 
 impl Policy {
     /// The clauses, each with its field path. `index` is the index of the policy in the file.
-    fn places(&self, index: usize) -> impl Iterator<Item = (String, &Clause)> {
+    fn field_paths(&self, index: usize) -> impl Iterator<Item = (String, &Clause)> {
         let of = move |word: &'static str, clauses: &'_ [Clause]| {
             (0..clauses.len()).map(move |at| format!("security.policies[{index}].{word}[{at}]"))
         };
@@ -297,7 +297,7 @@ impl Policy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clause {
     /// Its name in access logs and RBAC: `SERVICE.allow[NUMBER]`, numbered over all policies of the service. For the field
-    /// path see [`Mesh::place_of`].
+    /// path see [`Mesh::field_path_of`].
     pub name: String,
     /// The identities of callers; empty: any identity of the mesh.
     pub from: Vec<StringMatch>,
@@ -373,9 +373,9 @@ impl Mesh {
 
     /// The field path of a clause, such as `security.policies[0].allow[1]`.
     #[must_use]
-    pub fn place_of(&self, clause: &str) -> Option<String> {
+    pub fn field_path_of(&self, clause: &str) -> Option<String> {
         let mut clauses =
-            (0..).zip(&self.policies).flat_map(|(index, policy)| policy.places(index));
+            (0..).zip(&self.policies).flat_map(|(index, policy)| policy.field_paths(index));
         clauses.find(|(_, known)| known.name == clause).map(|(place, _)| place)
     }
 

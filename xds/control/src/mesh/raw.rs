@@ -82,7 +82,7 @@ pub struct RawService {
     /// The HTTP settings of its sidecars.
     pub http: Option<RawHttp>,
     /// Whether its endpoints have sidecars.
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub meshed: bool,
 }
 
@@ -277,7 +277,7 @@ pub struct RawIssuer {
     #[serde(default)]
     pub jwks_redirects: u8,
     /// Whether tokens are forwarded to the service.
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     pub forward: bool,
     /// Rules for further claims.
     #[serde(default)]
@@ -357,6 +357,6 @@ pub enum RawPathText {
     Typed(RawPathMatch),
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }

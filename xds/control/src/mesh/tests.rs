@@ -2,7 +2,7 @@
 
 use super::*;
 
-const GOOD: &str = r#"trust_domain: mesh.local
+const VALID: &str = r#"trust_domain: mesh.local
 service_ranges: [10.96.0.0/16]
 services:
 - name: web
@@ -44,7 +44,7 @@ fn errors(text: &str) -> Vec<String> {
 
 #[test]
 fn valid_file_is_accepted() {
-    let mesh = Mesh::parse(GOOD, std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(VALID, std::path::Path::new(".")).expect("a valid file");
     assert_eq!(mesh.services["orders"].endpoints[1].1, 3);
     let web = StringMatch::Exact("spiffe://mesh.local/ns/default/sa/web".into());
     assert_eq!(mesh.policies[0].allow[0].from, [web]);
@@ -53,7 +53,7 @@ fn valid_file_is_accepted() {
 
 #[test]
 fn every_error_is_reported_with_its_line() {
-    let text = GOOD
+    let text = VALID
         .replace("addresses: [10.96.0.2]", "addresses: [10.96.0.1]")
         .replace("request: 10s", "request: soon")
         .replace("from: [web]", "from: [wbe]")
@@ -73,7 +73,7 @@ fn every_error_is_reported_with_its_line() {
 #[test]
 fn endpoint_in_a_service_range_is_refused() {
     let wanted =
-        GOOD.replacen("endpoints: [{address: ", "endpoints: [{address: 10.96.7.7}, {address: ", 1);
+        VALID.replacen("endpoints: [{address: ", "endpoints: [{address: 10.96.7.7}, {address: ", 1);
     let found = errors(&wanted);
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected =
@@ -83,7 +83,7 @@ fn endpoint_in_a_service_range_is_refused() {
 
 #[test]
 fn affinity_is_refused_on_http_ports() {
-    let wanted = GOOD.replace("balance: least_requests", "affinity: client_address");
+    let wanted = VALID.replace("balance: least_requests", "affinity: client_address");
     let found = errors(&wanted);
     assert_eq!(found.len(), 1, "{found:#?}");
     let expected =
@@ -104,7 +104,7 @@ fn affinity_is_refused_on_http_ports() {
 
 #[test]
 fn unknown_field_is_refused_with_its_line() {
-    let found = errors(&GOOD.replace("balance:", "balanse:"));
+    let found = errors(&VALID.replace("balance:", "balanse:"));
     assert!(found[0].contains("balanse") && found[0].contains("12"), "{found:?}");
 }
 
@@ -112,7 +112,7 @@ fn unknown_field_is_refused_with_its_line() {
 fn idle_settings_are_refused_on_http_ports() {
     let http = "{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}";
     let with =
-        |port: &str| GOOD.replace(http, &format!("{port}]\n  endpoints: [{{address: 10.90.2.1}}"));
+        |port: &str| VALID.replace(http, &format!("{port}]\n  endpoints: [{{address: 10.90.2.1}}"));
     let taken = with("{port: 80, protocol: tcp, idle_timeout: 10m, idle_end: close}");
     let mesh =
         Mesh::parse(&opaque(&taken, "tcp"), std::path::Path::new(".")).expect("a valid file");
@@ -150,7 +150,7 @@ fn idle_settings_are_refused_on_http_ports() {
 #[test]
 fn invalid_clause_is_refused_with_its_field() {
     let with = |clause: &str| {
-        GOOD.replace("{from: [web], methods: [GET], paths: [/v1]}", clause)
+        VALID.replace("{from: [web], methods: [GET], paths: [/v1]}", clause)
             .replace("security:\n", "security:\n  issuers: {login: {issuer: me, audiences: [a], jwks_uri: 'http://a/', jwks_address: '10.1.1.1:80'}}\n")
     };
     for valid in [
@@ -177,7 +177,7 @@ fn invalid_clause_is_refused_with_its_field() {
         assert!(found[0].starts_with(&expected), "{expected}: {found:#?}");
     }
     let found =
-        errors(&GOOD.replace("    allow: [{from: [web], methods: [GET], paths: [/v1]}]\n", ""));
+        errors(&VALID.replace("    allow: [{from: [web], methods: [GET], paths: [/v1]}]\n", ""));
     assert_eq!(found.len(), 1, "{found:#?}");
     assert!(found[0].contains("policies[0]: no effect: allow and deny are empty"), "{found:?}");
 }
@@ -345,7 +345,7 @@ fn port_that_no_caller_can_reach_gives_a_warning() {
 #[test]
 fn route_may_select_one_port_of_a_service() {
     let with = |parent: &str| {
-        GOOD.replace("parentRefs: [{name: orders}]", &format!("parentRefs: [{parent}]"))
+        VALID.replace("parentRefs: [{name: orders}]", &format!("parentRefs: [{parent}]"))
             .replace("{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}", "{port: 80, target: 8080, protocol: http}, {port: 81, protocol: grpc}, {port: 82, protocol: tcp}]\n  endpoints: [{address: 10.90.2.1}")
     };
     let mesh = Mesh::parse(&with("{name: orders, port: 81}"), std::path::Path::new("."));
@@ -375,7 +375,7 @@ fn route_may_select_one_port_of_a_service() {
 fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
     use weft_model::{EscapedSlashes, HeadersWithUnderscores};
     let with =
-        |settings: &str| GOOD.replace("balance: least_requests", &format!("http: {settings}"));
+        |settings: &str| VALID.replace("balance: least_requests", &format!("http: {settings}"));
     let orders = |settings: &str| {
         let mesh = Mesh::parse(&with(settings), std::path::Path::new(".")).expect("a valid file");
         mesh.services["orders"].clone()
@@ -410,7 +410,7 @@ fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
 fn key_server_settings_are_parsed_or_refused_with_their_field() {
     let with = |keys: &str| {
         let issuer = format!("{{issuer: me, audiences: [a], {keys}}}");
-        GOOD.replace("security:\n", &format!("security:\n  issuers: {{login: {issuer}}}\n"))
+        VALID.replace("security:\n", &format!("security:\n  issuers: {{login: {issuer}}}\n"))
     };
     let keys = |text: &str| {
         let mesh = Mesh::parse(&with(text), std::path::Path::new(".")).expect(text);
@@ -594,7 +594,7 @@ security:
 #[test]
 fn http_limits_of_a_port_override_those_of_the_service() {
     use weft_model::StreamIdle;
-    let text = GOOD.replace(
+    let text = VALID.replace(
         "balance: least_requests",
         "http: {limits: {request_headers_kib: 96, response_headers: 1000}, timeouts: {stream_idle: 10m}}",
     );
@@ -631,14 +631,14 @@ fn http_limits_out_of_range_are_refused_with_their_line() {
         ("{limits: {response_headers_kib: 0}}", "limits.response_headers_kib: invalid value 0"),
         ("{timeouts: {stream_idle: soon}}", "timeouts.stream_idle: invalid duration \"soon\""),
     ] {
-        let text = GOOD.replace("balance: least_requests", &format!("http: {settings}"));
+        let text = VALID.replace("balance: least_requests", &format!("http: {settings}"));
         let found = errors(&text);
         let expected = format!("line 12: services[1].http.{expected}");
         assert!(found.len() == 1 && found[0].starts_with(&expected), "{found:#?}");
     }
     let port = "{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}";
-    assert!(GOOD.contains(port));
-    let text = GOOD.replace(port, &port.replace("protocol: http", "protocol: tcp, http: {}"));
+    assert!(VALID.contains(port));
+    let text = VALID.replace(port, &port.replace("protocol: http", "protocol: tcp, http: {}"));
     assert!(errors(&text).iter().any(|line| line.contains("http: no effect on this port")));
 }
 
@@ -687,7 +687,7 @@ fn token_of_a_dry_run_that_no_enforced_policy_verifies_is_refused() {
 
 #[test]
 fn second_address_of_a_family_is_refused_with_its_line() {
-    let ranges = GOOD.replace("[10.96.0.0/16]", "[10.96.0.0/16, 'fd00::/64']");
+    let ranges = VALID.replace("[10.96.0.0/16]", "[10.96.0.0/16, 'fd00::/64']");
     let with = |addresses: &str| ranges.replace("addresses: [10.96.0.1]", addresses);
     let good = with("addresses: [10.96.0.1, 'fd00::1']");
     Mesh::parse(&good, std::path::Path::new(".")).expect("one of each family");
@@ -698,7 +698,7 @@ fn second_address_of_a_family_is_refused_with_its_line() {
 
 #[test]
 fn missing_or_invalid_field_is_reported_once() {
-    let with_ids = GOOD.replace(
+    let with_ids = VALID.replace(
         "from: [web]",
         "from: [web, 'spiffe://mesh.local/ns/a/*', 'spiffe://mesh.local/ns/a/sa/b']",
     );
@@ -747,14 +747,14 @@ fn numbers_out_of_range_are_reported_in_one_form() {
             "request_headers: invalid value 0: must be 1 to 1024",
         ),
     ] {
-        let found = errors(&GOOD.replace(from, to));
+        let found = errors(&VALID.replace(from, to));
         assert!(found[0].contains(expected), "{expected}: {found:#?}");
     }
 }
 
 #[test]
 fn duration_of_several_units_is_accepted() {
-    let text = GOOD.replace("request: 10s", "request: 1h1m30s");
+    let text = VALID.replace("request: 10s", "request: 1h1m30s");
     let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a valid file");
     assert_eq!(mesh.routes[0].rules[0].timeout, Some(Duration::from_secs(3690)));
 }

@@ -132,7 +132,7 @@ impl Publisher {
     /// The file is invalid, or the store or the authority fails.
     pub(crate) fn first(&mut self) -> Result<Arc<Views>, String> {
         let read = self.file.read(wall_clock());
-        let mesh = self.checked(read).map_err(|errors| errors.join("\n"))?;
+        let mesh = self.check_mesh(read).map_err(|errors| errors.join("\n"))?;
         self.apply(mesh).map_err(|error| error.into_lines().join("\n"))
     }
 
@@ -208,7 +208,7 @@ impl Publisher {
     /// Reads the file again if it, or a file that it refers to, has changed.
     fn read_changed_file(&mut self) {
         let Some(read) = self.file.read_changed(wall_clock()) else { return };
-        match self.checked(read) {
+        match self.check_mesh(read) {
             Ok(mesh) => {
                 self.errors.clear();
                 self.pending = Some(mesh);
@@ -243,7 +243,7 @@ impl Publisher {
     ///
     /// # Errors
     /// Every error of the mesh.
-    fn checked(&self, read: Result<Mesh, Vec<String>>) -> Result<Arc<Mesh>, Vec<String>> {
+    fn check_mesh(&self, read: Result<Mesh, Vec<String>>) -> Result<Arc<Mesh>, Vec<String>> {
         let mesh = read?;
         let trust_domain = self.authorities.get().authority_set().trust_domain.clone();
         if mesh.trust_domain != trust_domain {

@@ -9,7 +9,7 @@ use weft_model::{
     Snapshot, SourceAddress, TcpProxy, Transport, UdpProxy, WeightedCluster,
 };
 
-use super::{OUTBOUND_PORT, UDP_PORT, cluster, cluster_name, endpoints, everywhere};
+use super::{OUTBOUND_PORT, UDP_PORT, cluster, cluster_name, endpoints, wildcard_addresses};
 use crate::mesh::{Mesh, Port, Protocol, Service};
 
 /// The default idle timeouts: those of AWS Network Load Balancers.
@@ -19,28 +19,28 @@ const UDP_IDLE: Duration = Duration::from_secs(120);
 /// The capture listeners, which receive redirected connections and datagrams.
 pub(super) fn common(flow_seed: u32) -> Snapshot {
     let mut snapshot = Snapshot::default();
-    for (suffix, address) in everywhere(OUTBOUND_PORT) {
+    for (suffix, address) in wildcard_addresses(OUTBOUND_PORT) {
         let tcp = capture(&format!("capture{suffix}"), address, Transport::Tcp);
         insert(&mut snapshot, Listener { flow_seed: Some(flow_seed), ..tcp });
     }
-    for (suffix, address) in everywhere(UDP_PORT) {
+    for (suffix, address) in wildcard_addresses(UDP_PORT) {
         insert(&mut snapshot, capture(&format!("capture-udp{suffix}"), address, Transport::Udp));
     }
     snapshot
 }
 
 /// The listeners, clusters and endpoints of all services.
-pub(super) fn callers(mesh: &Mesh) -> Snapshot {
+pub(super) fn all_services(mesh: &Mesh) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for service in mesh.services.values() {
         for port in &service.ports {
-            serve(service, port, &mut snapshot);
+            add_port(service, port, &mut snapshot);
         }
     }
     snapshot
 }
 
-fn serve(service: &Service, port: &Port, snapshot: &mut Snapshot) {
+fn add_port(service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let udp = port.protocol == Protocol::Udp;
     let suffix = if udp { "/udp" } else { "" };
     let name: Name = format!("{}{suffix}", cluster_name(&service.name, port.port)).into();

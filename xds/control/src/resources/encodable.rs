@@ -73,7 +73,7 @@ pub(crate) fn check_inbound(mesh: &Mesh, earlier: Option<&Mesh>) -> Result<usize
 
 /// The reason why the inbound configuration of a service cannot be encoded, if any.
 fn problem_of(parts: &InboundParts<'_>) -> Option<String> {
-    let mut inbound = sidecar::own(&parts.scope().mesh());
+    let mut inbound = sidecar::inbound_configuration(&parts.scope().mesh());
     // The two listeners differ by their addresses only, and encoding them takes most of the time.
     inbound.listeners.pop_last();
     let problems = Fragment::encode(inbound).err()?;

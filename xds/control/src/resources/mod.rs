@@ -87,7 +87,7 @@ fn cluster_name(service: &str, port: u16) -> String {
 }
 
 /// The wildcard addresses of both IP versions at a port, each with the suffix of its listener's name.
-fn everywhere(port: u16) -> [(&'static str, SocketAddr); 2] {
+fn wildcard_addresses(port: u16) -> [(&'static str, SocketAddr); 2] {
     [("", (Ipv4Addr::UNSPECIFIED, port).into()), ("-6", (Ipv6Addr::UNSPECIFIED, port).into())]
 }
 

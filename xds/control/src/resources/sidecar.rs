@@ -17,8 +17,8 @@ use weft_model::{
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
 use super::{
-    INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, everywhere,
-    key_server, policies, trust_secret,
+    INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, key_server,
+    policies, trust_secret, wildcard_addresses,
 };
 use crate::mesh::{
     HttpTuning, Mesh, MeshRoute, OutboundPolicy, Port, Protocol, RouteRule, RouteTarget, Service,
@@ -33,10 +33,10 @@ const TCP_IDLE: Duration = Duration::from_secs(3600);
 const LEEWAY: Duration = Duration::from_secs(60);
 
 /// The inbound configuration of the services of a mesh.
-pub(super) fn own(mesh: &Mesh) -> Snapshot {
+pub(super) fn inbound_configuration(mesh: &Mesh) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for service in mesh.services.values() {
-        inbound(mesh, service, &mut snapshot);
+        inbound_service(mesh, service, &mut snapshot);
     }
     snapshot
 }
@@ -50,17 +50,17 @@ pub(super) fn common(mesh: &Mesh, trust: &Trust) -> Snapshot {
 }
 
 /// The outbound configuration of all services.
-pub(super) fn callers(mesh: &Mesh) -> Snapshot {
+pub(super) fn outbound_configuration(mesh: &Mesh) -> Snapshot {
     let mut snapshot = Snapshot::default();
     for service in mesh.services.values() {
         for port in service.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
-            reach(mesh, service, port, &mut snapshot);
+            outbound_port(mesh, service, port, &mut snapshot);
         }
     }
     snapshot
 }
 
-fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
+fn inbound_service(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
     let mut chains = Vec::new();
     for port in own.ports.iter().filter(|port| port.protocol != Protocol::Udp) {
         let name: Name = format!("inbound|{}", port.target).into();
@@ -78,7 +78,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
         let filter = match port.protocol {
             Protocol::Tcp | Protocol::Udp => tcp(&name, port.idle_timeout),
             Protocol::Http | Protocol::Http2 | Protocol::Grpc => {
-                let table = table(&name, vec![host(&name, vec![to(&name)])]);
+                let table = table(&name, vec![host(&name, vec![forward_to(&name)])]);
                 let mut service = http(RouteSource::Inline(Arc::new(table)), port.http);
                 service.path = own.paths;
                 service.underscores = own.underscores;
@@ -100,7 +100,7 @@ fn inbound(mesh: &Mesh, own: &Service, snapshot: &mut Snapshot) {
             filter,
         });
     }
-    for (suffix, address) in everywhere(INBOUND_PORT) {
+    for (suffix, address) in wildcard_addresses(INBOUND_PORT) {
         let name = format!("inbound{suffix}");
         insert(snapshot, Listener { chains: chains.clone(), ..redirected(&name, address) });
     }
@@ -197,7 +197,7 @@ fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
             Some(chain(&name, tcp(&name, None)))
         }
     };
-    for (suffix, address) in everywhere(OUTBOUND_PORT) {
+    for (suffix, address) in wildcard_addresses(OUTBOUND_PORT) {
         let name = format!("outbound{suffix}");
         insert(
             snapshot,
@@ -207,7 +207,7 @@ fn outbound(mesh: &Mesh, snapshot: &mut Snapshot) {
 }
 
 /// The outbound configuration of a port.
-fn reach(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
+fn outbound_port(mesh: &Mesh, service: &Service, port: &Port, snapshot: &mut Snapshot) {
     let name: Name = cluster_name(&service.name, port.port).into();
     let mut target = cluster(&name, Discovery::Endpoints(name.clone()), service.balance);
     target.response_head_bytes = port.http.response_head_bytes;
@@ -268,7 +268,7 @@ fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<Virtua
             by_host.entry(hostname.clone()).or_default().extend(routes_of(route));
         }
     }
-    by_host.entry("*".into()).or_default().push(to(name));
+    by_host.entry("*".into()).or_default().push(forward_to(name));
     by_host
         .into_iter()
         .map(|(hostname, routes)| VirtualHost {
@@ -316,7 +316,7 @@ fn action(rule: &RouteRule, matched: &PathMatch) -> RouteAction {
     }
 }
 
-fn to(cluster: &Name) -> ModelRoute {
+fn forward_to(cluster: &Name) -> ModelRoute {
     let clusters = vec![WeightedCluster::new(cluster.clone(), 1)];
     let action = RouteAction::Forward {
         clusters,

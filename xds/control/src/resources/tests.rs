@@ -221,7 +221,7 @@ routes:
   rules: [{backendRefs: [{name: api, port: 81}], timeouts: {request: 3s}}]
 "#;
     let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a valid file");
-    let snapshot = sidecar::callers(&mesh);
+    let snapshot = sidecar::outbound_configuration(&mesh);
     let timeouts = |table: &str| -> Vec<Option<std::time::Duration>> {
         let routes = snapshot.routes[table].hosts.iter().flat_map(|host| &host.routes);
         let timeout = |route: &weft_model::Route| match &route.action {
@@ -245,7 +245,7 @@ services:
     {port: 82, target: 8082, protocol: grpc}, {port: 83, target: 8083, protocol: tcp}]}
 "#;
     let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
-    let snapshot = agent::callers(&mesh);
+    let snapshot = agent::all_services(&mesh);
     let chains = snapshot.listeners.values().flat_map(|listener| listener.all_chains());
     let chains: Vec<_> = chains.collect();
     assert!(chains.len() >= 4);
@@ -265,7 +265,7 @@ security:
   policies: [{service: web, allow: [{from: ["*"], ports: [80], token: idp}]}]
 "#;
     let mesh = Mesh::parse(text, std::path::Path::new(".")).unwrap_or_else(|p| panic!("{p:?}"));
-    let snapshots = [sidecar::own(&mesh), sidecar::callers(&mesh)];
+    let snapshots = [sidecar::inbound_configuration(&mesh), sidecar::outbound_configuration(&mesh)];
     let chains = snapshots.iter().flat_map(|snapshot| snapshot.listeners.values());
     let inbound: Vec<_> = chains
         .flat_map(|listener| listener.all_chains())

@@ -151,7 +151,7 @@ impl Views {
             Some(sidecar) => (sidecar.scope.clone(), sidecar.inbound.clone()),
             None => {
                 let scope = parts.scope();
-                let inbound = Fragment::encode(sidecar::own(&scope.mesh()))?;
+                let inbound = Fragment::encode(sidecar::inbound_configuration(&scope.mesh()))?;
                 (Arc::new(scope), Arc::new(inbound))
             }
         };
@@ -255,8 +255,8 @@ fn encode(
 fn encode_all(share: Vec<CallerScope>) -> Result<Vec<(String, Arc<EncodedService>)>, Vec<String>> {
     let encode = |scope: CallerScope| {
         let mesh = scope.mesh();
-        let agent = Fragment::encode(agent::callers(&mesh))?;
-        let sidecar = Fragment::encode(sidecar::callers(&mesh))?;
+        let agent = Fragment::encode(agent::all_services(&mesh))?;
+        let sidecar = Fragment::encode(sidecar::outbound_configuration(&mesh))?;
         Ok((scope.service.name.clone(), Arc::new(EncodedService { scope, agent, sidecar })))
     };
     share.into_iter().map(encode).collect()

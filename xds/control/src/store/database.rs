@@ -30,7 +30,7 @@ pub(super) struct StoreDatabase {
 #[derive(Debug)]
 struct DatabaseInner {
     state: DatabaseState,
-    retries: Retries,
+    backoff: RetryBackoff,
 }
 
 #[derive(Debug)]
@@ -61,13 +61,13 @@ impl FileId {
 
 /// The backoff of a database that failed.
 #[derive(Debug, Default)]
-struct Retries {
+struct RetryBackoff {
     failures: u32,
     last: Option<Instant>,
     due: Option<Instant>,
 }
 
-impl Retries {
+impl RetryBackoff {
     fn failed(&mut self, now: Instant) {
         let is_reset = self.last.is_some_and(|last| now.duration_since(last) > BACKOFF_RESET);
         self.failures = if is_reset { 0 } else { self.failures };
@@ -90,7 +90,7 @@ impl StoreDatabase {
     pub(super) fn open(path: PathBuf) -> Result<Self, StoreError> {
         let opened = open(&path, BackupMode::Create)?;
         let inner =
-            DatabaseInner { state: DatabaseState::Open(opened), retries: Retries::default() };
+            DatabaseInner { state: DatabaseState::Open(opened), backoff: RetryBackoff::default() };
         Ok(Self { path, inner: Mutex::new(inner) })
     }
 
@@ -125,7 +125,7 @@ impl StoreDatabase {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let now = monotonic();
         if let DatabaseState::Failed(reason) = &inner.state {
-            if !inner.retries.is_due(now) {
+            if !inner.backoff.is_due(now) {
                 return Err(self.unavailable(reason));
             }
             match reopen(&self.path) {
@@ -153,7 +153,7 @@ impl StoreDatabase {
 
     /// Closes the database, and logs the first failure.
     fn failed(&self, inner: &mut DatabaseInner, reason: String, now: Instant) -> StoreError {
-        inner.retries.failed(now);
+        inner.backoff.failed(now);
         let error = self.unavailable(&reason);
         if let DatabaseState::Open(_) = inner.state {
             tracing::error!(
@@ -206,18 +206,18 @@ mod tests {
 
     #[test]
     fn failed_database_is_retried_with_backoff_that_resets_after_a_while() {
-        let mut retries = Retries::default();
+        let mut backoff = RetryBackoff::default();
         let start = monotonic();
-        assert!(retries.is_due(start));
-        retries.failed(start);
-        assert!(!retries.is_due(start) && retries.is_due(start + RETRY_MIN));
+        assert!(backoff.is_due(start));
+        backoff.failed(start);
+        assert!(!backoff.is_due(start) && backoff.is_due(start + RETRY_MIN));
         for _ in 0..40 {
-            retries.failed(start);
+            backoff.failed(start);
         }
-        assert!(!retries.is_due(start + RETRY_MAX - Duration::from_millis(1)));
-        assert!(retries.is_due(start + RETRY_MAX));
+        assert!(!backoff.is_due(start + RETRY_MAX - Duration::from_millis(1)));
+        assert!(backoff.is_due(start + RETRY_MAX));
         let later = start + BACKOFF_RESET + Duration::from_secs(1);
-        retries.failed(later);
-        assert!(retries.is_due(later + RETRY_MIN));
+        backoff.failed(later);
+        assert!(backoff.is_due(later + RETRY_MIN));
     }
 }

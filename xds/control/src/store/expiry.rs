@@ -10,22 +10,22 @@ use super::{ISSUED, NUMBERS, REVOKED, StoreEntry, StoreError, TOKENS, seconds, t
 /// it in the CRL.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 /// How often expired entries are deleted.
-const INTERVAL: Duration = Duration::from_secs(3600);
+const RUN_INTERVAL: Duration = Duration::from_secs(3600);
 /// The key of the time of the last deletion, in seconds since 1970.
-const LOOKED_AT: &str = "expired_looked_at";
+const LAST_RUN: &str = "expired_looked_at";
 
 /// Deletes certificates with their revocations, and join tokens, that expired longer than [`RETENTION`] ago. Runs at most
-/// once per [`INTERVAL`]. A revocation of an unknown certificate stays: its expiry is not known.
+/// once per [`RUN_INTERVAL`]. A revocation of an unknown certificate stays: its expiry is not known.
 ///
 /// An entry is deleted only if it had expired at the previous run as well, so that one run with a clock that is ahead
 /// deletes nothing.
 pub(super) fn delete_expired(write: &WriteTransaction, now: SystemTime) -> Result<(), StoreError> {
     let mut numbers = write.open_table(NUMBERS)?;
-    let last = numbers.get(LOOKED_AT)?.and_then(|at| time(at.value()));
-    if last.is_some_and(|last| last <= now && now < last + INTERVAL) {
+    let last = numbers.get(LAST_RUN)?.and_then(|at| time(at.value()));
+    if last.is_some_and(|last| last <= now && now < last + RUN_INTERVAL) {
         return Ok(());
     }
-    numbers.insert(LOOKED_AT, seconds(now))?;
+    numbers.insert(LAST_RUN, seconds(now))?;
     let Some(end) = last.and_then(|last| last.min(now).checked_sub(RETENTION)) else {
         return Ok(());
     };

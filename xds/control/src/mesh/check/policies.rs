@@ -80,7 +80,7 @@ pub(super) fn dry_run_tokens(
     for (index, policy) in policies.iter().enumerate().filter(|(_, policy)| policy.dry_run) {
         let enforced = enforced.get(policy.service.as_str()).map_or(&[][..], Vec::as_slice);
         let Some(service) = services.get(&policy.service) else { continue };
-        let named = policy.places(index).filter(|(_, clause)| clause.token.is_some());
+        let named = policy.field_paths(index).filter(|(_, clause)| clause.token.is_some());
         for (place, clause) in named {
             let ports = service.ports.iter().filter(|port| clause.is_of(port));
             let unverified = ports.into_iter().find(|port| !is_verified(enforced, port, clause));

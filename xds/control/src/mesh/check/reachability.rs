@@ -89,7 +89,7 @@ pub(super) fn warn(
         }
     }
     for (index, policy) in policies.iter().enumerate() {
-        for (place, clause) in policy.places(index) {
+        for (place, clause) in policy.field_paths(index) {
             unknown_methods(clause, &place, warnings);
         }
         avoidable_denials(index, policy, of(&policy.service), warnings);
@@ -149,11 +149,12 @@ fn avoidable_denials(
     enforced: &[(usize, &Policy)],
     warnings: &mut Diagnostics,
 ) {
-    let denials = policy.places(index).skip(policy.allow.len());
+    let denials = policy.field_paths(index).skip(policy.allow.len());
     for (place, deny) in denials {
         let Some(token) = &deny.token else { continue };
-        let allowances =
-            enforced.iter().flat_map(|(index, other)| other.places(*index).take(other.allow.len()));
+        let allowances = enforced
+            .iter()
+            .flat_map(|(index, other)| other.field_paths(*index).take(other.allow.len()));
         let same = allowances.into_iter().find(|(_, allow)| {
             allow.token.as_ref() != Some(token)
                 && (deny.ports.is_empty()

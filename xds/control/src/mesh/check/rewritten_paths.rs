@@ -55,7 +55,7 @@ pub(super) fn warn(
         let rules = rewriting.get(policy.service.as_str());
         let (Some(rules), Some(service)) = (rules, services.get(&policy.service)) else { continue };
         let own = of_service.get(policy.service.as_str()).map_or(&[][..], Vec::as_slice);
-        for (count, (place, clause)) in policy.places(index).enumerate() {
+        for (count, (place, clause)) in policy.field_paths(index).enumerate() {
             let same = equivalent(own, policy, clause, count < policy.allow.len());
             let rules = rules.iter().filter(|rule| {
                 service.ports.iter().any(|port| port.port == rule.port && clause.is_of(port))
