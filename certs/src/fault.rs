@@ -1,4 +1,4 @@
-//! Why a peer is not let in, in the words of AWS' connection log, each with its alert.
+//! The reasons for rejecting a peer, named as in the connection log of AWS load balancers, with their TLS alerts.
 
 use std::cell::Cell;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::fmt;
 use rustls::{CertificateError, Error};
 use rustls_pki_types::CertificateDer;
 
-/// Why a peer is not let in.
+/// The reason for rejecting a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerFault {
     /// It shows a longer chain than is looked at.
@@ -29,7 +29,7 @@ pub enum PeerFault {
     Invalid,
     /// Its certificate is for something else.
     PurposeInvalid,
-    /// It is not one of those who are let in.
+    /// The names of the peer are not accepted.
     Rejected,
     /// Something else.
     Unmapped,
@@ -103,7 +103,7 @@ impl fmt::Display for PeerFault {
     }
 }
 
-/// What is told of a fault that has no word in TLS.
+/// The detail of a fault that has no TLS alert of its own.
 #[derive(Debug)]
 struct Unknown(&'static str);
 
@@ -125,7 +125,7 @@ pub(crate) fn note(certificate: &CertificateDer<'_>) {
     SHOWN.set(Some(certificate.clone().into_owned()));
 }
 
-/// The certificate of the peer that [`last`] told of.
+/// The certificate of the peer whose fault [`last`] returned.
 #[must_use]
 pub fn refused_certificate() -> Option<CertificateDer<'static>> {
     SHOWN.take()

@@ -1,4 +1,4 @@
-//! An authority below somebody else's root: what its keeper gives us, and whether it makes one.
+//! An intermediate CA below an external root: reads its files and tests them.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ use crate::{
     check_crls, fault,
 };
 
-/// What the keeper of a root gives us, PEM.
+/// The files of an intermediate CA that an external root signed, PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ExternalCaFiles {
     /// The root's certificate.
@@ -74,10 +74,10 @@ impl ExternalCaFiles {
 }
 
 impl AuthorityFiles {
-    /// Whether what this signs would be taken now, by who trusts its root and knows its lists.
+    /// Checks that peers with this trust bundle and these CRLs would accept a certificate of this CA now.
     ///
     /// # Errors
-    /// Why not.
+    /// A file cannot be read, or a peer would reject the certificate.
     pub fn self_test(&self, trust_domain: &str, now: SystemTime) -> Result<(), AuthorityError> {
         const TRIED: Duration = Duration::from_secs(60);
         let unfit = |reason: &dyn std::fmt::Display| AuthorityError::Unusable(reason.to_string());

@@ -1,11 +1,11 @@
-//! A private key as a text.
+//! A private key in PEM.
 
 use std::fmt;
 use std::ops::Deref;
 
 use zeroize::Zeroizing;
 
-/// A private key, PEM. It is overwritten when nobody needs it any more, and never shown.
+/// A private key, PEM. The memory is zeroed on drop, and `Debug` does not print the key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyText(Zeroizing<String>);
 

@@ -1,10 +1,9 @@
-//! Who is who.
+//! Workload identity: certificates, trust bundles, CRLs and token keys.
 //!
-//! [`Authority`] signs certificates and revocation lists; [`request`] is the other side of that
-//! counter. [`TrustStore`] is what a peer's certificate is checked against, [`CrlIndex`] the part of
-//! it that knows what was revoked, and [`tls`] turns both into rustls configurations. A finished
-//! handshake is worth a [`VerifiedPeer`], for as long as nothing of its [`Proof`] is withdrawn. [`rotation`] says
-//! when a certificate is due for renewal. [`KeySet`] verifies signatures of tokens.
+//! [`Authority`] signs certificates and CRLs; [`request`] creates and checks certificate requests. [`TrustStore`] verifies
+//! the certificates of peers, [`CrlIndex`] holds the CRLs of a trust store, and [`tls`] builds rustls configurations. A
+//! finished handshake yields a [`VerifiedPeer`], which is valid until a [`TrustDelta`] invalidates its [`Proof`].
+//! [`rotation`] schedules certificate renewal. [`KeySet`] verifies signatures of tokens.
 //!
 //! Private keys never leave the workload that made them, are written with mode 0600, and have no
 //! `Debug` form.

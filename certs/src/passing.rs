@@ -1,5 +1,5 @@
-//! Takes whatever certificate a peer shows: a client's for a service that judges by itself, a server's where
-//! no roots are configured. The peer has the certificate's key, and nothing else is proved.
+//! Verifiers that accept any certificate: of a client whose chain is forwarded to the service, and of a server when no trust
+//! bundle is configured. The handshake proves only that the peer has the private key of the certificate.
 
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
@@ -9,10 +9,10 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use crate::fault::{self, PeerFault};
 use crate::verify::{SHOWN_LIMIT, signatures};
 
-/// The most bytes of a chain: a service is told all of it in one field, half as large again.
+/// The maximum size of a chain in bytes. The whole chain is forwarded in one header, where it is about 1.5 times as large.
 const BYTES_LIMIT: usize = 32 * 1024;
 
-/// Checks only that a chain can be passed on.
+/// Accepts any client chain that is small enough to be forwarded.
 #[derive(Debug)]
 pub(crate) struct Passing {
     pub(crate) mandatory: bool,

@@ -1,8 +1,7 @@
-//! What the proof of an identity rests on, and what takes it away again.
+//! The certificates and CAs that prove the identity of a peer, and the trust changes that invalidate the proof.
 //!
-//! A handshake proves a peer for as long as nothing that it rests on is withdrawn: a certificate of its
-//! path by a revocation list, or all authorities of its path by another set of roots. Each of these has a
-//! [`LinkId`], so that a connection is found by what was withdrawn, and not by looking at all of them.
+//! A proof is valid until a CRL revokes a certificate of its path, or a new trust bundle removes all CAs of its path. Each
+//! certificate and CA has a [`LinkId`], by which a connection registry finds the affected connections without a scan.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -1,8 +1,7 @@
-//! Paths that one trust store has found good before.
+//! A cache of verified certificate paths, one per trust store.
 //!
-//! That certificates are signed by one another, and may be on a path, never changes, so whoever shows the
-//! same bytes again is asked only what may have changed: the dates and the revocation lists. Another store,
-//! with other roots or rules, remembers nothing of this one.
+//! The signatures and extensions of a path never change. When a peer presents the same certificates again, only the validity
+//! and the CRLs are checked. A new trust store starts with an empty cache.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -76,7 +75,7 @@ pub(crate) fn shown(
 }
 
 impl Remembered {
-    /// The path of what is shown. None as well while another thread looks: it waits for nobody.
+    /// The cached path of a chain. None also while another thread holds the lock: the lookup never blocks.
     pub(crate) fn get(&self, shown: &Shown) -> Option<Path> {
         let mut paths = self.0.try_lock().ok()?;
         if let Some(path) = paths.young.get(shown) {
