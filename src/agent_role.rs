@@ -34,9 +34,8 @@ impl RoleReport for AgentRole {
             "Endpoints that are not used because they lead back to this agent.",
             self.plans.borrow().looping_endpoints() as u64,
         );
-        if let Some(guard) = &self.guard {
-            add_redirect_metrics(&guard.report(), page);
-        }
+        let redirects = self.guard.as_ref().map(RedirectGuard::report).unwrap_or_default();
+        add_redirect_metrics(&redirects, page);
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -88,3 +88,30 @@ fn envoy_example_files_are_valid_for_envoy() {
         run(validate.args(["--mode", "validate", "-c"]).arg(example(name)));
     }
 }
+
+/// Runs the quick start of the README with bash, with longer pauses for slow machines.
+#[test]
+fn quick_start_of_the_readme_serves_then_refuses_the_revoked_client() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("the README can be read");
+    let (_, section) = readme.split_once("## Quick start").expect("the README has a quick start");
+    let commands = section.split("```").nth(1).expect("the quick start has commands");
+    assert!(commands.trim().lines().count() <= 10, "{commands}");
+    let weft = weft();
+    let folder = Path::new(weft.get_program()).parent().expect("the binary is in a folder");
+    let commands = commands
+        .replace("$PWD/target/release", &folder.to_string_lossy())
+        .replace("sleep 2", "sleep 8")
+        .replace("curl --insecure", "curl --silent --show-error --insecure");
+    let temporary = TempDir::new().expect("a temporary folder can be created");
+    let output = Command::new("bash")
+        .args(["-c", &commands])
+        .current_dir(&root)
+        .env("TMPDIR", temporary.path())
+        .output()
+        .expect("bash can be started");
+    let shown = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(shown.matches("Directory listing for /").count(), 2, "{shown}\n{errors}");
+    assert!(errors.contains("certificate revoked"), "{shown}\n{errors}");
+}

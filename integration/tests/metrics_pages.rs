@@ -130,7 +130,7 @@ fn metrics_pages_pass_promtool_and_are_documented() {
 fn requests_are_counted_by_listener_service_cluster_peer_and_class() {
     let mesh = TestMesh::start();
     assert_eq!(mesh.ask_orders().status, 200);
-    let inbound = "weft_sidecar_requests_total{peer=\"spiffe://demo.test/ns/default/sa/web\",response_class=\"2xx\"}";
+    let inbound = "weft_sidecar_requests_total{peer=\"spiffe://mesh.local/ns/default/sa/web\",response_class=\"2xx\"}";
     eventually("the callee counts the request by its peer", || {
         let counted = mesh
             .orders
@@ -141,7 +141,7 @@ fn requests_are_counted_by_listener_service_cluster_peer_and_class() {
     let outbound = mesh.web.sidecar.admin("/metrics").text();
     let counted = metric(
         &outbound,
-        "weft_sidecar_requests_total{service=\"orders:80\",cluster=\"orders:80\",peer=\"none\"}",
+        "weft_sidecar_requests_total{service=\"orders|80\",cluster=\"orders|80\",peer=\"none\"}",
     );
     assert!(counted > 0, "{outbound}");
 }

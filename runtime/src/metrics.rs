@@ -393,7 +393,7 @@ mod tests {
     fn histograms_of_workers_are_added() {
         let text = page_of_two_workers(MetricsFormat::Prometheus);
         for line in [
-            "weft_test_seconds_bucket{le=\"0.00005\"} 1",
+            "weft_test_seconds_bucket{le=\"5e-05\"} 1",
             "weft_test_seconds_bucket{le=\"0.0001\"} 2",
             "weft_test_seconds_bucket{le=\"+Inf\"} 3",
             "weft_test_seconds_count 3",

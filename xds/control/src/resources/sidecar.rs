@@ -272,7 +272,8 @@ fn hosts(mesh: &Mesh, service: &Service, port: &Port, name: &Name) -> Vec<Virtua
     by_host
         .into_iter()
         .map(|(hostname, routes)| VirtualHost {
-            name: hostname.as_str().into(),
+            // Metrics and access logs name the service of a request by its virtual host.
+            name: if hostname == "*" { name.clone() } else { hostname.as_str().into() },
             domains: vec![hostname],
             routes,
             mutations: None,
