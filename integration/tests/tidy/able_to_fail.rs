@@ -248,3 +248,49 @@ fn code_is_what_comments_and_strings_leave() {
         assert_eq!(code(line), expected, "of {line}");
     }
 }
+
+#[test]
+fn archaic_words_are_found_in_comments_strings_and_markdown() {
+    let plain = |count| "plain words ".repeat(count);
+    let rule = words::archaic_words;
+    check(
+        rule,
+        &[File::new("a.rs", format!("/// {}{}\n", plain(10), concat!("no", "body")))],
+        &["a.rs:1"],
+    );
+    let lines = format!("\n\nlet a = \"{} {}\";", plain(10), concat!("is ov", "er"));
+    check(rule, &[File::new("a.rs", lines)], &["a.rs:3"]);
+    let text = format!("# Title\n\n{}", concat!("what it te", "lls"));
+    check(rule, &[File::new("a.md", text)], &["a.md:3"]);
+    let code = format!("let {} = 1;", concat!("no", "body"));
+    check(rule, &[File::new("a.rs", code)], &[]);
+    let rare = format!("{}{}", plain(2_000), concat!("no", "body"));
+    check(rule, &[File::new("a.md", rare)], &[]);
+}
+
+#[test]
+fn test_names_that_begin_with_a_pronoun_are_found() {
+    let check = |text: &str, violations: &[&str]| {
+        check(words::vague_test_names, &[File::new("a.rs", text)], violations);
+    };
+    check("#[test]\nfn it_works() {}", &["a.rs: it_works"]);
+    check("#[tokio::test(start_paused = true)]\nasync fn who_is_refused() {}", &["who_is_refused"]);
+    check("#[test]\nfn items_are_sorted() {}\nfn it_is_a_helper() {}", &[]);
+}
+
+#[test]
+fn type_names_that_exist_twice_are_found() {
+    let check = |first: &str, second: &str, violations: &[&str]| {
+        let files = [File::new("a/src/a.rs", first), File::new("b/src/b.rs", second)];
+        check(types::repeated_type_names, &files, violations);
+    };
+    check(
+        "pub struct Plan;",
+        "pub(crate) enum Plan {}",
+        &["Plan is defined 2 times: a/src/a.rs:1, b"],
+    );
+    check("struct Plan<'a>(&'a str);", "type Plan = u8;", &["Plan is defined"]);
+    check("struct Plan;", "struct Planner;", &[]);
+    check("struct Plan;", "#[cfg(test)]\nmod tests {\n    struct Plan;\n}", &[]);
+    check("struct Plan;", "impl Trait for A {\n    type Plan = u8;\n}", &[]);
+}

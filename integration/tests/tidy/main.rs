@@ -1,4 +1,4 @@
-//! The house rules, held by a test rather than by a reviewer's patience.
+//! The house rules, checked by tests rather than by reviewers.
 //!
 //! Each rule is a plain function from the files of the tree ([`tree`]) to its violations, so that
 //! [`able_to_fail`] can show, on literals, that the rule is able to fail. A violation names the file and
@@ -6,6 +6,8 @@
 
 mod able_to_fail;
 mod tree;
+mod types;
+mod words;
 
 use tree::{File, code, is_word, tree};
 
