@@ -390,7 +390,7 @@ static_resources:
         assert_eq!(shown.len(), 2, "{shown:?}");
         let api_type = "line 7: dynamic_resources.ads_config.api_type: unsupported API type REST";
         assert!(shown[0].contains(api_type), "{shown:?}");
-        let policy = "line 12: static_resources.clusters[0].lb_policy: CLUSTER_PROVIDED";
+        let policy = "line 12: static_resources.clusters[0].lb_policy: unsupported policy";
         assert!(shown[1].contains(policy), "{shown:?}");
 
         // A reference to a refused resource is not reported in addition.
