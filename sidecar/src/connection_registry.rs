@@ -409,12 +409,12 @@ mod tests {
 
     use super::*;
 
-    struct TestAuthority {
+    struct TestPki {
         authority: Authority,
         now: SystemTime,
     }
 
-    impl TestAuthority {
+    impl TestPki {
         fn new() -> Self {
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(UnixTime::now().as_secs());
             let files = Authority::create("mesh.test", now).unwrap();
@@ -477,7 +477,7 @@ mod tests {
 
     #[test]
     fn connections_of_a_revoked_certificate_are_closed_and_others_stay_open() {
-        let authority = TestAuthority::new();
+        let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
         let metrics = Metrics::default();
         let first = authority.store(&[], 1, None);
@@ -512,7 +512,7 @@ mod tests {
 
     #[test]
     fn connection_through_an_intermediate_that_stays_outlives_the_root_above_it() {
-        let authority = TestAuthority::new();
+        let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
         let metrics = Metrics::default();
         let root = authority.authority.trust_bundle();
@@ -530,14 +530,14 @@ mod tests {
         };
         let lone = apply(below, &both);
         assert!(!through_below.status.is_closed());
-        apply(TestAuthority::new().authority.trust_bundle(), &lone);
+        apply(TestPki::new().authority.trust_bundle(), &lone);
         assert!(through_below.status.is_closed());
         assert_eq!(metrics.connections_revoked.get(), 1);
     }
 
     #[test]
     fn worker_that_missed_too_many_revocations_closes_every_connection() {
-        let authority = TestAuthority::new();
+        let authority = TestPki::new();
         let metrics = Metrics::default();
         let (chain, _) = authority.sign();
         let check = |missed: u64, expected: bool| {
@@ -560,7 +560,7 @@ mod tests {
 
     #[test]
     fn requests_in_flight_may_finish_within_the_grace_period_of_the_policy() {
-        let authority = TestAuthority::new();
+        let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
         let metrics = Metrics::default();
         let policy = RevocationPolicy { drain: Duration::from_secs(30), ..Default::default() };
@@ -588,7 +588,7 @@ mod tests {
 
     #[test]
     fn connection_with_an_expired_peer_certificate_drains_and_is_closed_after_an_hour() {
-        let authority = TestAuthority::new();
+        let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
         let metrics = Metrics::default();
         let store = authority.store(&[], 1, None);

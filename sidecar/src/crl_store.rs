@@ -60,7 +60,7 @@ impl CrlStore {
     /// Drops the distribution points that the configuration no longer names, and the validators of CRLs that were refused: with
     /// them the server would answer every request with "not modified".
     pub(crate) fn settle(&mut self, crl_sources: &CrlSources) {
-        self.crls.retain(|point, _| crl_sources.name(point));
+        self.crls.retain(|point, _| crl_sources.contains(point));
         for point in crl_sources.refused() {
             if let Some(entry) = self.crls.get_mut(point) {
                 entry.validators = Validators::default();

@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ipv6_address_has_brackets_before_a_port() {
+    fn ipv6_address_has_brackets_before_a_port() {
         let client = "[2001:db8::1]:8080".parse().expect("an address");
         assert_eq!(address_text(client, false), "2001:db8::1");
         assert_eq!(address_text(client, true), "[2001:db8::1]:8080");

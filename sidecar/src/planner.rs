@@ -39,12 +39,12 @@ pub async fn run(
 ) {
     let mut builder = Builder::new();
     let mut fetched = FetchStores::default();
-    let mut wanted = Vec::new();
-    let mut under_way: HashSet<FetchKey> = HashSet::new();
+    let mut pending = Vec::new();
+    let mut in_flight: HashSet<FetchKey> = HashSet::new();
     let mut fetches = JoinSet::new();
-    let mut stale = true;
+    let mut is_outdated = true;
     loop {
-        if stale {
+        if is_outdated {
             let snapshot = snapshots.borrow_and_update().clone();
             let built = builder.build(&snapshot, fetched.data(), unix_time());
             let is_known =
@@ -56,22 +56,22 @@ pub async fn run(
             fetched.crls.settle(&built.crl_sources);
             fetched.keys.retain(&built.key_origins);
             let keys = built.key_sets.into_iter().map(|keys| PendingFetch::Keys(Box::new(keys)));
-            wanted = keys.chain(built.crl_downloads.into_iter().map(PendingFetch::Crl)).collect();
+            pending = keys.chain(built.crl_downloads.into_iter().map(PendingFetch::Crl)).collect();
             plans.send_replace(Arc::new(built.plan));
             memory::trim_heap();
         }
-        for due in wanted.iter().filter(|due| fetched.is_due(due, now())) {
-            if under_way.insert(due.place()) {
+        for due in pending.iter().filter(|due| fetched.is_due(due, now())) {
+            if in_flight.insert(due.fetch_key()) {
                 fetches.spawn(fetched.begin(due.clone(), mark));
             }
         }
-        stale = tokio::select! {
+        is_outdated = tokio::select! {
             changed = snapshots.changed() => match changed {
                 Ok(()) => true,
                 Err(_) => return,
             },
             Some(Ok(outcome)) = fetches.join_next() => {
-                under_way.remove(&outcome.place());
+                in_flight.remove(&outcome.fetch_key());
                 fetched.take(outcome, now())
             }
             () = tokio::time::sleep(TICK) => builder.is_outdated(unix_time()),
@@ -132,19 +132,19 @@ enum FetchKey {
 }
 
 impl PendingFetch {
-    fn place(&self) -> FetchKey {
+    fn fetch_key(&self) -> FetchKey {
         match self {
-            Self::Keys(wanted) => FetchKey::Keys(wanted.origin.clone()),
-            Self::Crl(wanted) => FetchKey::Crl(wanted.point.clone()),
+            Self::Keys(download) => FetchKey::Keys(download.origin.clone()),
+            Self::Crl(download) => FetchKey::Crl(download.point.clone()),
         }
     }
 }
 
 impl FetchOutcome {
-    fn place(&self) -> FetchKey {
+    fn fetch_key(&self) -> FetchKey {
         match self {
-            Self::Keys(wanted, _) => FetchKey::Keys(wanted.origin.clone()),
-            Self::Crl(wanted, _) => FetchKey::Crl(wanted.point.clone()),
+            Self::Keys(download, _) => FetchKey::Keys(download.origin.clone()),
+            Self::Crl(download, _) => FetchKey::Crl(download.point.clone()),
         }
     }
 }
@@ -156,10 +156,10 @@ impl FetchStores {
 
     fn is_due(&self, due: &PendingFetch, now: Instant) -> bool {
         match due {
-            PendingFetch::Keys(wanted) => {
-                self.keys.is_due(&wanted.origin, |address| wanted.has_endpoint(address), now)
+            PendingFetch::Keys(download) => {
+                self.keys.is_due(&download.origin, |address| download.has_endpoint(address), now)
             }
-            PendingFetch::Crl(wanted) => self.crls.is_due(&wanted.point, now),
+            PendingFetch::Crl(download) => self.crls.is_due(&download.point, now),
         }
     }
 
@@ -169,26 +169,26 @@ impl FetchStores {
         mark: Option<Mark>,
     ) -> Pin<Box<dyn Future<Output = FetchOutcome> + Send + 'static>> {
         match due {
-            PendingFetch::Keys(wanted) => {
-                self.keys.began(&wanted.origin);
+            PendingFetch::Keys(download) => {
+                self.keys.began(&download.origin);
                 Box::pin(async move {
-                    let outcome = fetch_keys(&wanted, mark).await;
-                    FetchOutcome::Keys(wanted, outcome)
+                    let outcome = fetch_keys(&download, mark).await;
+                    FetchOutcome::Keys(download, outcome)
                 })
             }
-            PendingFetch::Crl(wanted) => {
+            PendingFetch::Crl(download) => {
                 let asked = FetchRequest {
-                    uri: wanted.point.uri.clone(),
-                    target: wanted.target.clone(),
+                    uri: download.point.uri.clone(),
+                    target: download.target.clone(),
                     timeout: CRL_TIMEOUT,
                     accept: "application/pkix-crl, */*;q=0.1",
-                    limit: wanted.limit,
-                    validators: self.crls.validators(&wanted.point),
+                    limit: download.limit,
+                    validators: self.crls.validators(&download.point),
                     redirects: 0,
                 };
                 Box::pin(async move {
                     let outcome = fetch::fetch(&asked, mark).await;
-                    FetchOutcome::Crl(wanted, outcome)
+                    FetchOutcome::Crl(download, outcome)
                 })
             }
         }
@@ -197,10 +197,12 @@ impl FetchStores {
     /// Stores a fetched result. Returns whether the plan must be built again.
     fn take(&mut self, outcome: FetchOutcome, now: Instant) -> bool {
         match outcome {
-            FetchOutcome::Keys(wanted, outcome) => {
-                self.keys.fetched(&wanted.origin, outcome, wanted.cache, now)
+            FetchOutcome::Keys(download, outcome) => {
+                self.keys.fetched(&download.origin, outcome, download.cache, now)
             }
-            FetchOutcome::Crl(wanted, outcome) => self.crls.fetched(&wanted.point, outcome, now),
+            FetchOutcome::Crl(download, outcome) => {
+                self.crls.fetched(&download.point, outcome, now)
+            }
         }
     }
 }

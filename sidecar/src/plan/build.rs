@@ -16,7 +16,7 @@ use weft_runtime::problems::Problems;
 use zeroize::Zeroizing;
 
 use super::crl_sources::{CrlDownload, CrlSources};
-use super::files::{FileStamp, WatchedFiles};
+use super::files::{WatchedFileStamp, WatchedFiles};
 use super::issuers::KnownIssuers;
 use super::trust::{SecretId, TrustStores, ValidationInputs};
 use super::{
@@ -55,7 +55,7 @@ pub(crate) struct Builder {
 #[derive(Debug)]
 struct KnownIdentity {
     secret: Arc<Secret>,
-    stamps: [FileStamp; 2],
+    stamps: [WatchedFileStamp; 2],
     identity: LoadedIdentity,
     /// Why the current files or secret cannot be used.
     failed: Option<String>,

@@ -42,7 +42,7 @@ impl CrlSources {
     }
 
     /// Whether a validation uses a distribution point.
-    pub(crate) fn name(&self, point: &DistributionPoint) -> bool {
+    pub(crate) fn contains(&self, point: &DistributionPoint) -> bool {
         self.0.contains_key(point)
     }
 

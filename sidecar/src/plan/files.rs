@@ -14,15 +14,15 @@ use weft_model::DataSource;
 /// The files that the last plan was built from.
 #[derive(Debug, Default)]
 pub(crate) struct WatchedFiles {
-    seen: HashMap<PathBuf, FileStamp>,
+    seen: HashMap<PathBuf, WatchedFileStamp>,
 }
 
 /// Identifies the version of a file by its metadata, without reading it; none when the file does not exist. Symbolic links are
 /// followed, so a replaced link is detected. The stamp of a folder includes all its files.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct FileStamp(Option<u64>);
+pub(crate) struct WatchedFileStamp(Option<u64>);
 
-impl FileStamp {
+impl WatchedFileStamp {
     fn of(path: &Path) -> Self {
         let Ok(about) = fs::metadata(path) else {
             return Self(None);
@@ -45,7 +45,7 @@ impl FileStamp {
     }
 }
 
-impl FileStamp {
+impl WatchedFileStamp {
     /// The stamp of this and of something else that has a version number.
     pub(crate) fn with(self, number: u64) -> Self {
         let mut hasher = DefaultHasher::new();
@@ -151,9 +151,9 @@ impl WatchedFiles {
     }
 
     /// The stamp of a source; the same for all inline data.
-    pub(crate) fn stamp(&mut self, data: &DataSource) -> FileStamp {
+    pub(crate) fn stamp(&mut self, data: &DataSource) -> WatchedFileStamp {
         match data {
-            DataSource::Inline(_) => FileStamp::default(),
+            DataSource::Inline(_) => WatchedFileStamp::default(),
             DataSource::File(path) => self.stamp_of(path),
             DataSource::SystemRoots => {
                 system_roots_file().map(|file| self.stamp_of(&file)).unwrap_or_default()
@@ -161,14 +161,14 @@ impl WatchedFiles {
         }
     }
 
-    fn stamp_of(&mut self, path: &Path) -> FileStamp {
-        let stamp = FileStamp::of(path);
+    fn stamp_of(&mut self, path: &Path) -> WatchedFileStamp {
+        let stamp = WatchedFileStamp::of(path);
         self.seen.insert(path.to_owned(), stamp);
         stamp
     }
 
     /// Whether a file changed since it was read.
     pub(crate) fn have_changed(&self) -> bool {
-        self.seen.iter().any(|(path, stamp)| FileStamp::of(path) != *stamp)
+        self.seen.iter().any(|(path, stamp)| WatchedFileStamp::of(path) != *stamp)
     }
 }

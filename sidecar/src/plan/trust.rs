@@ -7,7 +7,7 @@ use rustls_pki_types::UnixTime;
 use weft_certs::{CrlIndex, CrlInfo, TrustParts, TrustStore};
 use weft_model::{Name, RevocationMode, SecretSource, Validation};
 
-use super::files::{FileStamp, WatchedFiles, as_one};
+use super::files::{WatchedFileStamp, WatchedFiles, as_one};
 use crate::connection_registry::RevocationHistory;
 use crate::crl_store::CrlStore;
 
@@ -68,7 +68,7 @@ const RETRY_INTERVAL_SECONDS: u64 = 2;
 struct TrustStoreEntry {
     /// What was last loaded, or tried to be.
     validation: Validation,
-    stamps: [FileStamp; 2],
+    stamps: [WatchedFileStamp; 2],
     /// The last good store.
     store: Option<Arc<TrustStore>>,
     /// Why loading failed, and when to retry in seconds since 1970.
@@ -77,11 +77,15 @@ struct TrustStoreEntry {
 }
 
 /// Identifies the version of a validation's contents: the stamps of its roots and its CRLs.
-fn stamps(validation: &Validation, files: &mut WatchedFiles, fetched: &CrlStore) -> [FileStamp; 2] {
+fn stamps(
+    validation: &Validation,
+    files: &mut WatchedFiles,
+    fetched: &CrlStore,
+) -> [WatchedFileStamp; 2] {
     let lists = validation.revocations.as_ref();
     let lists = lists.map(|lists| files.stamp(lists)).unwrap_or_default();
     let fetched = validation.points.iter().map(|point| fetched.number(point));
-    [files.stamp(&validation.roots), fetched.fold(lists, FileStamp::with)]
+    [files.stamp(&validation.roots), fetched.fold(lists, WatchedFileStamp::with)]
 }
 
 /// What trust stores are loaded from, apart from the configuration.
@@ -157,7 +161,7 @@ impl TrustStores {
     fn load(
         &mut self,
         validation: &Validation,
-        stamps: [FileStamp; 2],
+        stamps: [WatchedFileStamp; 2],
         before: Option<Arc<TrustStore>>,
         inputs: &mut ValidationInputs<'_>,
     ) -> TrustStoreEntry {
@@ -287,12 +291,12 @@ mod tests {
         SecretId::Name("trust".into())
     }
 
-    struct TestAuthority {
+    struct TestPki {
         authority: Authority,
         now: SystemTime,
     }
 
-    impl TestAuthority {
+    impl TestPki {
         fn new() -> Self {
             let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
             let files = Authority::create("mesh.test", now).unwrap();
@@ -333,7 +337,7 @@ mod tests {
 
     #[test]
     fn validation_that_cannot_be_loaded_leaves_the_last_good_one_and_is_retried() {
-        let authority = TestAuthority::new();
+        let authority = TestPki::new();
         let mut stores = TrustStores::default();
         let mut files = WatchedFiles::default();
         let mut ask = |validation: &Validation, seconds| {
@@ -369,7 +373,7 @@ mod tests {
 
     #[test]
     fn store_that_the_configuration_no_longer_uses_is_dropped_and_its_proofs_are_invalidated() {
-        let authority = TestAuthority::new();
+        let authority = TestPki::new();
         let mut stores = TrustStores::default();
         let mut files = WatchedFiles::default();
         let fetched = CrlStore::default();
@@ -435,8 +439,8 @@ mod tests {
 
     #[test]
     fn broken_validation_of_a_filter_chain_does_not_inherit_the_roots_of_the_last_one_there() {
-        let authority = TestAuthority::new();
-        let other = TestAuthority::new();
+        let authority = TestPki::new();
+        let other = TestPki::new();
         let mut stores = TrustStores::default();
         let mut files = WatchedFiles::default();
         let fetched = CrlStore::default();
