@@ -105,9 +105,8 @@ impl TableSet {
         nf::make_set(TABLE, SetSpec { name: self.name(), key, has_ranges, holds, size: None })
     }
 
-    /// Whether the set belongs to security groups. Stale elements of these are removed first: a client that
-    /// is no longer admitted must not get in for a moment, and a removed group must not drop packets for a
-    /// moment.
+    /// Whether the set belongs to security groups. Stale elements of these are removed first: for a moment
+    /// they would admit removed clients, or drop packets of a removed group.
     pub(super) fn is_for_security_groups(self) -> bool {
         matches!(
             self.what,
