@@ -2,7 +2,7 @@
 //!
 //! The cases have the names of grpc/grpc's `doc/interop-test-descriptions.md`. Left out are cases that need Google
 //! credentials or a caching proxy, and cases on compressed messages, because grpcio does not show whether a message
-//! was compressed. `streams` has more gRPC tests.
+//! was compressed. `grpc_and_websocket` has more gRPC tests.
 
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart};

@@ -1,5 +1,5 @@
-//! Who a client is, by the names in its certificate: what is a SPIFFE id, what is none, and what a service
-//! is told of it.
+//! Client identity: which certificate names are SPIFFE IDs, which certificates are rejected, and
+//! which identity headers the service receives.
 
 use std::collections::BTreeSet;
 
@@ -27,32 +27,32 @@ use weft_integration::tls_client::{TlsClient, client_config_trusting};
 
 const WEB: &[u8] = b"spiffe://mesh.local/ns/default/sa/web";
 
-/// What must come of a client.
+/// The expected treatment of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Outcome {
-    /// It is `web`.
+enum ClientOutcome {
+    /// The client is `web`.
     Web,
-    /// It is somebody else, whose id the service is told.
+    /// The client is another workload, and the service receives its SPIFFE ID.
     Other(&'static str),
-    /// It is let in where nobody is asked for an id, and nowhere else.
-    Nameless,
-    /// The handshake is refused.
+    /// The client has no SPIFFE ID: accepted only by the listener that requires none.
+    NoSpiffeId,
+    /// The handshake is rejected.
     Refused(AlertDescription),
 }
 
-use Outcome::{Nameless, Other, Web};
+use ClientOutcome::{NoSpiffeId, Other, Web};
 
-const REFUSED: Outcome = Outcome::Refused(AlertDescription::AccessDenied);
-const MALFORMED: Outcome = Outcome::Refused(AlertDescription::BadCertificate);
+const ACCESS_DENIED: ClientOutcome = ClientOutcome::Refused(AlertDescription::AccessDenied);
+const MALFORMED: ClientOutcome = ClientOutcome::Refused(AlertDescription::BadCertificate);
 
-/// Three authorities that are trusted, and a sidecar that trusts them: with a listener for `web` alone, and
-/// one for everybody.
-struct World {
-    /// Of `mesh.local`, which its certificate names; and what it has signed, which signs.
+/// A sidecar that trusts three roots and has two listeners: `guarded` allows only `web`, `open`
+/// allows every client.
+struct TestSetup {
+    /// The root of `mesh.local`, which names its trust domain, and its intermediate.
     ours: [CraftedCa; 2],
-    /// Of `other.local`, likewise.
+    /// The root of `other.local`, which names its trust domain.
     other: CraftedCa,
-    /// Of no domain.
+    /// A root without a trust domain.
     any: CraftedCa,
     guarded: u16,
     open: u16,
@@ -70,17 +70,17 @@ fn authority(name: &str, domain: Option<&str>) -> CertificateParams {
     params
 }
 
-impl World {
+impl TestSetup {
     fn start() -> Self {
         let ours = root(authority("ours", Some("mesh.local")));
         let below = intermediate(authority("below", None), &ours);
         let other = root(authority("other", Some("other.local")));
         let any = root(authority("any", None));
         let roots = [&ours, &other, &any].map(|ca| ca.pem()).concat();
-        let folder = TempDir::new().expect("a folder");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let write = |name: &str, text: &str| {
             let file = folder.path().join(name);
-            std::fs::write(&file, text).expect("the folder takes files");
+            std::fs::write(&file, text).expect("the folder is writable");
             file
         };
         let server = signed(&below, &[&below], &[(URI, spiffe_id("server").as_bytes())], None);
@@ -92,7 +92,8 @@ impl World {
         let trusted = write("roots.pem", &roots);
         let mut tls = verify_mode(&own, &trusted, &trusted);
         let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
-        let validation = validation.and_then(Value::as_object_mut).expect("clients are asked");
+        let validation =
+            validation.and_then(Value::as_object_mut).expect("the listener verifies clients");
         validation.remove("crl");
         let (guarded, open, admin) = (port::free(), port::free(), port::free());
         let route = route_to("service", 15);
@@ -115,13 +116,13 @@ impl World {
         Self { ours, other, any, guarded, open, roots, _sidecar: sidecar, _folder: (folder, pki) }
     }
 
-    /// Calls a listener; the status and the head that the service saw, or the alert.
+    /// Sends a request; returns the status and the head that the service received, or the alert.
     fn call(
         &self,
-        holder: &PemIdentity,
+        identity: &PemIdentity,
         port: u16,
     ) -> Result<(u16, String), Option<AlertDescription>> {
-        let config = client_config_trusting(&self.roots, holder, "server", "http/1.1");
+        let config = client_config_trusting(&self.roots, identity, "server", "http/1.1");
         let mut caller = TlsClient::connect(port, &config);
         caller.handshake_result()?;
         let forged = "spiffe://mesh.local/ns/default/sa/admin";
@@ -129,31 +130,36 @@ impl World {
             "GET / HTTP/1.1\r\nhost: a\r\nx-weft-peer: {forged}\r\n\
              x-forwarded-client-cert: Hash=00;URI={forged}\r\n\r\n"
         );
-        Ok(caller.exchange(&request).expect("who is let in has an answer"))
+        Ok(caller.exchange(&request).expect("an accepted client gets a response"))
     }
 
-    /// What is wrong with what comes of a client.
-    fn fault(&self, name: &str, holder: &PemIdentity, expected: Outcome) -> Option<String> {
-        let (guarded, open) = (self.call(holder, self.guarded), self.call(holder, self.open));
+    /// Calls both listeners; returns a description of the failure, if any.
+    fn failure(
+        &self,
+        name: &str,
+        identity: &PemIdentity,
+        expected: ClientOutcome,
+    ) -> Option<String> {
+        let (guarded, open) = (self.call(identity, self.guarded), self.call(identity, self.open));
         let id = match expected {
-            Outcome::Refused(alert) => {
+            ClientOutcome::Refused(alert) => {
                 let refused = Err(Some(alert));
                 return (guarded != refused || open != refused)
-                    .then(|| format!("{name}: {guarded:?} and {open:?}, not {alert:?}"));
+                    .then(|| format!("{name}: {guarded:?} and {open:?}, expected {alert:?}"));
             }
             Web => std::str::from_utf8(WEB).ok(),
             Other(id) => Some(id),
-            Nameless => None,
+            NoSpiffeId => None,
         };
         let status = guarded.as_ref().map(|(status, _)| *status);
         let wanted = if expected == Web { 200 } else { 403 };
-        let told = |answer: &Result<(u16, String), _>| match answer {
-            Ok((200, head)) => without_other_uris(claims(head)) == proved(holder, id),
+        let received = |answer: &Result<(u16, String), _>| match answer {
+            Ok((200, head)) => without_other_uris(claims(head)) == proved(identity, id),
             _ => false,
         };
-        let is_told = told(&open) && (expected != Web || told(&guarded));
-        (status != Ok(wanted) || !is_told)
-            .then(|| format!("{name}: {guarded:?} and {open:?}, not {wanted} and {id:?}"))
+        let is_reported = received(&open) && (expected != Web || received(&guarded));
+        (status != Ok(wanted) || !is_reported)
+            .then(|| format!("{name}: {guarded:?} and {open:?}, expected {wanted} and {id:?}"))
     }
 
     fn below(&self, names: &[(u8, &[u8])]) -> PemIdentity {
@@ -175,7 +181,7 @@ fn signed(
     leaf(&params, issuer, above)
 }
 
-/// What a head says of who calls.
+/// The identity headers of a request head.
 fn claims(head: &str) -> BTreeSet<String> {
     let fields = head.lines().filter_map(|line| line.split_once(": "));
     let canonical =
@@ -188,7 +194,7 @@ fn claims(head: &str) -> BTreeSet<String> {
         .collect()
 }
 
-/// The claims without URIs that are not SPIFFE IDs: any caller may have those.
+/// The claims without URIs that are not SPIFFE IDs: every client may have those.
 fn without_other_uris(claims: BTreeSet<String>) -> BTreeSet<String> {
     let without = |claim: String| match claim.split_once(";URI=") {
         Some((before, uri)) if !uri.to_ascii_lowercase().starts_with("spiffe:") => {
@@ -199,9 +205,9 @@ fn without_other_uris(claims: BTreeSet<String>) -> BTreeSet<String> {
     claims.into_iter().map(without).collect()
 }
 
-/// What a service must be told of a client of this id.
-fn proved(holder: &PemIdentity, id: Option<&str>) -> BTreeSet<String> {
-    let leaf = CertificateDer::from_pem_slice(holder.chain.as_bytes()).expect("a certificate");
+/// The identity headers that the service must receive for a client with this SPIFFE ID.
+fn proved(identity: &PemIdentity, id: Option<&str>) -> BTreeSet<String> {
+    let leaf = CertificateDer::from_pem_slice(identity.chain.as_bytes()).expect("a certificate");
     let hash = weft_certs::digest(&leaf);
     let uri = id.map(|id| format!(";URI={id}")).unwrap_or_default();
     let peer = id.map(|id| format!("x-weft-peer: {id}"));
@@ -210,23 +216,23 @@ fn proved(holder: &PemIdentity, id: Option<&str>) -> BTreeSet<String> {
     [certificate].into_iter().chain(peer).collect()
 }
 
-fn check_all(world: &World, rows: &[(&str, PemIdentity, Outcome)]) {
-    let faults: Vec<String> = rows
+fn check_all(setup: &TestSetup, rows: &[(&str, PemIdentity, ClientOutcome)]) {
+    let failures: Vec<String> = rows
         .iter()
-        .filter_map(|(name, holder, wanted)| world.fault(name, holder, *wanted))
+        .filter_map(|(name, identity, wanted)| setup.failure(name, identity, *wanted))
         .collect();
-    assert!(faults.is_empty(), "{} of {}:\n{}", faults.len(), rows.len(), faults.join("\n"));
+    assert!(failures.is_empty(), "{} of {}:\n{}", failures.len(), rows.len(), failures.join("\n"));
 }
 
-/// A name of so many bytes.
+/// A SPIFFE ID of this many bytes.
 fn long(bytes: usize) -> Vec<u8> {
     let mut name = b"spiffe://mesh.local/".to_vec();
     name.resize(bytes, b'a');
     name
 }
 
-/// What follows `spiffe://mesh.local/ns/default/sa/` in names that are no ids.
-const NO_PATHS: &[&str] = &[
+/// Suffixes of `spiffe://mesh.local/ns/default/sa/` that make an invalid SPIFFE ID.
+const INVALID_SUFFIXES: &[&str] = &[
     "web/",
     "web//",
     "/web",
@@ -264,8 +270,9 @@ const NO_PATHS: &[&str] = &[
     "web!",
 ];
 
-/// Names that claim to be ids and are none, or none that our root may vouch for.
-const NO_IDS: &[&str] = &[
+/// URIs that begin like a SPIFFE ID but are invalid, or belong to another trust domain than the
+/// root's.
+const INVALID_SPIFFE_IDS: &[&str] = &[
     "SPIFFE://mesh.local/ns/default/sa/web",
     "Spiffe://mesh.local/ns/default/sa/web",
     "spiffe://MESH.LOCAL/ns/default/sa/web",
@@ -286,7 +293,7 @@ const NO_IDS: &[&str] = &[
     "spiffe://[::1]/ns/default/sa/web",
     "spiffe://mesh.local\\ns/default/sa/web",
     "spiffe://mesh.local?/ns/default/sa/web",
-    // Of another domain than the root's.
+    // Other trust domains than the root's.
     "spiffe://other.local/ns/default/sa/web",
     "spiffe://other.local",
     "spiffe://a.mesh.local/ns/default/sa/web",
@@ -296,8 +303,8 @@ const NO_IDS: &[&str] = &[
     "spiffe://mesh_local/ns/default/sa/web",
 ];
 
-/// URIs that do not even claim to be ids.
-const NO_CLAIMS: &[&str] = &[
+/// URIs that are not SPIFFE IDs.
+const OTHER_URIS: &[&str] = &[
     "",
     "/ns/default/sa/web",
     "//mesh.local/ns/default/sa/web",
@@ -310,11 +317,11 @@ const NO_CLAIMS: &[&str] = &[
 ];
 
 #[test]
-fn one_uri_is_an_id_or_it_is_not() {
-    let world = World::start();
+fn single_uri_name_is_accepted_only_as_a_valid_spiffe_id() {
+    let setup = TestSetup::start();
     const BELOW: &str = "spiffe://mesh.local/ns/default/sa/";
-    let mut uris: Vec<(Vec<u8>, Outcome)> =
-        vec![(WEB.to_vec(), Web), (long(2049), REFUSED), (long(12_000), REFUSED)];
+    let mut uris: Vec<(Vec<u8>, ClientOutcome)> =
+        vec![(WEB.to_vec(), Web), (long(2049), ACCESS_DENIED), (long(12_000), ACCESS_DENIED)];
     for id in [
         "spiffe://mesh.local",
         "spiffe://mesh.local/ns/default/sa/admin",
@@ -329,109 +336,137 @@ fn one_uri_is_an_id_or_it_is_not() {
     ] {
         uris.push((id.into(), Other(id)));
     }
-    uris.extend(NO_PATHS.iter().map(|after| (format!("{BELOW}{after}").into_bytes(), REFUSED)));
-    uris.extend(NO_IDS.iter().map(|uri| ((*uri).into(), REFUSED)));
-    uris.extend(NO_CLAIMS.iter().map(|uri| ((*uri).into(), Nameless)));
+    uris.extend(
+        INVALID_SUFFIXES
+            .iter()
+            .map(|after| (format!("{BELOW}{after}").into_bytes(), ACCESS_DENIED)),
+    );
+    uris.extend(INVALID_SPIFFE_IDS.iter().map(|uri| ((*uri).into(), ACCESS_DENIED)));
+    uris.extend(OTHER_URIS.iter().map(|uri| ((*uri).into(), NoSpiffeId)));
     let shown = |uri: &[u8]| String::from_utf8_lossy(uri).chars().take(80).collect::<String>();
     let names: Vec<String> = uris.iter().map(|(uri, _)| shown(uri)).collect();
     let rows = names.iter().zip(&uris);
     let rows = rows.map(|(name, (uri, wanted))| {
-        (name.as_str(), world.below(&[(URI, uri.as_slice())]), *wanted)
+        (name.as_str(), setup.below(&[(URI, uri.as_slice())]), *wanted)
     });
-    check_all(&world, &rows.collect::<Vec<_>>());
+    check_all(&setup, &rows.collect::<Vec<_>>());
 }
 
 #[test]
-fn the_longest_id_is_an_id() {
-    let world = World::start();
+fn spiffe_id_of_2048_bytes_is_accepted() {
+    let setup = TestSetup::start();
     let id: &'static str = String::from_utf8(long(2048)).expect("it is ASCII").leak();
-    check_all(&world, &[("2048 bytes", world.below(&[(URI, id.as_bytes())]), Other(id))]);
+    check_all(&setup, &[("2048 bytes", setup.below(&[(URI, id.as_bytes())]), Other(id))]);
 }
 
 #[test]
-fn an_id_stands_alone_among_uris_and_nothing_else_is_one() {
-    let world = World::start();
-    let [_, below] = &world.ours;
+fn second_uri_name_is_rejected_and_other_names_are_not_spiffe_ids() {
+    let setup = TestSetup::start();
+    let [_, below] = &setup.ours;
     let admin: &[u8] = b"spiffe://mesh.local/ns/default/sa/admin";
     let web = Some("spiffe://mesh.local/ns/default/sa/web");
-    let of = |names: &[(u8, &[u8])]| world.below(names);
+    let of = |names: &[(u8, &[u8])]| setup.below(names);
     let called = |names: &[(u8, &[u8])], name| signed(below, &[below], names, name);
     check_all(
-        &world,
+        &setup,
         &[
-            ("web and admin", of(&[(URI, WEB), (URI, admin)]), REFUSED),
-            ("admin and web", of(&[(URI, admin), (URI, WEB)]), REFUSED),
-            ("web twice", of(&[(URI, WEB), (URI, WEB)]), REFUSED),
-            ("https and web", of(&[(URI, b"https://mesh.local"), (URI, WEB)]), REFUSED),
-            ("web and https", of(&[(URI, WEB), (URI, b"https://mesh.local")]), REFUSED),
-            ("web and urn", of(&[(URI, WEB), (URI, b"urn:a")]), REFUSED),
-            ("web and nothing", of(&[(URI, WEB), (URI, b"")]), REFUSED),
-            ("two of https", of(&[(URI, b"https://a"), (URI, b"https://b")]), Nameless),
-            ("web and a host", of(&[(DNS, b"admin.mesh.local"), (URI, WEB)]), Web),
-            ("web and a mail address", of(&[(URI, WEB), (EMAIL, b"admin@mesh.local")]), Web),
-            ("web and an address", of(&[(URI, WEB), (0x87, &[127, 0, 0, 1])]), Web),
-            ("an id as a host", of(&[(DNS, WEB)]), Nameless),
-            ("an id as a mail address", of(&[(EMAIL, WEB)]), Nameless),
-            ("an id of a number", of(&[(0x88, WEB)]), Nameless),
-            ("an id as the common name", called(&[], web), Nameless),
+            ("web and admin", of(&[(URI, WEB), (URI, admin)]), ACCESS_DENIED),
+            ("admin and web", of(&[(URI, admin), (URI, WEB)]), ACCESS_DENIED),
+            ("web twice", of(&[(URI, WEB), (URI, WEB)]), ACCESS_DENIED),
+            ("https and web", of(&[(URI, b"https://mesh.local"), (URI, WEB)]), ACCESS_DENIED),
+            ("web and https", of(&[(URI, WEB), (URI, b"https://mesh.local")]), ACCESS_DENIED),
+            ("web and urn", of(&[(URI, WEB), (URI, b"urn:a")]), ACCESS_DENIED),
+            ("web and an empty URI", of(&[(URI, WEB), (URI, b"")]), ACCESS_DENIED),
+            ("two https URIs", of(&[(URI, b"https://a"), (URI, b"https://b")]), NoSpiffeId),
+            ("web and a DNS name", of(&[(DNS, b"admin.mesh.local"), (URI, WEB)]), Web),
+            ("web and an email address", of(&[(URI, WEB), (EMAIL, b"admin@mesh.local")]), Web),
+            ("web and an IP address", of(&[(URI, WEB), (0x87, &[127, 0, 0, 1])]), Web),
+            ("a SPIFFE ID as DNS name", of(&[(DNS, WEB)]), NoSpiffeId),
+            ("a SPIFFE ID as email address", of(&[(EMAIL, WEB)]), NoSpiffeId),
+            ("a SPIFFE ID as registered ID", of(&[(0x88, WEB)]), NoSpiffeId),
+            ("a SPIFFE ID as common name", called(&[], web), NoSpiffeId),
             ("web as the common name of admin", called(&[(URI, admin)], web), ADMIN),
             ("admin as the common name of web", called(&[(URI, WEB)], Some("admin")), Web),
-            ("no name at all", called(&[], None), Nameless),
+            ("no names", called(&[], None), NoSpiffeId),
         ],
     );
 }
 
-const ADMIN: Outcome = Other("spiffe://mesh.local/ns/default/sa/admin");
+const ADMIN: ClientOutcome = Other("spiffe://mesh.local/ns/default/sa/admin");
 
 #[test]
-fn a_name_that_cannot_be_read_is_a_name() {
-    let world = World::start();
-    let of = |names: &[(u8, &[u8])]| world.below(names);
-    let [_, below] = &world.ours;
+fn unparsable_uri_name_is_rejected() {
+    let setup = TestSetup::start();
+    let of = |names: &[(u8, &[u8])]| setup.below(names);
+    let [_, below] = &setup.ours;
     let mut params = leaf_params(None, 99);
     let half = [der(URI, WEB), vec![URI, 5, b'a']].concat();
     let half = CustomExtension::from_oid_content(&[2, 5, 29, 17], der(0x30, &half));
     params.custom_extensions.push(half);
     check_all(
-        &world,
+        &setup,
         &[
-            ("web and half a name", leaf(&params, below, &[below]), REFUSED),
-            ("web and bytes", of(&[(URI, WEB), (URI, b"spiffe://mesh.local/\xff")]), REFUSED),
-            ("bytes and web", of(&[(URI, b"spiffe://mesh.local/\xff"), (URI, WEB)]), REFUSED),
-            ("web and one byte", of(&[(URI, WEB), (URI, b"\xff")]), REFUSED),
-            ("an id with a byte behind", of(&[(URI, &[WEB, b"\xff"].concat())]), REFUSED),
+            ("web and a truncated name", leaf(&params, below, &[below]), ACCESS_DENIED),
+            (
+                "web and a name with a non-ASCII byte",
+                of(&[(URI, WEB), (URI, b"spiffe://mesh.local/\xff")]),
+                ACCESS_DENIED,
+            ),
+            (
+                "a name with a non-ASCII byte and web",
+                of(&[(URI, b"spiffe://mesh.local/\xff"), (URI, WEB)]),
+                ACCESS_DENIED,
+            ),
+            ("web and a non-ASCII byte", of(&[(URI, WEB), (URI, b"\xff")]), ACCESS_DENIED),
+            (
+                "web followed by a non-ASCII byte",
+                of(&[(URI, &[WEB, b"\xff"].concat())]),
+                ACCESS_DENIED,
+            ),
         ],
     );
 }
 
 #[test]
-fn an_authority_vouches_for_its_own_domain_only() {
-    let world = World::start();
-    let World { ours: [ours, _], other, any, .. } = &world;
+fn authority_signs_for_its_own_trust_domain_only() {
+    let setup = TestSetup::start();
+    let TestSetup { ours: [ours, _], other, any, .. } = &setup;
     let by = |ca: &CraftedCa, id: &[u8]| signed(ca, &[], &[(URI, id)], None);
     let foreign = b"spiffe://other.local/ns/default/sa/web";
-    let told = Other("spiffe://other.local/ns/default/sa/web");
+    let other_web = Other("spiffe://other.local/ns/default/sa/web");
     let stranger = root(authority("ours", Some("mesh.local")));
-    let unknown = Outcome::Refused(AlertDescription::CertificateUnknown);
+    let unknown = ClientOutcome::Refused(AlertDescription::CertificateUnknown);
     check_all(
-        &world,
+        &setup,
         &[
-            ("web by our root", by(ours, WEB), Web),
-            ("web by the other's root", by(other, WEB), REFUSED),
-            ("the other's web by its root", by(other, foreign), told),
-            ("the other's web by our root", by(ours, foreign), REFUSED),
-            ("the other's domain by our root", by(ours, b"spiffe://other.local"), REFUSED),
-            ("web by a root of no domain", by(any, WEB), Web),
-            ("the other's web by a root of no domain", by(any, foreign), told),
-            ("web by a stranger of our root's name", by(&stranger, WEB), unknown),
+            ("web signed by its root", by(ours, WEB), Web),
+            ("web signed by the root of other.local", by(other, WEB), ACCESS_DENIED),
+            ("web of other.local signed by its root", by(other, foreign), other_web),
+            (
+                "web of other.local signed by the root of mesh.local",
+                by(ours, foreign),
+                ACCESS_DENIED,
+            ),
+            (
+                "other.local signed by the root of mesh.local",
+                by(ours, b"spiffe://other.local"),
+                ACCESS_DENIED,
+            ),
+            ("web signed by a root without trust domain", by(any, WEB), Web),
+            (
+                "web of other.local signed by a root without trust domain",
+                by(any, foreign),
+                other_web,
+            ),
+            ("web signed by an untrusted root of the same name", by(&stranger, WEB), unknown),
         ],
     );
 }
 
 #[test]
-fn what_is_no_workloads_certificate_is_nobodys() {
-    let world = World::start();
-    let [_, below] = &world.ours;
+fn certificate_with_ca_or_foreign_key_usage_is_rejected() {
+    let setup = TestSetup::start();
+    let [_, below] = &setup.ours;
     let like = |change: fn(&mut CertificateParams)| {
         let mut params = leaf_params(None, 99);
         params.custom_extensions.push(names(&[(URI, WEB)]));
@@ -441,31 +476,31 @@ fn what_is_no_workloads_certificate_is_nobodys() {
     let authority = |params: &mut CertificateParams| {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     };
-    let for_something_else = Outcome::Refused(AlertDescription::UnsupportedCertificate);
+    let for_something_else = ClientOutcome::Refused(AlertDescription::UnsupportedCertificate);
     check_all(
-        &world,
+        &setup,
         &[
-            ("as it must be", like(|_| {}), Web),
-            ("no authority, and it says so", like(|p| p.is_ca = IsCa::ExplicitNoCa), Web),
-            ("no purpose named", like(|p| p.extended_key_usages.clear()), Web),
-            ("an authority", like(authority), MALFORMED),
+            ("valid", like(|_| {}), Web),
+            ("explicitly not a CA", like(|p| p.is_ca = IsCa::ExplicitNoCa), Web),
+            ("no extended key usage", like(|p| p.extended_key_usages.clear()), Web),
+            ("a CA", like(authority), MALFORMED),
             (
-                "a key for certificates",
+                "key usage keyCertSign",
                 like(|p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
                 MALFORMED,
             ),
             (
-                "a key for agreements only",
+                "key usage keyAgreement only",
                 like(|p| p.key_usages = vec![KeyUsagePurpose::KeyAgreement]),
                 MALFORMED,
             ),
             (
-                "for servers only",
+                "extended key usage serverAuth only",
                 like(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]),
                 for_something_else,
             ),
             (
-                "for code",
+                "extended key usage codeSigning",
                 like(|p| p.extended_key_usages = vec![ExtendedKeyUsagePurpose::CodeSigning]),
                 for_something_else,
             ),

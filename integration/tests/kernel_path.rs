@@ -1,5 +1,5 @@
-//! The kernel's table of services: that flows go where we say, and that it stays as it is wanted,
-//! whoever changes it and whenever an agent dies.
+//! The kernel path: the nf_tables rules send each flow to the endpoint that weft's hash selects,
+//! and the agent restores them after foreign changes and after crashes.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
@@ -13,18 +13,18 @@ use weft_integration::process::{ip, nft, run, weft};
 use weft_integration::wait::eventually;
 use weft_model::{Endpoint, FlowKey, FlowTuple, Health, Maglev, Transport};
 
-/// What an agent hashes with when nobody says otherwise.
+/// The default hash seed of an agent.
 const SEED: u32 = 0x5eed;
-/// How many slots a table has when nobody says otherwise.
+/// The default size of a Maglev table.
 const SLOTS: u32 = 65_537;
-/// How many flows are compared.
+/// The number of compared flows.
 const TUPLES: u32 = 100_000;
-/// How many of them are under way at once.
+/// The number of concurrent flows.
 const BATCH: u32 = 200;
 const SERVICE_PORT: u16 = 7000;
 const ENDPOINT_PORT: u16 = 9000;
 
-/// A family of addresses, with a service, its endpoints and clients, all in this namespace.
+/// An address family with a service, its endpoints and clients, all in this namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Family {
     V4,
@@ -48,9 +48,9 @@ impl Family {
         }
     }
 
-    /// One of many clients: they differ in addresses and in ports.
+    /// The address of a client: clients differ in IP addresses and ports.
     fn client(self, number: u32) -> SocketAddr {
-        let port = 10_000 + u16::try_from(number % 50_000).expect("it is below");
+        let port = 10_000 + u16::try_from(number % 50_000).expect("the port fits in 16 bits");
         let host = number / 50_000 + 256 * (number % 251);
         match self {
             Self::V4 => (Ipv4Addr::from(0x0a05_0000 + host), port).into(),
@@ -69,14 +69,15 @@ impl Family {
                 ip("-6 route add local fd05::/64 dev lo");
                 ip("-6 route add local fd01::/64 dev lo");
                 ip("-6 route add fd96::/64 dev lo");
-                // A route is enough for IPv4 to bind addresses; IPv6 has to be told.
-                std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1").expect("it is ours");
+                // IPv4 needs only a route to bind these addresses; IPv6 needs this setting too.
+                std::fs::write("/proc/sys/net/ipv6/ip_nonlocal_bind", "1")
+                    .expect("the network namespace belongs to the test");
             }
         }
     }
 }
 
-/// A bootstrap file of one service over TCP and UDP, at an address where nobody listens.
+/// A bootstrap file with one service over TCP and UDP, at an address without a listening socket.
 fn config(admin: u16, service: SocketAddr, endpoints: &[SocketAddr], slots: u32) -> Value {
     let listeners = [
         tcp_listener("echo", service, json!({"cluster": "echo"})),
@@ -92,10 +93,10 @@ fn table(family: Family, endpoints: u8) -> Maglev {
     let endpoints: Vec<Endpoint> = (1..=endpoints)
         .filter_map(|n| Endpoint::new(family.endpoint(n), 1, Health::Healthy))
         .collect();
-    Maglev::new(&endpoints, SLOTS, SEED).expect("a prime")
+    Maglev::new(&endpoints, SLOTS, SEED).expect("the table size is a prime")
 }
 
-/// Where a flow goes by our own word.
+/// The endpoint that weft's own hash selects for a flow.
 fn expected(
     table: &Maglev,
     transport: Transport,
@@ -103,18 +104,19 @@ fn expected(
     client: SocketAddr,
 ) -> SocketAddr {
     let flow = FlowTuple { transport, client, destination: family.service() };
-    table.pick(flow.hash(FlowKey::FiveTuple, 0, SEED)).expect("there are endpoints")
+    table.pick(flow.hash(FlowKey::FiveTuple, 0, SEED)).expect("the table has endpoints")
 }
 
 fn socket(kind: Type, address: SocketAddr) -> Socket {
-    let socket = Socket::new(Domain::for_address(address), kind, None).expect("a socket");
-    socket.set_reuse_address(true).expect("it can be reused");
+    let socket =
+        Socket::new(Domain::for_address(address), kind, None).expect("a socket can be created");
+    socket.set_reuse_address(true).expect("SO_REUSEADDR can be set");
     socket.bind(&address.into()).expect("the address is free");
-    socket.set_nonblocking(true).expect("it can be");
+    socket.set_nonblocking(true).expect("the socket can be non-blocking");
     socket
 }
 
-/// Sends a datagram from each client and gives where each arrived.
+/// Sends a datagram from each client; returns the endpoint that received each.
 fn datagrams(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr> {
     let receivers: Vec<UdpSocket> =
         (1..=endpoints).map(|n| socket(Type::DGRAM, family.endpoint(n)).into()).collect();
@@ -122,12 +124,12 @@ fn datagrams(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr> 
     for batch in 0..TUPLES / BATCH {
         for number in batch * BATCH..(batch + 1) * BATCH {
             let client: UdpSocket = socket(Type::DGRAM, family.client(number)).into();
-            client.send_to(b"?", family.service()).expect("it is sent");
+            client.send_to(b"?", family.service()).expect("the datagram is sent");
         }
         let wanted = arrived.len() + BATCH as usize;
         eventually("all datagrams of a batch arrive", || {
             for receiver in &receivers {
-                let at = receiver.local_addr().expect("it is bound");
+                let at = receiver.local_addr().expect("the socket is bound");
                 while let Ok((_, client)) = receiver.recv_from(&mut [0; 8]) {
                     arrived.insert(client, at);
                 }
@@ -138,12 +140,12 @@ fn datagrams(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr> 
     arrived
 }
 
-/// Opens a connection from each client and gives where each arrived.
+/// Opens a connection from each client; returns the endpoint that received each.
 fn connections(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr> {
     let listeners: Vec<TcpListener> = (1..=endpoints)
         .map(|n| {
             let listener = socket(Type::STREAM, family.endpoint(n));
-            listener.listen(4096).expect("it listens");
+            listener.listen(4096).expect("the port accepts connections");
             listener.into()
         })
         .collect();
@@ -152,8 +154,8 @@ fn connections(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr
         let clients: Vec<Socket> = (batch * BATCH..(batch + 1) * BATCH)
             .map(|number| {
                 let client = socket(Type::STREAM, family.client(number));
-                // No connection waits for its end: there are many.
-                client.set_linger(Some(Duration::ZERO)).expect("it can be set");
+                // A reset leaves no TIME_WAIT state: there are many connections.
+                client.set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
                 drop(client.connect(&family.service().into()));
                 client
             })
@@ -161,9 +163,11 @@ fn connections(family: Family, endpoints: u8) -> BTreeMap<SocketAddr, SocketAddr
         let wanted = arrived.len() + BATCH as usize;
         eventually("all connections of a batch arrive", || {
             for listener in &listeners {
-                let at = listener.local_addr().expect("it is bound");
+                let at = listener.local_addr().expect("the socket is bound");
                 while let Ok((stream, client)) = listener.accept() {
-                    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("set");
+                    socket2::SockRef::from(&stream)
+                        .set_linger(Some(Duration::ZERO))
+                        .expect("SO_LINGER can be set");
                     arrived.insert(client, at);
                 }
             }
@@ -199,14 +203,15 @@ fn assert_parity(family: Family) {
         }
         let mean = f64::from(TUPLES) / f64::from(ENDPOINTS);
         let squares = shares.values().map(|n| (f64::from(*n) - mean).powi(2) / mean);
-        // Six degrees of freedom: a fair spread is above this once in a thousand times.
+        // With six degrees of freedom, a uniform distribution exceeds this value with probability
+        // 0.001.
         let chi_square: f64 = squares.sum();
         assert!(chi_square < 22.46, "{chi_square}: {shares:?}");
     }
-    eventually("the kernel's own count is told", || {
+    eventually("the metrics count the flows of the kernel path", || {
         let count = |name: &str| agent.metric(&format!("{name}_total{{path=\"kernel\"}}"));
-        let told = [count("weft_agent_connections"), count("weft_agent_flows")];
-        (told == [u64::from(TUPLES); 2]).then_some(())
+        let counted = [count("weft_agent_connections"), count("weft_agent_flows")];
+        (counted == [u64::from(TUPLES); 2]).then_some(())
     });
     let (client, service) = (family.client(7), family.service());
     let explained = run(weft().args(["flow", "explain", "udp"]).args([
@@ -221,24 +226,24 @@ fn assert_parity(family: Family) {
 }
 
 #[test]
-fn the_kernel_sends_every_flow_of_ipv4_where_we_say_it_does() {
+fn kernel_and_agent_select_the_same_endpoint_for_every_ipv4_flow() {
     assert_parity(Family::V4);
 }
 
 #[test]
-fn the_kernel_sends_every_flow_of_ipv6_where_we_say_it_does() {
+fn kernel_and_agent_select_the_same_endpoint_for_every_ipv6_flow() {
     assert_parity(Family::V6);
 }
 
-/// An agent with a service of three endpoints, on the kernel's path.
-fn carried_by_the_kernel(slots: u32) -> TestAgent {
+/// An agent with a service of three endpoints, which uses the kernel path.
+fn start_kernel_path_agent(slots: u32) -> TestAgent {
     Family::V4.prepare();
     let endpoints: Vec<SocketAddr> = (1..=3).map(|n| Family::V4.endpoint(n)).collect();
     TestAgent::start(|admin| config(admin, Family::V4.service(), &endpoints, slots), &[])
 }
 
-/// What the kernel does with flows, a line each, which does not depend on how often it was changed.
-fn behaviour() -> Vec<String> {
+/// The rules of the table, sorted and without generated names, so that listings can be compared.
+fn normalized_rules() -> Vec<String> {
     let listing = nft("-s list table inet weft_services");
     let line = |line: &str| line.split("7000_").next().unwrap_or(line).trim().to_owned();
     let mut lines: Vec<String> = listing.lines().map(line).collect();
@@ -247,19 +252,19 @@ fn behaviour() -> Vec<String> {
 }
 
 /// The map of the service's TCP flows, and one of its elements.
-fn map_of_tcp() -> (String, String) {
+fn tcp_map() -> (String, String) {
     let listing = nft("list chain inet weft_services tcp_10.96.0.3_7000");
     let map = listing.split("map @").nth(1).and_then(|rest| rest.split_whitespace().next());
-    let map = map.expect("the chain looks into a map").to_owned();
+    let map = map.expect("the chain uses a map").to_owned();
     let listing = nft(&format!("list map inet weft_services {map}"));
     let element = listing.split("elements = { ").nth(1).and_then(|rest| rest.split(',').next());
-    (map, element.expect("the map is full").to_owned())
+    (map, element.expect("the map has elements").to_owned())
 }
 
 #[test]
-fn whatever_others_do_to_the_kernels_table_is_undone() {
-    let agent = carried_by_the_kernel(251);
-    let before = behaviour();
+fn foreign_changes_of_the_kernel_table_are_reverted() {
+    let agent = start_kernel_path_agent(251);
+    let before = normalized_rules();
     for (turn, change) in (1..).zip([
         "delete table inet weft_services",
         "flush chain inet weft_services arriving",
@@ -270,33 +275,33 @@ fn whatever_others_do_to_the_kernels_table_is_undone() {
         "delete element inet weft_services MAP { ELEMENT }",
         "flush ruleset",
     ]) {
-        let (map, element) = map_of_tcp();
+        let (map, element) = tcp_map();
         nft(&change.replace("MAP", &map).replace("ELEMENT", &element));
-        eventually(format!("{change:?} is undone"), || {
+        eventually(format!("{change:?} is reverted"), || {
             let repairs = agent.metric("weft_agent_kernel_table_repairs_total");
             (repairs >= turn).then_some(())
         });
-        assert!(behaviour() == before, "after {change}: {:#?}", behaviour());
+        assert!(normalized_rules() == before, "after {change}: {:#?}", normalized_rules());
     }
     assert_eq!(agent.metric("weft_agent_kernel_table_failures_total"), 0);
 }
 
 #[test]
-fn an_agent_takes_over_the_table_of_one_that_was_killed() {
-    let mut agent = carried_by_the_kernel(SLOTS);
+fn restarted_agent_keeps_the_kernel_table_unchanged() {
+    let mut agent = start_kernel_path_agent(SLOTS);
     let client: UdpSocket = socket(Type::DGRAM, Family::V4.client(1)).into();
-    client.send_to(b"?", Family::V4.service()).expect("it is sent");
+    client.send_to(b"?", Family::V4.service()).expect("the datagram is sent");
     agent.process.kill();
     agent.restart();
     assert!(agent.process.errors().contains("transactions=0"), "{}", agent.process.errors());
-    eventually("the count goes on", || {
+    eventually("the restarted agent counts the earlier flow", || {
         (agent.metric("weft_agent_flows_total{path=\"kernel\"}") == 1).then_some(())
     });
 }
 
 #[test]
-fn an_agent_that_is_killed_half_way_leaves_nothing_that_matters() {
-    let mut agent = carried_by_the_kernel(SLOTS);
+fn agent_killed_while_writing_the_kernel_table_recovers_on_restart() {
+    let mut agent = start_kernel_path_agent(SLOTS);
     for milliseconds in [100, 250, 400, 550] {
         agent.process.kill();
         nft("delete table inet weft_services");
@@ -305,7 +310,8 @@ fn an_agent_that_is_killed_half_way_leaves_nothing_that_matters() {
         agent.restart();
         let sets = nft("-t list maps inet");
         assert_eq!(sets.matches("map tcp_").count(), 1, "killed after {milliseconds} ms");
-        // The next one takes over what it finds, compared to the last slot, and changes nothing.
+        // The next agent compares the table with its plan, down to the last slot, and changes
+        // nothing.
         agent.process.kill();
         agent.restart();
         assert!(agent.process.errors().contains("transactions=0"), "{}", agent.process.errors());

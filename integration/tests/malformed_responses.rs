@@ -1,6 +1,6 @@
-//! Malformed responses of endpoints: status 502, and one word for the fault in the access line.
+//! Malformed responses of endpoints: the client gets 502, and the access log names the error.
 
-#![allow(clippy::indexing_slicing, reason = "a test stops at what it did not expect")]
+#![allow(clippy::indexing_slicing, reason = "a test may panic on unexpected values")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,7 +14,7 @@ use weft_integration::http2_frames::{PREFACE, code, flag, frame, headers, kind};
 use weft_integration::scripted_server::{ScriptedServer, read_head};
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 
-/// A sidecar before one service for each word, each below a path of that name.
+/// A sidecar in front of several services, each below a path of its name.
 fn before(services: &[(&str, u16)], speaks: UpstreamHttp) -> SingleSidecar {
     let mut wanted = SingleSidecarConfig::for_upstream(1, speaks);
     wanted.clusters =
@@ -28,20 +28,20 @@ fn before(services: &[(&str, u16)], speaks: UpstreamHttp) -> SingleSidecar {
     wanted.start()
 }
 
-/// Asks each service, by a method that is not repeated.
+/// Sends a request to each service, with a method that is not retried.
 fn check_all(services: &[(&str, u16)], speaks: UpstreamHttp) {
-    let alone = before(services, speaks);
+    let sidecar = before(services, speaks);
     for (word, _) in services {
-        let curl = Curl::get(alone.port, &format!("/{word}"));
+        let curl = Curl::get(sidecar.port, &format!("/{word}"));
         let answer = curl.with(&["--request", "POST", "--data", ""]).run();
         assert_eq!((answer.status, answer.text().as_str()), (502, "upstream_broken\n"), "{word}");
-        let line = alone.access_line(&format!("\"path\":\"/{word}\""));
+        let line = sidecar.access_line(&format!("\"path\":\"/{word}\""));
         assert_eq!(line["denial"], "upstream_broken", "{line}");
         assert_eq!(line["detail"], *word, "{line}");
     }
 }
 
-/// A service that reads a request, and does this.
+/// A service that reads a request, then runs `act`.
 fn doing(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
     let backend = ScriptedServer::start(move |stream| {
         let mut reader = std::io::BufReader::new(stream);
@@ -53,12 +53,12 @@ fn doing(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
 }
 
 #[test]
-fn fault_of_a_response_is_in_the_access_line() {
+fn malformed_response_is_named_in_the_access_log() {
     let answering = |lines: &str| ScriptedServer::replying_once(lines.replace('|', "\r\n")).port;
     let coded = |coding: &str| answering(&format!("HTTP/1.1 200 OK|{coding}||0||"));
     let reset = |stream: &mut TcpStream| {
         let linger = SockRef::from(&*stream).set_linger(Some(Duration::ZERO));
-        linger.expect("it is a TCP socket");
+        linger.expect("SO_LINGER can be set");
     };
     let many = "x-many: x|".repeat(2000);
     let long = format!("x-long: {}|", "x".repeat(70_000));
@@ -97,7 +97,7 @@ fn fault_of_a_response_is_in_the_access_line() {
 }
 
 #[test]
-fn fault_of_a_chunked_body_is_in_the_access_line() {
+fn malformed_chunked_body_is_named_in_the_access_log() {
     let answering = |body: &str| {
         let head = "HTTP/1.1 200 OK|transfer-encoding: chunked||5|hello|";
         ScriptedServer::replying_once(format!("{head}{body}").replace('|', "\r\n")).port
@@ -109,18 +109,18 @@ fn fault_of_a_chunked_body_is_in_the_access_line() {
         ("trailer", answering("0|content-length: 1||"), "in the trailer section"),
     ];
     let ports = services.map(|(word, port, _)| (word, port));
-    let alone = before(&ports, UpstreamHttp::Http1);
+    let sidecar = before(&ports, UpstreamHttp::Http1);
     for (word, _, detail) in services {
-        let answer = Curl::get(alone.port, &format!("/{word}")).run();
+        let answer = Curl::get(sidecar.port, &format!("/{word}")).run();
         assert_eq!((answer.status, answer.exit == 0), (200, false), "{word}");
-        let line = alone.access_line(&format!("\"path\":\"/{word}\""));
+        let line = sidecar.access_line(&format!("\"path\":\"/{word}\""));
         assert_eq!(line["outcome"], "endpoint_broke_off", "{line}");
         assert!(line["detail"].as_str().is_some_and(|logged| logged.contains(detail)), "{line}");
     }
 }
 
-/// A service of HTTP/2 that takes a request, and says this.
-fn framing(said: Vec<u8>) -> u16 {
+/// An HTTP/2 service that reads a request, then sends these bytes.
+fn framing(bytes: Vec<u8>) -> u16 {
     let backend = ScriptedServer::start(move |mut stream| {
         let mut preface = [0; PREFACE.len()];
         if stream.read_exact(&mut preface).is_err() {
@@ -135,7 +135,7 @@ fn framing(said: Vec<u8>) -> u16 {
                 return;
             }
             if head[3] == kind::HEADERS {
-                drop(stream.write_all(&said));
+                drop(stream.write_all(&bytes));
             }
         }
     });
@@ -143,7 +143,7 @@ fn framing(said: Vec<u8>) -> u16 {
 }
 
 #[test]
-fn fault_of_an_http2_response_is_in_the_access_line() {
+fn malformed_http2_response_is_named_in_the_access_log() {
     const INTERNAL_ERROR: u32 = 2;
     let reset = |code: u32| framing(frame(kind::RST_STREAM, flag::NONE, 1, &code.to_be_bytes()));
     let leaving = |code: u32| {

@@ -1,4 +1,5 @@
-//! `http.limits` and `http.timeouts` of `mesh.yaml`, through the sidecars of the caller and of the service.
+//! `http.limits` and `http.timeouts` of `mesh.yaml`, through the sidecars of the client and of the
+//! service.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -13,8 +14,9 @@ use weft_integration::wait::eventually;
 /// The port of `orders` and `web` in the mesh.
 const PORT: u16 = 80;
 
-/// Where the program of a service listens, and where one listens that takes requests and never answers.
+/// The port of a service's program.
 const PROGRAM: u16 = 8080;
+/// The port of a server that reads requests and never responds.
 const SILENT: u16 = 7200;
 
 fn set_http(mesh: &mut TestMesh, service: &str, target: u16, http: &Value) {
@@ -29,7 +31,7 @@ fn set_http(mesh: &mut TestMesh, service: &str, target: u16, http: &Value) {
     });
 }
 
-/// The answer to a request with a header of so many bytes.
+/// The response to a request with a header of this size.
 fn ask_with(curl: Curl, bytes: usize) -> CurlResponse {
     curl.with(&["--header", &format!("x-large: {}", "x".repeat(bytes))]).run()
 }
@@ -40,8 +42,8 @@ fn ask_orders(mesh: &TestMesh, bytes: usize) -> CurlResponse {
     mesh.on(Some(&mesh.web.host), || ask_with(Curl::to(url), bytes))
 }
 
-/// A request of the client without a sidecar to `web`, through the sidecar of `web` alone. Over HTTP/1.1: curl
-/// itself sends no more than 64 KiB of headers over HTTP/2.
+/// A request of the client without sidecar to `web`, through the sidecar of `web` only. It uses
+/// HTTP/1.1: curl sends at most 64 KiB of headers over HTTP/2.
 fn ask_web(mesh: &TestMesh, bytes: usize) -> CurlResponse {
     let identity = &mesh.identity;
     let arguments = [
@@ -56,35 +58,41 @@ fn ask_web(mesh: &TestMesh, bytes: usize) -> CurlResponse {
     mesh.on(Some(&mesh.client), || ask_with(curl, bytes))
 }
 
-fn becomes(what: &str, status: u16, ask: impl Fn() -> CurlResponse) {
+fn wait_for_status(what: &str, status: u16, ask: impl Fn() -> CurlResponse) {
     eventually(what, || (ask().status == status).then_some(()));
 }
 
 #[test]
-fn larger_and_smaller_header_limits_hold_through_both_sidecars() {
+fn configured_header_limits_apply_in_both_sidecars() {
     let mut mesh = TestMesh::start();
     assert_eq!(ask_orders(&mesh, 56 << 10).status, 200, "the default is 60 KiB");
     let refused = ask_orders(&mesh, 80 << 10);
     assert_eq!(refused.status, 431, "{refused:?}");
 
     set_http(&mut mesh, "orders", PROGRAM, &json!({"limits": {"request_headers_kib": 96}}));
-    becomes("80 KiB of headers pass where 96 are allowed", 200, || ask_orders(&mesh, 80 << 10));
+    wait_for_status("80 KiB of headers are accepted with a limit of 96", 200, || {
+        ask_orders(&mesh, 80 << 10)
+    });
     assert_eq!(ask_orders(&mesh, 100 << 10).status, 431);
     let refused = ask_web(&mesh, 80 << 10);
-    assert_eq!(refused.status, 431, "another service keeps its own limit: {refused:?}");
+    assert_eq!(refused.status, 431, "the limit of another service is unchanged: {refused:?}");
 
     set_http(&mut mesh, "orders", PROGRAM, &json!({"limits": {"request_headers_kib": 8}}));
-    becomes("9 KiB of headers are refused where 8 are allowed", 431, || ask_orders(&mesh, 9 << 10));
+    wait_for_status("9 KiB of headers are rejected with a limit of 8", 431, || {
+        ask_orders(&mesh, 9 << 10)
+    });
     assert_eq!(ask_orders(&mesh, 6 << 10).status, 200);
 
-    // The sidecar of the service refuses too: this caller has none.
+    // The sidecar of the service enforces the limit too: this client has no sidecar.
     set_http(
         &mut mesh,
         "web",
         PROGRAM,
         &json!({"limits": {"request_headers_kib": 8, "response_headers": 1000}}),
     );
-    becomes("the sidecar of the service refuses", 431, || ask_web(&mesh, 9 << 10));
+    wait_for_status("the sidecar of the service rejects the request", 431, || {
+        ask_web(&mesh, 9 << 10)
+    });
     assert_eq!(ask_web(&mesh, 6 << 10).status, 200);
 }
 
@@ -94,7 +102,7 @@ fn listen(mesh: &TestMesh, workload: &MeshWorkload) -> TcpListener {
 }
 
 #[test]
-fn upload_that_pauses_longer_than_the_stream_idle_timeout_of_its_service_gets_408() {
+fn upload_idle_for_longer_than_the_stream_idle_timeout_gets_408() {
     let mut mesh = TestMesh::start();
     let silent: Vec<TcpListener> = mesh.orders.iter().map(|one| listen(&mesh, one)).collect();
     set_http(&mut mesh, "orders", SILENT, &json!({"timeouts": {"stream_idle": "2s"}}));
@@ -102,8 +110,8 @@ fn upload_that_pauses_longer_than_the_stream_idle_timeout_of_its_service_gets_40
         let orders = mesh.orders_at(PORT);
         let connected = mesh.on(Some(&mesh.web.host), || TcpStream::connect(orders));
         let mut stream = connected.expect("the sidecar listens");
-        // Under the default of five minutes no answer comes in this time.
-        stream.set_read_timeout(Some(Duration::from_secs(6))).expect("a deadline above zero");
+        // With the default timeout of five minutes, no response is sent in this time.
+        stream.set_read_timeout(Some(Duration::from_secs(6))).expect("the timeout is not zero");
         // The policy of `orders` allows GET.
         let head = "GET /orders HTTP/1.1\r\nhost: orders\r\ncontent-length: 5\r\n\r\nab";
         stream.write_all(head.as_bytes()).expect("the sidecar reads a head");

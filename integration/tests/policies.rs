@@ -1,5 +1,5 @@
-//! Who may call what: changed policies reach what is open, each clause means what it says, and `weft why`
-//! knows.
+//! Authorization policies: a changed policy applies to open requests and connections, each clause
+//! is enforced as documented, and `weft why` reports the deciding policy.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -11,17 +11,17 @@ use weft_integration::mesh_pki::spiffe_id;
 use weft_integration::process::weft;
 use weft_integration::wait::{DEADLINE, eventually};
 
-/// The ports of `orders` that this test's own programs are behind.
+/// The ports of `orders` that forward to programs of this test.
 const STREAMS: u16 = 8000;
 const STREAMS_TARGET: u16 = 7200;
 const BYTES: u16 = 7300;
-const OF_ORDERS: [u8; 4] = [10, 96, 0, 2];
-/// More than a change of `mesh.yaml` takes to arrive.
+const ORDERS_IP: [u8; 4] = [10, 96, 0, 2];
+/// More time than a change of `mesh.yaml` needs to take effect.
 const SOON: Duration = Duration::from_secs(5);
-/// How often a stream has something to say.
-const PACE: Duration = Duration::from_millis(50);
+/// The interval between two chunks of a stream.
+const CHUNK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A program that answers each request with a body that has no end, and one that sends back bytes.
+/// Starts a program that responds to each request with an endless body, and one that echoes bytes.
 fn programs(mesh: &TestMesh) {
     for workload in &mesh.orders {
         let listen = |port: u16| {
@@ -46,11 +46,11 @@ fn stream(client: TcpStream) -> Option<()> {
         reader.read_line(&mut line).ok().filter(|bytes| *bytes > 0)?;
     }
     let mut client = client;
-    client.set_read_timeout(Some(PACE)).ok()?;
+    client.set_read_timeout(Some(CHUNK_INTERVAL)).ok()?;
     client.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").ok()?;
     loop {
         client.write_all(b"5\r\ntick\n\r\n").ok()?;
-        // Nothing comes, until the other side is done.
+        // Waits until the client closes the connection.
         if let Ok(0) = reader.read(&mut [0]) {
             return None;
         }
@@ -65,31 +65,31 @@ fn echo(mut client: TcpStream) -> Option<()> {
     }
 }
 
-/// A connection of `web`'s program to `orders`.
-struct Open(BufReader<TcpStream>);
+/// A connection from the program of `web` to `orders`.
+struct OpenConnection(BufReader<TcpStream>);
 
-impl Open {
+impl OpenConnection {
     fn to(mesh: &TestMesh, port: u16) -> Self {
-        let orders = SocketAddr::from((OF_ORDERS, port));
-        let connect = || TcpStream::connect(orders).expect("the sidecar takes it");
+        let orders = SocketAddr::from((ORDERS_IP, port));
+        let connect = || TcpStream::connect(orders).expect("the sidecar accepts the connection");
         let stream = mesh.on(Some(&mesh.web.host), connect);
-        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        stream.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
         Self(BufReader::new(stream))
     }
 
-    /// Begins a stream; gives its status.
+    /// Starts a stream; returns its status.
     fn begin(mesh: &TestMesh, path: &str) -> (Self, String) {
         let mut open = Self::to(mesh, STREAMS);
         let head = format!("GET {path} HTTP/1.1\r\nhost: orders\r\n\r\n");
         let mut status = String::new();
-        // Without an answer the status is empty.
+        // Without a response the status is empty.
         let asked = open.0.get_mut().write_all(head.as_bytes());
         drop(asked.and_then(|()| open.0.read_line(&mut status)));
         (open, status.split(' ').nth(1).unwrap_or_default().to_owned())
     }
 
-    /// Whether three more pieces of its stream come.
-    fn goes_on(&mut self) -> bool {
+    /// Whether three more chunks of the stream are received.
+    fn continues(&mut self) -> bool {
         let mut ticks = 0;
         let mut line = String::new();
         while ticks < 3 {
@@ -102,12 +102,12 @@ impl Open {
         true
     }
 
-    /// Whether its stream ends soon.
+    /// Whether the stream ends soon.
     fn ends(&mut self) -> bool {
         let reader = &mut self.0;
-        reader.get_ref().set_read_timeout(Some(SOON)).expect("a deadline above zero");
+        reader.get_ref().set_read_timeout(Some(SOON)).expect("the timeout is not zero");
         let mut buffer = [0; 4096];
-        for _ in 0..SOON.as_millis() / PACE.as_millis() {
+        for _ in 0..SOON.as_millis() / CHUNK_INTERVAL.as_millis() {
             match reader.read(&mut buffer) {
                 Ok(0) => return true,
                 Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
@@ -117,15 +117,15 @@ impl Open {
         false
     }
 
-    /// Says something over a connection of bytes, which comes back when the connection is open.
-    fn says(&mut self, what: &str) -> bool {
+    /// Sends bytes over a TCP connection; returns whether they are echoed.
+    fn echoes(&mut self, what: &str) -> bool {
         let mut line = String::new();
         writeln!(self.0.get_mut(), "{what}").is_ok()
             && self.0.read_line(&mut line).is_ok_and(|bytes| bytes > 0)
     }
 }
 
-/// A mesh where `web` may see all streams of `orders` and use its bytes.
+/// A mesh in which `web` may read all streams of `orders` and use its byte port.
 fn mesh() -> TestMesh {
     let mut mesh = TestMesh::start();
     programs(&mesh);
@@ -136,19 +136,20 @@ fn mesh() -> TestMesh {
             json!({"port": STREAMS, "target": STREAMS_TARGET, "protocol": "http"}),
             json!({"port": BYTES, "protocol": "tcp"}),
         ]);
-        // One replica, so that it is known which one has what is open.
+        // With one endpoint, all streams are at the same endpoint.
         let endpoints = file.pointer_mut("/services/1/endpoints").and_then(Value::as_array_mut);
         endpoints.expect("the file has the service").truncate(1);
         set_policy(file, json!({"service": "orders", "allow": all}));
     });
     eventually("the new ports are served", || {
-        let (mut open, status) = Open::begin(&mesh, "/");
-        (status == "200" && open.goes_on() && Open::to(&mesh, BYTES).says("?")).then_some(())
+        let (mut open, status) = OpenConnection::begin(&mesh, "/");
+        (status == "200" && open.continues() && OpenConnection::to(&mesh, BYTES).echoes("?"))
+            .then_some(())
     });
     mesh
 }
 
-/// Says what of `orders` may be called by whom.
+/// Replaces the policy of `orders`.
 fn set_policy(file: &mut Value, policy: Value) {
     let place = file.pointer_mut("/security/policies/1").expect("the file has the policy");
     *place = policy;
@@ -162,30 +163,32 @@ fn counted(mesh: &TestMesh, metric: &str) -> u64 {
 }
 
 #[test]
-fn what_a_changed_policy_does_not_allow_ends_and_nothing_else() {
+fn policy_change_ends_exactly_the_streams_that_it_denies() {
     let mut mesh = mesh();
-    let (mut cut, _) = Open::begin(&mesh, "/cut/1");
-    let (mut kept, _) = Open::begin(&mesh, "/kept/1");
-    let mut bytes = Open::to(&mesh, BYTES);
-    assert!(cut.goes_on() && kept.goes_on() && bytes.says("?"));
+    let (mut cut, _) = OpenConnection::begin(&mesh, "/cut/1");
+    let (mut kept, _) = OpenConnection::begin(&mesh, "/kept/1");
+    let mut bytes = OpenConnection::to(&mesh, BYTES);
+    assert!(cut.continues() && kept.continues() && bytes.echoes("?"));
 
-    // A change that allows what is open as well ends nothing.
+    // A change that still allows the open streams ends none of them.
     let allow =
         json!([{"from": ["web"], "paths": ["/cut", "/kept"]}, {"from": ["web"], "ports": [BYTES]}]);
     mesh.change(|file| set_policy(file, json!({"service": "orders", "allow": allow})));
-    eventually("it is in force", || (Open::begin(&mesh, "/other").1 == "403").then_some(()));
-    assert!(cut.goes_on() && kept.goes_on() && bytes.says("?"));
-    assert_eq!(Open::begin(&mesh, "/never").1, "403");
-    // Those that asked whether it is in force may have been ended by it.
+    eventually("the new policy is in force", || {
+        (OpenConnection::begin(&mesh, "/other").1 == "403").then_some(())
+    });
+    assert!(cut.continues() && kept.continues() && bytes.echoes("?"));
+    assert_eq!(OpenConnection::begin(&mesh, "/never").1, "403");
+    // Requests that polled for the new policy may have been ended by it.
     let ended = counted(&mesh, "weft_sidecar_requests_aborted_total{reason=\"policy_changed\"}");
 
     let deny = json!([{"from": ["web"], "paths": ["/cut"], "ports": [STREAMS]}]);
     mesh.change(|file| {
         set_policy(file, json!({"service": "orders", "allow": allow, "deny": deny}));
     });
-    assert!(cut.ends(), "it is denied now");
-    assert!(kept.goes_on() && bytes.says("?"), "these are not");
-    assert_eq!(Open::begin(&mesh, "/cut/2").1, "403");
+    assert!(cut.ends(), "the stream is denied now");
+    assert!(kept.continues() && bytes.echoes("?"), "other streams are not");
+    assert_eq!(OpenConnection::begin(&mesh, "/cut/2").1, "403");
     assert_eq!(
         counted(&mesh, "weft_sidecar_requests_aborted_total{reason=\"policy_changed\"}"),
         ended + 1
@@ -193,19 +196,21 @@ fn what_a_changed_policy_does_not_allow_ends_and_nothing_else() {
 
     let allow = json!([{"from": ["web"], "paths": ["/kept"]}]);
     mesh.change(|file| set_policy(file, json!({"service": "orders", "allow": allow})));
-    assert!(bytes.ends(), "a clause with a path is for requests");
-    assert!(kept.goes_on());
+    assert!(bytes.ends(), "a clause with a path does not allow TCP connections");
+    assert!(kept.continues());
     assert_eq!(
         counted(&mesh, "weft_sidecar_connections_closed_total{reason=\"policy_changed\"}"),
         1
     );
-    assert!(!Open::to(&mesh, BYTES).says("?"));
-    // Each worker hands its lines over by itself, so their order is open.
+    assert!(!OpenConnection::to(&mesh, BYTES).echoes("?"));
+    // Each worker writes its own lines, so their order is undefined.
     let paths = ["/never", "/cut/1", "/cut/2"];
     let of_any = |line: &str| paths.iter().any(|p| line.contains(&format!("\"path\":\"{p}\"")));
     let next = || mesh.orders[0].sidecar.process.line("a line of these requests", of_any);
-    let lines = paths.map(|_| serde_json::from_str::<Value>(&next()).expect("it is JSON"));
-    let of = |path: &str| lines.iter().find(|line| line["path"] == path).expect("each has a line");
+    let lines = paths.map(|_| serde_json::from_str::<Value>(&next()).expect("the line is JSON"));
+    let of = |path: &str| {
+        lines.iter().find(|line| line["path"] == path).expect("each request has a line")
+    };
     assert_eq!(of("/never")["rule"], Value::Null);
     let cut = of("/cut/1");
     assert_eq!((&cut["denial"], &cut["rule"]), (&json!("not_allowed"), &json!("orders.deny[0]")));
@@ -213,7 +218,7 @@ fn what_a_changed_policy_does_not_allow_ends_and_nothing_else() {
 }
 
 #[test]
-fn a_policy_that_only_watches_tells_what_it_would_refuse() {
+fn dry_run_policy_reports_what_it_would_deny() {
     let mut mesh = mesh();
     let below_default = spiffe_id("*");
     mesh.change(|file| {
@@ -224,39 +229,45 @@ fn a_policy_that_only_watches_tells_what_it_would_refuse() {
         );
     });
     let refused = || counted(&mesh, "weft_sidecar_requests_dry_run_denied_total");
-    eventually("it watches", || {
+    eventually("the dry-run policy is in force", || {
         let before = refused();
-        assert_eq!(Open::begin(&mesh, "/other").1, "200");
+        assert_eq!(OpenConnection::begin(&mesh, "/other").1, "200");
         (refused() > before).then_some(())
     });
     let before = refused();
-    assert_eq!(Open::begin(&mesh, "/kept").1, "200");
+    assert_eq!(OpenConnection::begin(&mesh, "/kept").1, "200");
     assert_eq!(refused(), before);
-    assert_eq!(Open::begin(&mesh, "/kept/not").1, "200");
+    assert_eq!(OpenConnection::begin(&mesh, "/kept/not").1, "200");
     assert_eq!(refused(), before + 1);
 }
 
-/// Runs `weft why` with a mesh, and checks its exit code and a part of what it prints.
+/// Runs `weft why` with a mesh file; checks its exit code and a part of its output.
 fn why(mesh: &str, question: &[&str], code: i32, answer: &str) {
-    let folder = tempfile::tempdir().expect("a folder");
+    let folder = tempfile::tempdir().expect("a temporary folder can be created");
     let file = folder.path().join("mesh.yaml");
-    std::fs::write(&file, mesh).expect("the folder takes files");
-    let output = weft().arg("why").arg("-c").arg(&file).args(question).output().expect("it runs");
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8(said).expect("it is text");
-    assert_eq!(output.status.code(), Some(code), "{question:?}: {said}");
-    assert!(said.contains(answer), "{question:?}: {said}");
+    std::fs::write(&file, mesh).expect("the folder is writable");
+    let output = weft()
+        .arg("why")
+        .arg("-c")
+        .arg(&file)
+        .args(question)
+        .output()
+        .expect("weft can be started");
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8(printed).expect("the output is UTF-8");
+    assert_eq!(output.status.code(), Some(code), "{question:?}: {printed}");
+    assert!(printed.contains(answer), "{question:?}: {printed}");
 }
 
-/// The same for a question whose words have no spaces.
-fn why_of(mesh: &str, question: &str, code: i32, answer: &str) {
+/// Runs `weft why` with a question whose arguments contain no spaces.
+fn check_why(mesh: &str, question: &str, code: i32, answer: &str) {
     let words: Vec<&str> = question.split_whitespace().collect();
     why(mesh, &words, code, answer);
 }
 
 #[test]
-fn why_says_which_policy_decides_and_what_it_says_holds() {
-    let check = |question: &str, code: i32, answer: &str| why_of(MESH, question, code, answer);
+fn why_reports_the_deciding_policy() {
+    let check = |question: &str, code: i32, answer: &str| check_why(MESH, question, code, answer);
     let no = "no policy of orders allows the request";
     let named = "allowed: security.policies[0].allow[0] (orders.allow[0] in access logs)";
     check("web orders:80", 0, named);
@@ -303,7 +314,7 @@ fn why_says_which_policy_decides_and_what_it_says_holds() {
 
 #[test]
 fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
-    let check = |question: &str, code: i32, answer: &str| why_of(ROUTED, question, code, answer);
+    let check = |question: &str, code: i32, answer: &str| check_why(ROUTED, question, code, answer);
     check(
         "web orders:80 GET /v1/admin",
         0,
@@ -332,7 +343,7 @@ fn why_evaluates_the_policies_of_each_destination_of_the_matching_route() {
 }
 
 #[test]
-fn sidecars_do_with_a_rewritten_path_what_why_prints() {
+fn sidecars_decide_on_a_rewritten_path_as_why_prints() {
     let mut mesh = mesh();
     let allow = json!([{"from": ["web"], "paths": ["/old", "/new"]}]);
     let deny = json!([{"from": ["*"], "ports": [STREAMS], "paths": ["/old/admin", "/new/secret"]}]);
@@ -345,11 +356,11 @@ fn sidecars_do_with_a_rewritten_path_what_why_prints() {
         let parent = json!({"name": "orders", "port": STREAMS});
         file["routes"] = json!([{"name": "r", "parentRefs": [parent], "rules": [rule]}]);
     });
-    let status = |path: &str| Open::begin(&mesh, path).1;
+    let status = |path: &str| OpenConnection::begin(&mesh, path).1;
     eventually("the route and the policy are in force", || {
         (status("/old/secret") == "403" && status("/old/admin") == "200").then_some(())
     });
-    let text = std::fs::read_to_string(mesh.file("mesh.yaml")).expect("the mesh has its file");
+    let text = std::fs::read_to_string(mesh.file("mesh.yaml")).expect("the mesh has a file");
     let callee = format!("orders:{STREAMS}");
     for path in ["/old/admin", "/old/secret", "/x/../old/%73ecret", "/new/secret", "/new", "/other"]
     {
@@ -360,7 +371,7 @@ fn sidecars_do_with_a_rewritten_path_what_why_prints() {
 }
 
 #[test]
-fn why_refuses_a_method_path_or_header_that_no_request_has() {
+fn why_rejects_an_invalid_method_path_or_header() {
     let check = |words: &[&str], reason: &str| why(MESH, words, 2, reason);
     check(&["web", "orders:80", "G T", "/"], "must be a method name, such as GET");
     check(&["web", "orders:80", "", "/"], "must be a method name, such as GET");

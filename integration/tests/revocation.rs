@@ -1,9 +1,9 @@
-//! A peer that is trusted no more loses what it has, and nobody else does.
+//! Revocation: a revoked peer loses its connections at once, and other peers are not affected.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test may panic on unexpected values"
 )]
 
 use std::io::{BufReader, Read, Write};
@@ -28,10 +28,10 @@ use weft_integration::tls_client::{TlsClient, client_config, client_config_trust
 use weft_integration::wait::{eventually, pause};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
-/// How long it may take from the new list to the last connection's end.
-const AT_ONCE: Duration = Duration::from_secs(1);
+/// The maximum time from the publication of a CRL to the end of the last connection.
+const REVOCATION_DEADLINE: Duration = Duration::from_secs(1);
 
-/// A sidecar before a service, which takes whom the signer has not revoked.
+/// A sidecar in front of a service, which accepts clients that the signer has not revoked.
 fn start(signer: &TestAuthority, origin: &OriginServer) -> SingleSidecar {
     start_as(signer, origin, &signer.sign("server", DAY))
 }
@@ -44,50 +44,55 @@ fn start_as(signer: &TestAuthority, origin: &OriginServer, server: &PemIdentity)
     wanted.start()
 }
 
-fn connect(signer: &TestAuthority, holder: &PemIdentity, alone: &SingleSidecar) -> TlsClient {
-    TlsClient::connect(alone.port, &client_config(signer, holder, "server", "http/1.1"))
+fn connect(signer: &TestAuthority, identity: &PemIdentity, sidecar: &SingleSidecar) -> TlsClient {
+    TlsClient::connect(sidecar.port, &client_config(signer, identity, "server", "http/1.1"))
 }
 
 #[test]
-fn exactly_the_revoked_lose_their_connections_and_at_once() {
+fn new_crl_closes_exactly_the_connections_of_revoked_clients_at_once() {
     let (signer, origin) = (TestAuthority::create(), OriginServer::start());
-    let alone = start(&signer, &origin);
+    let sidecar = start(&signer, &origin);
     let holders: Vec<PemIdentity> =
         (0..1000).map(|n| signer.sign(&format!("web-{n}"), DAY)).collect();
     let mut callers: Vec<TlsClient> =
-        holders.iter().map(|holder| connect(&signer, holder, &alone)).collect();
+        holders.iter().map(|identity| connect(&signer, identity, &sidecar)).collect();
     callers.iter_mut().for_each(|caller| assert_eq!(caller.ask("/"), Some(200)));
 
     let is_revoked = |n: usize| n % 100 == 37;
     let revoked = || holders.iter().enumerate().filter(|(n, _)| is_revoked(*n));
-    let serials: Vec<&str> = revoked().map(|(_, holder)| holder.serial.as_str()).collect();
+    let serials: Vec<&str> = revoked().map(|(_, identity)| identity.serial.as_str()).collect();
     assert_eq!(serials.len(), 10);
     signer.revoke(&serials);
     let since = now();
     for (n, caller) in callers.iter_mut().enumerate().filter(|(n, _)| is_revoked(*n)) {
-        assert!(caller.ends_within(AT_ONCE), "{n} is still served");
+        assert!(caller.ends_within(REVOCATION_DEADLINE), "client {n} is still connected");
     }
-    assert!(since.elapsed() < AT_ONCE, "the last one after {:?}", since.elapsed());
+    assert!(
+        since.elapsed() < REVOCATION_DEADLINE,
+        "the last connection ended after {:?}",
+        since.elapsed()
+    );
     for (n, caller) in callers.iter_mut().enumerate() {
         let expected = if is_revoked(n) { None } else { Some(200) };
         assert_eq!(caller.ask("/"), expected, "{n}");
     }
     assert_eq!(
-        alone.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        sidecar.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
         10
     );
-    let (n, holder) = revoked().next().unwrap();
-    assert_eq!(connect(&signer, holder, &alone).ask("/"), None, "{n} comes back");
-    // Nobody is ended twice, and nobody else by the same list again.
+    let (n, identity) = revoked().next().unwrap();
+    assert_eq!(connect(&signer, identity, &sidecar).ask("/"), None, "client {n} is served again");
+    // No connection is ended twice, and no other connection by a repeated CRL.
     signer.revoke(&serials);
-    assert!(!callers[0].ends_within(AT_ONCE));
+    assert!(!callers[0].ends_within(REVOCATION_DEADLINE));
     assert_eq!(
-        alone.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        sidecar.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
         10
     );
 }
 
-/// A service that never comes to an end: it drips, it echoes what comes behind an upgrade, or it is silent.
+/// A service with endless responses: it sends bytes slowly, echoes upgraded connections, or stays
+/// silent.
 fn endless() -> ScriptedServer {
     ScriptedServer::start(|stream| {
         let mut reader = BufReader::new(stream);
@@ -113,8 +118,8 @@ fn endless() -> ScriptedServer {
     })
 }
 
-/// A sidecar before the same service in two ways: as HTTP, and as bytes that are not ours to read.
-fn start_both_ways(signer: &TestAuthority, backend: ScriptedServer) -> (TestSidecar, u16) {
+/// A sidecar in front of the same service in two ways: as HTTP and as TCP.
+fn start_both_ways(signer: &TestAuthority, service: ScriptedServer) -> (TestSidecar, u16) {
     let (port, raw, admin) = (port::free(), port::free(), port::free());
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let tls = verify_mode(&server, &signer.root(), &signer.crl_file());
@@ -123,7 +128,7 @@ fn start_both_ways(signer: &TestAuthority, backend: ScriptedServer) -> (TestSide
     let mut bytes = tcp_listener("raw", at, json!({"cluster": "service"}));
     let chain = bytes.pointer_mut("/filter_chains/0").unwrap();
     *chain = with(chain.take(), "transport_socket", tls);
-    let clusters = [cluster("service", &[backend.port], UpstreamHttp::Http1, None)];
+    let clusters = [cluster("service", &[service.port], UpstreamHttp::Http1, None)];
     let config = bootstrap(admin, &[web, bytes], &clusters);
     (
         TestSidecar::launch(&SidecarLaunch::default(), &MeshPki::create(), [port, admin], &config),
@@ -131,18 +136,18 @@ fn start_both_ways(signer: &TestAuthority, backend: ScriptedServer) -> (TestSide
     )
 }
 
-/// What a client of HTTP/2 sends to open a connection with a request whose body never ends.
+/// The bytes of an HTTP/2 client that starts a request with an endless body.
 fn open_stream() -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
-    // POST, https and / of the static table, and `:authority: a` beside it.
+    // POST, https and / from the static table, and a literal `:authority: a`.
     let head = [0x83, 0x87, 0x84, 0x01, 0x01, b'a'];
     bytes.extend_from_slice(&[0, 0, 6, 0x01, 0x04, 0, 0, 0, 1]);
     bytes.extend_from_slice(&head);
     bytes
 }
 
-/// The code of the GOAWAY in what a server sent.
-fn farewell(mut bytes: &[u8]) -> Option<u8> {
+/// The error code of the GOAWAY in the received bytes.
+fn goaway_code(mut bytes: &[u8]) -> Option<u8> {
     while let [_, high, low, kind, _, _, _, _, _, rest @ ..] = bytes {
         let length = usize::from(u16::from_be_bytes([*high, *low]));
         if *kind == 7 {
@@ -154,13 +159,13 @@ fn farewell(mut bytes: &[u8]) -> Option<u8> {
 }
 
 #[test]
-fn whatever_a_revoked_client_has_open_ends() {
+fn every_kind_of_connection_of_a_revoked_client_is_closed() {
     const INADEQUATE_SECURITY: u8 = 0xc;
     let signer = TestAuthority::create();
     let (sidecar, raw) = start_both_ways(&signer, endless());
-    let holder = signer.sign("web", DAY);
+    let identity = signer.sign("web", DAY);
     let connect =
-        |port, alpn| TlsClient::connect(port, &client_config(&signer, &holder, "server", alpn));
+        |port, alpn| TlsClient::connect(port, &client_config(&signer, &identity, "server", alpn));
     let mut dripped = connect(sidecar.port, "http/1.1");
     dripped.send(b"GET /drip HTTP/1.1\r\nhost: a\r\n\r\n");
     let mut waiting = connect(sidecar.port, "http/1.1");
@@ -178,19 +183,19 @@ fn whatever_a_revoked_client_has_open_ends() {
     let mut opaque = connect(raw, "http/1.1");
     opaque.send(b"GET /upgrade HTTP/1.1\r\n\r\n");
     for caller in [&mut dripped, &mut upgraded, &mut opaque, &mut idle, &mut streamed] {
-        assert!(!caller.receive(1024).is_empty(), "it is served");
+        assert!(!caller.receive(1024).is_empty(), "the client is served");
     }
     upgraded.send(b"x");
     assert_eq!(upgraded.receive(1), b"x");
 
-    signer.revoke(&[&holder.serial]);
+    signer.revoke(&[&identity.serial]);
     let since = now();
     let left = |caller: &mut TlsClient| {
         let mut all = Vec::new();
         loop {
             let more = caller.receive(1024);
             if more.is_empty() {
-                assert!(since.elapsed() < AT_ONCE, "after {:?}", since.elapsed());
+                assert!(since.elapsed() < REVOCATION_DEADLINE, "after {:?}", since.elapsed());
                 return all;
             }
             all.extend_from_slice(&more);
@@ -200,21 +205,21 @@ fn whatever_a_revoked_client_has_open_ends() {
         left(caller);
     }
     for caller in [&mut streamed, &mut idle] {
-        assert_eq!(farewell(&left(caller)), Some(INADEQUATE_SECURITY));
+        assert_eq!(goaway_code(&left(caller)), Some(INADEQUATE_SECURITY));
     }
     assert_eq!(
         sidecar.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
         7
     );
-    // Nothing is left of them.
-    eventually("all is given back", || {
+    // All connections and requests are released.
+    eventually("no connection or request is open", || {
         let open = |name| sidecar.metric(name) == 0;
         (open("weft_sidecar_connections_open") && open("weft_sidecar_requests_open")).then_some(())
     });
 }
 
 #[test]
-fn an_endpoint_that_is_revoked_is_not_used_any_more() {
+fn revoked_endpoint_gets_no_new_requests_and_its_connection_is_closed() {
     let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let server = signer.sign("server", DAY);
     let service = start_as(&signer, &origin, &server);
@@ -234,31 +239,39 @@ fn an_endpoint_that_is_revoked_is_not_used_any_more() {
     for caller in &callers {
         assert_eq!(Curl::get(caller.port, "/").run().status, 200);
     }
-    // A list that names others.
+    // A CRL that revokes other certificates.
     signer.revoke(&["00ff"]);
     let mut other = TlsClient::connect(
         service.port,
         &client_config(&signer, &signer.sign("web", DAY), "server", "http/1.1"),
     );
     assert_eq!(other.ask("/"), Some(200));
-    assert!(!other.ends_within(AT_ONCE), "long enough for all to have read it");
+    assert!(!other.ends_within(REVOCATION_DEADLINE), "an unrelated CRL does not end a connection");
     for caller in &callers {
         assert_eq!(Curl::get(caller.port, "/").run().status, 200);
-        assert_eq!(caller.metric("weft_sidecar_upstream_connections_total"), 1, "it is kept");
+        assert_eq!(
+            caller.metric("weft_sidecar_upstream_connections_total"),
+            1,
+            "the connection is kept"
+        );
     }
     signer.revoke(&["00ff", &server.serial]);
     for caller in &callers {
-        eventually("the connection is ended", || {
+        eventually("the connection is closed", || {
             (caller.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}")
                 == 1)
                 .then_some(())
         });
-        assert_eq!(Curl::get(caller.port, "/").run().status, 503, "no other is made");
+        assert_eq!(
+            Curl::get(caller.port, "/").run().status,
+            503,
+            "the endpoint is not connected to again"
+        );
     }
 }
 
 #[test]
-fn clients_of_a_root_that_is_trusted_no_more_are_ended() {
+fn clients_of_a_removed_root_are_disconnected() {
     let (signer, stranger, origin) =
         (TestAuthority::create(), TestAuthority::create(), OriginServer::start());
     let roots = signer.file("roots.pem");
@@ -269,32 +282,32 @@ fn clients_of_a_root_that_is_trusted_no_more_are_ended() {
     let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
     validation.unwrap().as_object_mut().unwrap().remove("crl");
     wanted.tls = Some(tls);
-    let alone = wanted.start();
-    let call = |holder: &PemIdentity, signed: &TestAuthority| {
-        let config = client_config_trusting(signer.roots(), holder, "server", "http/1.1");
-        let mut caller = TlsClient::connect(alone.port, &config);
+    let sidecar = wanted.start();
+    let call = |identity: &PemIdentity, signed: &TestAuthority| {
+        let config = client_config_trusting(signer.roots(), identity, "server", "http/1.1");
+        let mut caller = TlsClient::connect(sidecar.port, &config);
         assert_eq!(caller.ask("/"), Some(200), "{}", signed.roots());
         caller
     };
     let mut ours = call(&signer.sign("web", DAY), &signer);
     let mut theirs = call(&stranger.sign("web", DAY), &stranger);
     std::fs::write(&roots, signer.roots()).unwrap();
-    assert!(theirs.ends_within(AT_ONCE));
+    assert!(theirs.ends_within(REVOCATION_DEADLINE));
     assert_eq!(ours.ask("/"), Some(200));
     assert_eq!(
-        alone.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
+        sidecar.metric("weft_sidecar_connections_closed_total{reason=\"certificate_revoked\"}"),
         1
     );
 }
 
-/// The validator that is ours, with these settings.
+/// weft's certificate validator extension, with these settings.
 fn policy(settings: &Value) -> Value {
     json!({"name": "weft.revocation", "typed_config":
         {"@type": "type.googleapis.com/google.protobuf.Struct", "value": settings}})
 }
 
-/// A sidecar in Verify Mode by a policy, with lists from `lists`.
-fn start_under(
+/// A sidecar in Verify Mode with a revocation policy, and CRLs from `lists`.
+fn start_with_policy(
     signer: &TestAuthority,
     origin: &OriginServer,
     lists: &Path,
@@ -312,58 +325,58 @@ fn start_under(
 }
 
 #[test]
-fn a_policy_says_what_becomes_of_whom_the_lists_do_not_name() {
+fn revocation_policy_decides_on_certificates_without_a_crl() {
     let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let (good, bad) = (signer.sign("good", DAY), signer.sign("bad", DAY));
     signer.revoke(&[&bad.serial]);
     let whole = std::fs::read_to_string(signer.crl_file()).unwrap();
-    // That of the intermediate alone: nobody says whether the root has revoked the intermediate.
-    let alone = signer.file("alone.pem");
+    // The CRL of the intermediate only: no CRL covers the intermediate itself.
+    let intermediate_only = signer.file("intermediate-only.pem");
     let (_, rest) = whole.split_once("-----END X509 CRL-----\n").unwrap();
     let (_, beside) = rest.split_once("-----END X509 CRL-----\n").unwrap();
     let first = &whole[..whole.len() - rest.len()];
-    std::fs::write(&alone, format!("{first}{beside}")).unwrap();
+    std::fs::write(&intermediate_only, format!("{first}{beside}")).unwrap();
     let check = |lists: &Path, settings: Value, expected: [Option<u16>; 2]| {
-        let sidecar = start_under(&signer, &origin, lists, &settings);
-        let got = [&good, &bad].map(|holder| connect(&signer, holder, &sidecar).ask("/"));
+        let sidecar = start_with_policy(&signer, &origin, lists, &settings);
+        let got = [&good, &bad].map(|identity| connect(&signer, identity, &sidecar).ask("/"));
         assert_eq!(got, expected, "{settings}");
     };
     let (lists, served) = (signer.crl_file(), Some(200));
     check(&lists, json!({}), [served, None]);
     check(&lists, json!({"mode": "off"}), [served, served]);
-    check(&alone, json!({}), [None, None]);
-    check(&alone, json!({"mode": "soft"}), [served, None]);
-    check(&alone, json!({"depth": "leaf"}), [served, None]);
+    check(&intermediate_only, json!({}), [None, None]);
+    check(&intermediate_only, json!({"mode": "soft"}), [served, None]);
+    check(&intermediate_only, json!({"depth": "leaf"}), [served, None]);
 }
 
 #[test]
-fn what_a_revoked_client_has_begun_may_be_finished_where_the_policy_says_so() {
+fn drain_seconds_lets_a_revoked_client_finish_open_requests() {
     let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let settings = json!({"drain_seconds": 3});
-    let sidecar = start_under(&signer, &origin, &signer.crl_file(), &settings);
-    let holder = signer.sign("web", DAY);
-    let mut idle = connect(&signer, &holder, &sidecar);
-    let mut busy = connect(&signer, &holder, &sidecar);
+    let sidecar = start_with_policy(&signer, &origin, &signer.crl_file(), &settings);
+    let identity = signer.sign("web", DAY);
+    let mut idle = connect(&signer, &identity, &sidecar);
+    let mut busy = connect(&signer, &identity, &sidecar);
     assert_eq!(idle.ask("/"), Some(200));
     busy.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel");
-    let mut stuck = connect(&signer, &holder, &sidecar);
+    let mut stuck = connect(&signer, &identity, &sidecar);
     stuck.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel");
-    eventually("they are begun", || (origin.seen().len() == 3 + 1).then_some(()));
-    signer.revoke(&[&holder.serial]);
-    assert!(idle.ends_within(AT_ONCE), "it has begun nothing");
+    eventually("the requests have started", || (origin.seen().len() == 3 + 1).then_some(()));
+    signer.revoke(&[&identity.serial]);
+    assert!(idle.ends_within(REVOCATION_DEADLINE), "an idle connection is closed at once");
     busy.send(b"lo");
     let (since, mut answer) = (now(), busy.receive(1024));
-    assert!(answer.starts_with(b"HTTP/1.1 200"), "it was begun before");
+    assert!(answer.starts_with(b"HTTP/1.1 200"), "an open request is finished");
     while !answer.is_empty() {
         answer = busy.receive(1024);
     }
-    assert!(since.elapsed() < AT_ONCE, "it may begin nothing more");
-    // Times are whole seconds, and looked at twice in one.
-    assert!(stuck.ends_within(5 * AT_ONCE), "it has had its time");
+    assert!(since.elapsed() < REVOCATION_DEADLINE, "the connection is closed after its request");
+    // Times are whole seconds, and checked twice per second.
+    assert!(stuck.ends_within(5 * REVOCATION_DEADLINE), "the drain timeout has passed");
 }
 
 #[test]
-fn a_folder_of_lists_is_followed_and_so_is_a_link() {
+fn crl_folder_and_symbolic_link_are_watched() {
     let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     let folder = |name: &str, revoked: &[&str]| {
         signer.revoke(revoked);
@@ -375,28 +388,28 @@ fn a_folder_of_lists_is_followed_and_so_is_a_link() {
         std::fs::write(folder.join("2"), rest).unwrap();
         folder
     };
-    let holder = signer.sign("web", DAY);
-    let (before, after) = (folder("before", &[]), folder("after", &[&holder.serial]));
+    let identity = signer.sign("web", DAY);
+    let (before, after) = (folder("before", &[]), folder("after", &[&identity.serial]));
     let link = signer.file("lists");
     std::os::unix::fs::symlink(&before, &link).unwrap();
-    let sidecar = start_under(&signer, &origin, &link, &json!({}));
-    let mut client = connect(&signer, &holder, &sidecar);
+    let sidecar = start_with_policy(&signer, &origin, &link, &json!({}));
+    let mut client = connect(&signer, &identity, &sidecar);
     assert_eq!(client.ask("/"), Some(200));
     std::os::unix::fs::symlink(&after, signer.file("new")).unwrap();
     std::fs::rename(signer.file("new"), &link).unwrap();
-    assert!(client.ends_within(AT_ONCE));
-    // What is no list leaves the last good ones in force, and is told.
+    assert!(client.ends_within(REVOCATION_DEADLINE));
+    // An invalid CRL is logged, and the last good ones stay in force.
     std::fs::write(after.join("3"), "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n")
         .unwrap();
-    eventually("it is told", || {
-        let told = Curl::get(sidecar.sidecar.admin, "/config_dump").run().text();
-        told.contains("the last good one stays in force").then_some(())
+    eventually("the invalid CRL is logged", || {
+        let printed = Curl::get(sidecar.sidecar.admin, "/config_dump").run().text();
+        printed.contains("the last good one stays in force").then_some(())
     });
-    assert_eq!(connect(&signer, &holder, &sidecar).ask("/"), None);
+    assert_eq!(connect(&signer, &identity, &sidecar).ask("/"), None);
 }
 
 #[test]
-fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
+fn status_shows_the_crls_in_force_and_the_issuers_without_one() {
     let (signer, origin) = (TestAuthority::create(), OriginServer::start());
     signer.revoke(&["0a0b", "0c0d"]);
     let sidecar = start(&signer, &origin);
@@ -411,27 +424,27 @@ fn it_is_told_which_lists_are_in_force_and_whom_they_speak_for() {
         let output = command.arg("--lists").arg(lists).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
     };
-    let (code, told) = coverage(&signer.crl_file());
-    assert_eq!(code, Some(0), "{told}");
+    let (code, printed) = coverage(&signer.crl_file());
+    assert_eq!(code, Some(0), "{printed}");
     for issuer in ["root", "intermediate"] {
         let line = format!("covered  \"weft {issuer} mesh.local\": leaf and CA certificates");
-        assert!(told.contains(&line), "{told}");
+        assert!(printed.contains(&line), "{printed}");
     }
     let text = std::fs::read_to_string(signer.crl_file()).unwrap();
     let (_, rest) = text.split_once("-----END X509 CRL-----\n").unwrap();
     std::fs::write(signer.file("part.pem"), rest).unwrap();
-    let (code, told) = coverage(&signer.file("part.pem"));
-    assert_eq!(code, Some(1), "{told}");
-    assert!(told.contains("missing  \"weft intermediate mesh.local\": no CRL"), "{told}");
+    let (code, printed) = coverage(&signer.file("part.pem"));
+    assert_eq!(code, Some(1), "{printed}");
+    assert!(printed.contains("missing  \"weft intermediate mesh.local\": no CRL"), "{printed}");
 }
 
 #[test]
-fn a_client_whose_certificate_ends_takes_its_leave() {
+fn connections_of_an_expired_client_are_drained() {
     let signer = TestAuthority::create();
     let (sidecar, raw) = start_both_ways(&signer, endless());
     let (brief, long) = (signer.sign("web", Duration::from_secs(4)), signer.sign("web", DAY));
-    let connect = |holder: &PemIdentity, port, alpn| {
-        TlsClient::connect(port, &client_config(&signer, holder, "server", alpn))
+    let connect = |identity: &PemIdentity, port, alpn| {
+        TlsClient::connect(port, &client_config(&signer, identity, "server", alpn))
     };
     let mut idle = connect(&brief, sidecar.port, "http/1.1");
     let mut kept = connect(&long, sidecar.port, "http/1.1");
@@ -443,10 +456,16 @@ fn a_client_whose_certificate_ends_takes_its_leave() {
     streamed.send(&open_stream());
     assert!(!busy.receive(1024).is_empty() && !opaque.receive(1024).is_empty());
 
-    assert!(idle.send(b""), "the handshake is done");
-    assert!(idle.ends_within(Duration::from_secs(7)), "it may ask for nothing more");
-    assert!(!kept.ends_within(AT_ONCE), "the other may");
-    // What has begun goes on.
+    assert!(idle.send(b""), "the handshake is complete");
+    assert!(
+        idle.ends_within(Duration::from_secs(7)),
+        "an idle connection of an expired client is closed"
+    );
+    assert!(
+        !kept.ends_within(REVOCATION_DEADLINE),
+        "a client with a valid certificate stays connected"
+    );
+    // Open requests continue.
     assert!(opaque.send(b"x"));
     assert_eq!(opaque.receive(1), b"x");
     for _ in 0..50 {
@@ -463,7 +482,7 @@ fn a_client_whose_certificate_ends_takes_its_leave() {
     );
 }
 
-#[allow(clippy::disallowed_methods, reason = "a test waits")]
+#[expect(clippy::disallowed_methods, reason = "the test measures elapsed time")]
 fn now() -> Instant {
     Instant::now()
 }

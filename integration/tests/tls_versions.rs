@@ -1,9 +1,10 @@
-//! TLS 1.2 where peers are outside the mesh, beside openssl, nginx, curl and Envoy; TLS 1.3 alone inside it.
+//! TLS 1.2 with peers outside the mesh (openssl, nginx, curl and Envoy), and only TLS 1.3 inside
+//! it.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test may panic on unexpected values"
 )]
 
 use std::process::{Command, Stdio};
@@ -31,7 +32,7 @@ use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A sidecar with these `tls_params`, which checks what clients show.
+/// A sidecar with these `tls_params` that verifies client certificates.
 fn listener_with(
     signer: &TestAuthority,
     server: &IdentityFiles,
@@ -50,7 +51,7 @@ fn listener_with(
     wanted.start()
 }
 
-/// What curl gets with at most this version of TLS.
+/// The status that curl gets with at most this TLS version.
 fn curl(port: u16, version: &str, client: Option<&IdentityFiles>) -> u16 {
     let mut arguments = vec!["--insecure", "--http1.1", "--tls-max", version];
     if let Some(client) = client {
@@ -59,7 +60,7 @@ fn curl(port: u16, version: &str, client: Option<&IdentityFiles>) -> u16 {
     Curl::to(format!("https://127.0.0.1:{port}/")).with(&arguments).run().status
 }
 
-/// What `openssl s_client` prints of a handshake.
+/// The output of `openssl s_client`.
 fn s_client(address: &str, arguments: &[&str]) -> String {
     let mut command = Command::new("openssl");
     command.args(["s_client", "-connect", address]).args(arguments).stdin(Stdio::null());
@@ -70,7 +71,7 @@ fn s_client(address: &str, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn listener_for_outside_clients_takes_tls_1_2_and_keeps_its_bounds() {
+fn listener_for_outside_clients_accepts_tls_1_2_within_its_parameters() {
     let signer = TestAuthority::create();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let start = |parameters: Value| listener_with(&signer, &server, &parameters, false);
@@ -81,11 +82,11 @@ fn listener_for_outside_clients_takes_tls_1_2_and_keeps_its_bounds() {
     assert_eq!(line["tls_cipher"], "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256", "{line}");
     assert_eq!(curl(open.port, "1.3", None), 200);
     let address = format!("127.0.0.1:{}", open.port);
-    let said = s_client(&address, &["-tls1_2"]);
-    assert!(said.contains("Extended master secret: yes"), "{said}");
-    assert!(said.contains("Secure Renegotiation IS supported"), "{said}");
-    let said = s_client(&address, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
-    assert!(said.contains("alert") && said.contains("Cipher is (NONE)"), "{said}");
+    let printed = s_client(&address, &["-tls1_2"]);
+    assert!(printed.contains("Extended master secret: yes"), "{printed}");
+    assert!(printed.contains("Secure Renegotiation IS supported"), "{printed}");
+    let printed = s_client(&address, &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"]);
+    assert!(printed.contains("alert") && printed.contains("Cipher is (NONE)"), "{printed}");
 
     let newer = start(json!({"tls_minimum_protocol_version": "TLSv1_3"}));
     assert_eq!((curl(newer.port, "1.2", None), curl(newer.port, "1.3", None)), (0, 200));
@@ -95,12 +96,12 @@ fn listener_for_outside_clients_takes_tls_1_2_and_keeps_its_bounds() {
     let line = older.access_line("\"tls_verify_status\":\"Success\"");
     assert_eq!(line["tls_protocol"], "TLSv1_2", "{line}");
     assert_eq!(line["tls_cipher"], "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256", "{line}");
-    let said = s_client(&format!("127.0.0.1:{}", older.port), &["-tls1_3"]);
-    assert!(said.contains("alert protocol version"), "{said}");
+    let printed = s_client(&format!("127.0.0.1:{}", older.port), &["-tls1_3"]);
+    assert!(printed.contains("alert protocol version"), "{printed}");
 }
 
 #[test]
-fn client_without_extended_master_secret_is_refused() {
+fn client_without_extended_master_secret_is_rejected() {
     let signer = TestAuthority::create();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let open = listener_with(&signer, &server, &json!({}), false);
@@ -111,14 +112,14 @@ fn client_without_extended_master_secret_is_refused() {
     let mut command = Command::new("openssl");
     command.env("OPENSSL_CONF", &file).args(["s_client", "-tls1_2", "-connect"]);
     command.arg(format!("127.0.0.1:{}", open.port)).stdin(Stdio::null());
-    let said = String::from_utf8(command.output().unwrap().stderr).unwrap();
-    assert!(said.contains("alert handshake failure"), "{said}");
+    let printed = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(printed.contains("alert handshake failure"), "{printed}");
     assert_eq!(open.access_line("ExtendedMasterSecret")["kind"], "tls");
 }
 
-/// A client of ours that speaks TLS 1.2 alone, and resumes sessions.
-fn older_client(signer: &TestAuthority, holder: &PemIdentity) -> Arc<ClientConfig> {
-    let identity = LoadedIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
+/// A client configuration of TLS 1.2 only, with session resumption.
+fn older_client(signer: &TestAuthority, pem: &PemIdentity) -> Arc<ClientConfig> {
+    let identity = LoadedIdentity::load(pem.chain.as_bytes(), pem.key.as_bytes()).unwrap();
     let roots = signer.roots().as_bytes();
     let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
     let names = vec![StringMatch::Exact(spiffe_id("server"))];
@@ -130,37 +131,40 @@ fn older_client(signer: &TestAuthority, holder: &PemIdentity) -> Arc<ClientConfi
 }
 
 #[test]
-fn client_certificates_are_checked_in_tls_1_2_and_again_when_a_session_is_resumed() {
+fn tls_1_2_client_certificate_is_checked_again_on_resumption() {
     let signer = TestAuthority::create();
     let server = signer.write_files("server", &signer.sign("server", DAY));
-    let alone = listener_with(&signer, &server, &json!({}), true);
-    let holder = signer.sign("web", DAY);
-    let good = signer.write_files("web", &holder);
+    let sidecar = listener_with(&signer, &server, &json!({}), true);
+    let identity = signer.sign("web", DAY);
+    let good = signer.write_files("web", &identity);
     let others = MeshPki::create();
     let foreign = others.issue("web");
-    assert_eq!(curl(alone.port, "1.2", Some(&good)), 200);
-    assert_eq!(curl(alone.port, "1.2", Some(&foreign)), 0);
-    assert_eq!(alone.access_line("Failed:ClientCertUntrusted")["kind"], "tls");
-    assert_eq!(curl(alone.port, "1.2", None), 0);
-    assert_eq!(alone.access_line("Failed:UnmappedConnectionError")["kind"], "tls");
+    assert_eq!(curl(sidecar.port, "1.2", Some(&good)), 200);
+    assert_eq!(curl(sidecar.port, "1.2", Some(&foreign)), 0);
+    assert_eq!(sidecar.access_line("Failed:ClientCertUntrusted")["kind"], "tls");
+    assert_eq!(curl(sidecar.port, "1.2", None), 0);
+    assert_eq!(sidecar.access_line("Failed:UnmappedConnectionError")["kind"], "tls");
 
-    let config = older_client(&signer, &holder);
-    let mut first = TlsClient::connect(alone.port, &config);
+    let config = older_client(&signer, &identity);
+    let mut first = TlsClient::connect(sidecar.port, &config);
     assert_eq!(first.ask("/"), Some(200));
-    let mut again = TlsClient::connect(alone.port, &config);
+    let mut again = TlsClient::connect(sidecar.port, &config);
     assert_eq!((again.ask("/"), again.is_resumed()), (Some(200), true));
-    signer.revoke(&[&holder.serial]);
-    eventually("the list is in force", || {
-        (alone.metric("weft_sidecar_crl_revoked_certificates") == 1).then_some(())
+    signer.revoke(&[&identity.serial]);
+    eventually("the CRL is in force", || {
+        (sidecar.metric("weft_sidecar_crl_revoked_certificates") == 1).then_some(())
     });
-    let mut late = TlsClient::connect(alone.port, &config);
-    assert_eq!(late.ask("/"), None, "a session does not bring a revoked certificate back");
-    assert!(first.ends_within(Duration::from_secs(5)), "its live connections end");
-    assert_eq!(alone.access_line("Failed:ClientCertCrlHit")["kind"], "tls");
-    assert_eq!(curl(alone.port, "1.2", Some(&good)), 0);
+    let mut late = TlsClient::connect(sidecar.port, &config);
+    assert_eq!(late.ask("/"), None, "a revoked certificate cannot resume a session");
+    assert!(
+        first.ends_within(Duration::from_secs(5)),
+        "connections of the revoked client are closed"
+    );
+    assert_eq!(sidecar.access_line("Failed:ClientCertCrlHit")["kind"], "tls");
+    assert_eq!(curl(sidecar.port, "1.2", Some(&good)), 0);
 }
 
-/// A socket to an endpoint that must be `server`, with these `tls_params`.
+/// A transport socket to an endpoint that must be `server`, with these `tls_params`.
 fn socket_to(signer: &TestAuthority, parameters: &Value) -> Value {
     let id = json!({"san_type": "URI", "matcher": {"exact": spiffe_id("server")}});
     let validation = json!({"trusted_ca": {"filename": text(&signer.root())},
@@ -178,7 +182,7 @@ fn caller_of(port: u16, signer: &TestAuthority, parameters: &Value) -> SingleSid
 }
 
 #[test]
-fn services_outside_the_mesh_are_reached_by_tls_1_2() {
+fn services_outside_the_mesh_are_reached_over_tls_1_2() {
     let signer = TestAuthority::create();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let start = |version: &str| {
@@ -190,16 +194,16 @@ fn services_outside_the_mesh_are_reached_by_tls_1_2() {
         (Process::start("s_server", &mut command), port)
     };
     let (_process, port) = start("-tls1_2");
-    let alone = caller_of(port, &signer, &json!({}));
-    let ask = |alone: &SingleSidecar| {
-        let answer = Curl::get(alone.port, "/").run();
+    let sidecar = caller_of(port, &signer, &json!({}));
+    let ask = |sidecar: &SingleSidecar| {
+        let answer = Curl::get(sidecar.port, "/").run();
         (answer.status == 200).then(|| answer.text())
     };
-    let body = eventually("openssl answers", || ask(&alone));
+    let body = eventually("openssl responds", || ask(&sidecar));
     assert!(body.contains("TLSv1.2"), "{body}");
-    // A session is resumed, and what the server showed is checked again.
+    // A session is resumed, and the server's certificate is checked again.
     for _ in 0..3 {
-        assert!(ask(&alone).is_some());
+        assert!(ask(&sidecar).is_some());
     }
     let newer = caller_of(port, &signer, &json!({"tls_minimum_protocol_version": "TLSv1_3"}));
     assert_eq!(Curl::get(newer.port, "/").run().status, 503);
@@ -211,9 +215,9 @@ fn services_outside_the_mesh_are_reached_by_tls_1_2() {
     );
     let nginx = Nginx::start_tls(&settings);
     nginx.serve("hello", b"hello");
-    let alone = caller_of(nginx.port, &signer, &json!({}));
-    let ask = || Curl::get(alone.port, "/hello").run();
-    eventually("nginx answers", || (ask().text() == "hello").then_some(()));
+    let sidecar = caller_of(nginx.port, &signer, &json!({}));
+    let ask = || Curl::get(sidecar.port, "/hello").run();
+    eventually("nginx responds", || (ask().text() == "hello").then_some(()));
     for _ in 0..20 {
         assert_eq!(ask().status, 200);
     }
@@ -229,9 +233,9 @@ fn start_envoy(pki: &MeshPki, config: &Value) -> Process {
     Process::start("envoy", &mut envoy)
 }
 
-/// Envoy's clients offer TLS 1.2 alone where no parameters are set.
+/// Envoy as a client offers only TLS 1.2 when no parameters are set.
 #[test]
-fn envoy_without_parameters_calls_and_is_called() {
+fn envoy_with_default_tls_parameters_interoperates_in_both_directions() {
     let signer = TestAuthority::create();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let pki = MeshPki::create();
@@ -265,18 +269,18 @@ fn envoy_without_parameters_calls_and_is_called() {
 }
 
 #[test]
-fn listener_of_a_meshed_service_refuses_tls_1_2() {
+fn mesh_listener_rejects_tls_1_2() {
     let mesh = TestMesh::start();
     eventually("the mesh serves", || (mesh.ask().status == 200).then_some(()));
     let web = mesh.web_at(80).to_string();
     let identity = &mesh.identity;
     let files = ["-cert", text(&identity.certificate), "-key", text(&identity.key)];
-    let said = |version: &str| {
+    let printed = |version: &str| {
         let arguments = [&[version][..], &files].concat();
         mesh.on(Some(&mesh.client), || s_client(&web, &arguments))
     };
-    let refused = said("-tls1_2");
+    let refused = printed("-tls1_2");
     assert!(refused.contains("alert protocol version"), "{refused}");
-    let taken = said("-tls1_3");
+    let taken = printed("-tls1_3");
     assert!(taken.contains("TLSv1.3, Cipher is"), "{taken}");
 }

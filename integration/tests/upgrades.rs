@@ -1,5 +1,5 @@
-//! What a connection or a stream may become: WebSocket and tunnels, between every version of a client and
-//! every version of a service.
+//! Upgrades and tunnels: WebSocket and CONNECT between every HTTP version of a client and of a
+//! service.
 
 use std::io::{BufReader, Read, Write};
 use std::net::Shutdown;
@@ -18,59 +18,59 @@ use weft_integration::single_sidecar::{
 };
 
 #[test]
-fn a_websocket_passes_between_all_versions() {
+fn websocket_passes_between_all_http_versions() {
     let http1 = port::free();
     let service =
         Process::start("service", counterpart("websocket_service.py").arg(http1.to_string()));
     service.line_with("ready");
     let (_process, http2) = OriginServer::start_http2();
     for (port, speaks) in [(http1, UpstreamHttp::Http1), (http2, UpstreamHttp::Http2)] {
-        let alone = SingleSidecarConfig::for_upstream(port, speaks).start();
-        run(counterpart("websocket_caller.py").arg(alone.port.to_string()));
+        let sidecar = SingleSidecarConfig::for_upstream(port, speaks).start();
+        run(counterpart("websocket_caller.py").arg(sidecar.port.to_string()));
         let mut opening = connect(Some("websocket"));
-        // A text, masked by zeros; a server's is not masked (RFC 6455, section 5.3).
+        // A text frame, masked with zeros; a server's frame is not masked (RFC 6455, section 5.3).
         opening["on_answer"] = json!("\u{81}\u{85}\0\0\0\0hello");
         opening["until"] = json!("\u{81}\u{5}hello");
-        let answer = http2::ask_one(alone.port, opening);
+        let answer = http2::ask_one(sidecar.port, opening);
         assert_eq!(answer.status(), 200, "{speaks:?}: {answer:?}");
         assert_eq!(answer.body(), "\u{81}\u{5}hello", "{speaks:?}: {answer:?}");
     }
 }
 
-/// RFC 8441, section 3: whether a service takes it is in its settings, which come first of all.
+/// RFC 8441, section 3: an HTTP/2 service announces support in its SETTINGS, which it sends first.
 #[test]
-fn the_first_websocket_to_a_service_of_http2_passes() {
+fn first_websocket_to_an_http2_service_waits_for_its_settings() {
     let (_process, port) = OriginServer::start_http2();
-    let alone = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2).start();
-    run(counterpart("websocket_caller.py").arg(alone.port.to_string()));
+    let sidecar = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2).start();
+    run(counterpart("websocket_caller.py").arg(sidecar.port.to_string()));
 }
 
 #[test]
-fn a_websocket_that_is_not_taken_is_refused_by_http2_and_not_seen_by_http1() {
+fn websocket_without_upgrade_config_is_rejected_over_http2_and_ignored_over_http1() {
     let both = SidecarPerHttpVersion::start(|wanted| wanted.with("upgrade_configs", json!([])));
     for (to, port) in both.ports() {
         let answer = http2::ask_one(port, connect(Some("websocket")));
-        // The setting that allows one was not sent, so a client has no right to it.
+        // The setting was not sent, so a client must not send extended CONNECT.
         let is_refused = [400, 405].contains(&answer.status()) || answer.reset().is_some();
         assert!(is_refused, "{to}: {answer:?}");
-        let told = http1::ask(
+        let received = http1::ask(
             port,
             "GET /chat HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n",
         );
-        assert_eq!(told.status, 200, "{to}: {told:?}");
-        assert!(!told.body.contains("upgrade"), "{to}: {told:?}");
+        assert_eq!(received.status, 200, "{to}: {received:?}");
+        assert!(!received.body.contains("upgrade"), "{to}: {received:?}");
     }
 }
 
 const CONNECT: &str = "CONNECT a.example:443 HTTP/1.1\r\nhost: a.example:443\r\n\r\n";
 
-fn tunnel_by_http2() -> Value {
+fn tunnel_over_http2() -> Value {
     let tunnel = with(connect(None), "on_answer", json!("through"));
     with(tunnel, "until", json!("through"))
 }
 
 #[test]
-fn connect_is_not_served_unless_wanted() {
+fn connect_is_rejected_by_default() {
     let both = SidecarPerHttpVersion::plain();
     for (to, port) in both.ports() {
         assert_eq!(http1::ask(port, CONNECT).status, 405, "{to}");
@@ -80,7 +80,7 @@ fn connect_is_not_served_unless_wanted() {
 }
 
 #[test]
-fn connect_is_a_tunnel_where_wanted() {
+fn configured_connect_opens_a_tunnel() {
     let connects = json!([{"upgrade_type": "CONNECT"}]);
     let both = SidecarPerHttpVersion::start(|wanted| {
         matching_empty_path(wanted).with("upgrade_configs", connects.clone())
@@ -95,37 +95,38 @@ fn connect_is_a_tunnel_where_wanted() {
         assert_eq!(client.bytes(7).as_deref(), Some("through"), "{to}");
         client.finish();
         assert!(client.is_at_end(), "{to}");
-        let answer = http2::ask_one(port, tunnel_by_http2());
+        let answer = http2::ask_one(port, tunnel_over_http2());
         assert_eq!((answer.status(), answer.body()), (200, "through"), "{to}: {answer:?}");
     }
 }
 
-/// RFC 9113, section 3.1, gave it up; who agrees lets requests pass that nobody looks at.
+/// RFC 9113, section 3.1, deprecated it; a sidecar that forwards the upgrade cannot inspect the
+/// requests that follow.
 #[test]
-fn an_offer_of_http2_is_not_taken_and_not_passed_on() {
-    let alone = SingleSidecarConfig::for_upstream(
+fn h2c_upgrade_is_ignored_and_not_forwarded() {
+    let sidecar = SingleSidecarConfig::for_upstream(
         ScriptedServer::echoing_heads().port,
         UpstreamHttp::Http1,
     )
     .start();
-    let mut client = Http1Client::connect(alone.port);
+    let mut client = Http1Client::connect(sidecar.port);
     for _ in 0..2 {
         let answer = client.ask(
             "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade, http2-settings\r\nupgrade: h2c\r\n\
              http2-settings: AAMAAABkAAQCAAAAAAIAAAAA\r\n\r\n",
         );
-        let told = format!("{answer:?}");
-        assert_eq!(answer.status, 200, "{told}");
-        assert!(told.contains("GET / HTTP/1.1"), "{told}");
-        assert!(!told.contains("h2c") && !told.contains("http2-settings"), "{told}");
+        let received = format!("{answer:?}");
+        assert_eq!(answer.status, 200, "{received}");
+        assert!(received.contains("GET / HTTP/1.1"), "{received}");
+        assert!(!received.contains("h2c") && !received.contains("http2-settings"), "{received}");
     }
 }
 
 #[test]
-fn a_tunnel_may_end_at_the_sidecar() {
-    // It knows nothing of HTTP.
+fn connect_tunnel_can_terminate_at_the_sidecar() {
+    // The service does not speak HTTP.
     let echo = ScriptedServer::start(|mut stream| {
-        let mut reading = stream.try_clone().expect("a second handle");
+        let mut reading = stream.try_clone().expect("the socket can be duplicated");
         drop(std::io::copy(&mut reading, &mut stream));
         drop(stream.shutdown(Shutdown::Write));
     });
@@ -133,10 +134,10 @@ fn a_tunnel_may_end_at_the_sidecar() {
         matching_empty_path(SingleSidecarConfig::for_upstream(echo.port, UpstreamHttp::Http1))
             .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
     let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
-    route.expect("it forwards")["upgrade_configs"] =
+    route.expect("the configuration has a route")["upgrade_configs"] =
         json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
-    let alone = wanted.start();
-    let mut client = Http1Client::connect(alone.port);
+    let sidecar = wanted.start();
+    let mut client = Http1Client::connect(sidecar.port);
     let answer = client.ask(CONNECT);
     assert_eq!(answer.status, 200, "{answer:?}");
     assert_eq!(answer.header("content-length"), None, "{answer:?}");
@@ -145,34 +146,35 @@ fn a_tunnel_may_end_at_the_sidecar() {
     assert_eq!(client.bytes(7).as_deref(), Some("through"));
     client.finish();
     assert!(client.is_at_end());
-    let answer = http2::ask_one(alone.port, tunnel_by_http2());
+    let answer = http2::ask_one(sidecar.port, tunnel_over_http2());
     assert_eq!((answer.status(), answer.body()), (200, "through"), "{answer:?}");
-    // What is no tunnel goes on as ever: the service repeats the request, which is no answer.
-    assert_eq!(http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 502);
+    // Other requests are forwarded as usual: the service echoes the request, which is not a
+    // response.
+    assert_eq!(http1::ask(sidecar.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n").status, 502);
 }
 
 #[test]
-fn a_tunnel_to_nobody_is_refused() {
+fn connect_tunnel_without_endpoint_is_rejected() {
     let mut wanted =
         matching_empty_path(SingleSidecarConfig::for_upstream(port::free(), UpstreamHttp::Http1))
             .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
     let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
-    route.expect("it forwards")["upgrade_configs"] =
+    route.expect("the configuration has a route")["upgrade_configs"] =
         json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
-    let alone = wanted.start();
-    assert_eq!(http1::ask(alone.port, CONNECT).status, 503);
-    assert_eq!(http2::ask_one(alone.port, connect(None)).status(), 503);
+    let sidecar = wanted.start();
+    assert_eq!(http1::ask(sidecar.port, CONNECT).status, 503);
+    assert_eq!(http2::ask_one(sidecar.port, connect(None)).status(), 503);
 }
 
-/// A service that agrees to whatever it is asked, and gives all that it was sent behind the head.
-fn agreeable(answer: &'static str) -> (ScriptedServer, std::sync::mpsc::Receiver<String>) {
+/// A service that accepts every upgrade, and returns all bytes received after the head.
+fn accepting_server(answer: &'static str) -> (ScriptedServer, std::sync::mpsc::Receiver<String>) {
     let (sender, sent) = channel();
     let backend = ScriptedServer::start(move |stream| {
         let mut reader = BufReader::new(stream);
         if read_head(&mut reader).is_none() {
             return;
         }
-        // It may be ended before it has said everything.
+        // The connection may end before everything is read.
         drop(reader.get_mut().write_all(answer.as_bytes()));
         drop(reader.get_mut().shutdown(Shutdown::Write));
         let mut rest = Vec::new();
@@ -183,14 +185,14 @@ fn agreeable(answer: &'static str) -> (ScriptedServer, std::sync::mpsc::Receiver
 }
 
 #[test]
-fn what_a_client_says_before_an_agreement_is_not_passed_on() {
+fn bytes_sent_before_the_upgrade_is_accepted_are_not_forwarded() {
     let upgrade = "GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let agreed = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
         upgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     for (opening, agreement) in [(upgrade, agreed), (CONNECT, "HTTP/1.1 200 OK\r\n\r\n")] {
-        let (backend, sent) = agreeable(agreement);
-        let alone = matching_empty_path(SingleSidecarConfig::for_upstream(
+        let (backend, sent) = accepting_server(agreement);
+        let sidecar = matching_empty_path(SingleSidecarConfig::for_upstream(
             backend.port,
             UpstreamHttp::Http1,
         ))
@@ -199,7 +201,7 @@ fn what_a_client_says_before_an_agreement_is_not_passed_on() {
             json!([{"upgrade_type": "CONNECT"}, {"upgrade_type": "websocket"}]),
         )
         .start();
-        let answer = http1::ask(alone.port, &format!("{opening}early"));
+        let answer = http1::ask(sidecar.port, &format!("{opening}early"));
         assert_eq!(answer.status, 400, "{opening}: {answer:?}");
         assert_eq!(answer.header("connection"), Some("close"), "{opening}: {answer:?}");
         let early = sent.recv_timeout(weft_integration::wait::DEADLINE);

@@ -1,7 +1,8 @@
-//! Services that fail their clients in every way: what could be asked again is asked again, nothing is
-//! asked twice that may have been done, nobody gets another's answer, and what broke off looks broken.
+//! Failing services: requests are retried where that is safe, never where the service may have
+//! processed them; no client gets the response of another, and an incomplete response is
+//! recognizable as incomplete.
 //!
-//! Each request has an id, which its answer must give back.
+//! Each request has an ID, which its response must contain.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufReader, Read, Write};
@@ -23,22 +24,22 @@ use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, Upstr
 use weft_integration::wait::DEADLINE;
 
 const CLIENTS: usize = 16;
-/// With sixteen clients, a thousand requests a second.
+/// Sixteen clients make a thousand requests per second.
 const PACE: Duration = Duration::from_millis(16);
-/// For each client: three seconds.
+/// For each client: three seconds of requests.
 const REQUESTS: usize = 180;
 
-/// What became of the requests of all clients.
+/// The results of the requests of all clients.
 #[derive(Debug, Default)]
-struct Tally {
+struct LoadResults {
     statuses: BTreeMap<u16, usize>,
-    /// Answers that look whole and give another id.
+    /// Complete responses with the ID of another request.
     wrong: Vec<String>,
-    /// Answers that do not look whole.
+    /// Incomplete responses.
     broken: usize,
 }
 
-impl Tally {
+impl LoadResults {
     fn add(&mut self, other: Self) {
         for (status, count) in other.statuses {
             *self.statuses.entry(status).or_default() += count;
@@ -47,85 +48,91 @@ impl Tally {
         self.broken += other.broken;
     }
 
-    /// Holds that all went as if nothing had failed.
+    /// Checks that every request was served.
     #[track_caller]
-    fn assert_all_served(&self, fault: &str) {
+    fn assert_all_served(&self, failure: &str) {
         let total = self.statuses.values().sum::<usize>();
         let served = self.statuses.get(&200).copied().unwrap_or_default();
-        assert_eq!((served, self.broken, self.wrong.len()), (total, 0, 0), "{fault}: {self:?}");
+        assert_eq!((served, self.broken, self.wrong.len()), (total, 0, 0), "{failure}: {self:?}");
     }
 }
 
-/// Makes the requests of one client over as few connections as it can.
-fn requests(port: u16, client: usize, method: &str, (pace, count): (Duration, usize)) -> Tally {
-    let mut tally = Tally::default();
-    // Nothing is ever sent: it is a clock.
+/// Makes the requests of one client over as few connections as possible.
+fn requests(
+    port: u16,
+    client: usize,
+    method: &str,
+    (pace, count): (Duration, usize),
+) -> LoadResults {
+    let mut results = LoadResults::default();
+    // A channel without messages serves as a timer.
     let (_never, clock) = channel::<()>();
     let mut connection = Http1Client::connect(port);
     for number in 0..count {
         let id = format!("{client}-{number}");
         let body = if method == "POST" { "content-length: 4\r\n\r\nsent" } else { "\r\n" };
         let answer = connection.ask(&format!("{method} /{id} HTTP/1.1\r\nhost: a\r\n{body}"));
-        *tally.statuses.entry(answer.status).or_default() += 1;
-        tally.broken += usize::from(answer.broken);
+        *results.statuses.entry(answer.status).or_default() += 1;
+        results.broken += usize::from(answer.broken);
         if answer.status == 200 && !answer.broken && answer.body != id {
-            tally.wrong.push(format!("{id} got {:?}", answer.body));
+            results.wrong.push(format!("{id} got {:?}", answer.body));
         }
         if answer.broken || answer.header("connection") == Some("close") {
             connection = Http1Client::connect(port);
         }
-        assert!(clock.recv_timeout(pace).is_err(), "nobody sends anything");
+        assert!(clock.recv_timeout(pace).is_err(), "the timer channel has no messages");
     }
-    tally
+    results
 }
 
 /// Makes the requests of all clients.
-fn load(port: u16, method: &str, rhythm: (Duration, usize)) -> Tally {
-    let mut all = Tally::default();
+fn load(port: u16, method: &str, rhythm: (Duration, usize)) -> LoadResults {
+    let mut all = LoadResults::default();
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| scope.spawn(move || requests(port, client, method, rhythm)))
             .collect();
         for client in clients {
-            all.add(client.join().expect("a client comes to its end"));
+            all.add(client.join().expect("the client does not panic"));
         }
     });
     assert_eq!(all.statuses.values().sum::<usize>(), CLIENTS * rhythm.1);
     all
 }
 
-/// How often each id was seen by the service.
-type Seen = Arc<Mutex<HashMap<String, usize>>>;
+/// How often the service received each ID.
+type ReceivedIds = Arc<Mutex<HashMap<String, usize>>>;
 
 /// One request at a faulty service.
-struct Asked<'a> {
+struct FaultyExchange<'a> {
     stream: &'a mut TcpStream,
     id: &'a str,
-    /// Which of its connection it is, from 0.
+    /// The position of the request on its connection, from 0.
     number: usize,
 }
 
-impl Asked<'_> {
-    /// Gives the answer that is wanted, with more fields.
+impl FaultyExchange<'_> {
+    /// Sends the expected response with further headers.
     fn answer(&mut self, fields: &str) -> bool {
         let answer = right_answer(self.id, fields);
         self.stream.write_all(answer.as_bytes()).is_ok()
     }
 
-    fn say(&mut self, text: &str) -> bool {
+    /// Sends text.
+    fn send(&mut self, text: &str) -> bool {
         self.stream.write_all(text.as_bytes()).is_ok()
     }
 
-    /// Says it, and nothing after it.
+    /// Sends text and closes the sending side.
     fn last(&mut self, text: &str) -> bool {
-        self.say(text);
+        self.send(text);
         false
     }
 
-    /// Makes the end of the connection a reset.
+    /// Makes the connection end with a reset.
     fn reset(&self) -> bool {
         let socket = SockRef::from(&*self.stream);
-        socket.set_linger(Some(Duration::ZERO)).expect("it is a TCP socket");
+        socket.set_linger(Some(Duration::ZERO)).expect("the socket option can be set");
         false
     }
 }
@@ -134,37 +141,37 @@ fn right_answer(id: &str, fields: &str) -> String {
     format!("HTTP/1.1 200 OK\r\n{fields}content-length: {}\r\n\r\n{id}", id.len())
 }
 
-/// A service that does this to each request, and closes the connection when that says so, or when it
-/// was idle behind a request for `patience`, if there is an end to it.
+/// A service that calls `act` for each request. It closes the connection when `act` returns false,
+/// or after `idle_timeout` without a request.
 fn faulty(
-    patience: Option<Duration>,
-    act: impl Fn(&mut Asked<'_>) -> bool + Send + Sync + 'static,
-) -> (u16, Seen) {
-    let seen = Seen::default();
+    idle_timeout: Option<Duration>,
+    act: impl Fn(&mut FaultyExchange<'_>) -> bool + Send + Sync + 'static,
+) -> (u16, ReceivedIds) {
+    let seen = ReceivedIds::default();
     let noted = seen.clone();
     let backend = ScriptedServer::start(move |stream| {
-        stream.set_nodelay(true).expect("it is a TCP socket");
+        stream.set_nodelay(true).expect("the socket option can be set");
         let mut reader = BufReader::new(stream);
         for number in 0.. {
             let Some(head) = read_head(&mut reader) else { return };
             let length = http1::header(&head, "content-length").unwrap_or("0");
-            let mut body = vec![0; length.parse().expect("a number")];
+            let mut body = vec![0; length.parse().expect("the text is a number")];
             let id = head.split(' ').nth(1).unwrap_or_default().trim_start_matches('/');
             *lock(&noted).entry(id.to_owned()).or_default() += 1;
-            // A large one is not read here.
+            // A large body is not read here.
             if body.len() < 1024 && reader.read_exact(&mut body).is_err() {
                 return;
             }
-            if !act(&mut Asked { stream: reader.get_mut(), id, number }) {
+            if !act(&mut FaultyExchange { stream: reader.get_mut(), id, number }) {
                 return;
             }
-            reader.get_ref().set_read_timeout(patience).expect("it is above zero");
+            reader.get_ref().set_read_timeout(idle_timeout).expect("the timeout is not zero");
         }
     });
     (backend.port, seen)
 }
 
-fn lock(seen: &Seen) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
+fn lock(seen: &ReceivedIds) -> std::sync::MutexGuard<'_, HashMap<String, usize>> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -175,25 +182,25 @@ fn before(port: u16) -> SingleSidecar {
 const STEADY: (Duration, usize) = (PACE, REQUESTS);
 
 #[test]
-fn connections_that_close_behind_an_answer_are_not_felt() {
+fn connections_closed_after_each_response_cause_no_errors() {
     let (port, _) = faulty(None, |asked| {
         asked.answer("");
         false
     });
-    let alone = before(port);
-    load(alone.port, "GET", STEADY).assert_all_served("closed behind each answer");
+    let sidecar = before(port);
+    load(sidecar.port, "GET", STEADY).assert_all_served("closed after each response");
     let (port, _) = faulty(None, |asked| {
         asked.answer("connection: close\r\n");
         false
     });
-    let alone = before(port);
-    load(alone.port, "GET", STEADY).assert_all_served("closed behind each answer, as announced");
-    assert_eq!(alone.metric("weft_sidecar_upstream_retries_total"), 0, "it was announced");
+    let sidecar = before(port);
+    load(sidecar.port, "GET", STEADY).assert_all_served("closed after each response, as announced");
+    assert_eq!(sidecar.metric("weft_sidecar_upstream_retries_total"), 0, "the close was announced");
 }
 
-/// A service that closes, or resets, connections that were idle for so long.
-fn impatient(patience: Duration, resets: bool) -> SingleSidecar {
-    let (port, _) = faulty(Some(patience), move |asked| {
+/// A service that closes, or resets, connections after this idle time.
+fn with_idle_timeout(idle_timeout: Duration, resets: bool) -> SingleSidecar {
+    let (port, _) = faulty(Some(idle_timeout), move |asked| {
         if resets {
             asked.reset();
         }
@@ -202,114 +209,117 @@ fn impatient(patience: Duration, resets: bool) -> SingleSidecar {
     before(port)
 }
 
-/// Each request comes when its service closes: of one client, of whom one connection waits at most.
+/// Each request arrives when its service closes; with one client, at most one connection is idle.
 #[test]
-fn a_connection_that_ends_while_idle_is_not_felt() {
-    for patience in [2, 8, 16].map(Duration::from_millis) {
+fn connection_closed_while_idle_causes_no_error() {
+    for idle_timeout in [2, 8, 16].map(Duration::from_millis) {
         for resets in [false, true] {
-            let alone = impatient(patience, resets);
-            let tally = requests(alone.port, 0, "GET", (patience, 150));
-            tally.assert_all_served(&format!("idle for {patience:?}, reset: {resets}"));
+            let sidecar = with_idle_timeout(idle_timeout, resets);
+            let results = requests(sidecar.port, 0, "GET", (idle_timeout, 150));
+            results.assert_all_served(&format!("idle for {idle_timeout:?}, reset: {resets}"));
         }
     }
 }
 
-/// Alone on a machine it passes; beside other tests one of some thousand requests gets 502.
+/// Passes on an idle machine; next to other tests, one of some thousand requests gets 502.
 #[test]
-fn many_connections_that_end_while_idle_are_not_felt() {
-    for patience in [2, 8, 16].map(Duration::from_millis) {
+fn many_connections_closed_while_idle_cause_no_errors() {
+    for idle_timeout in [2, 8, 16].map(Duration::from_millis) {
         for resets in [false, true] {
-            let alone = impatient(patience, resets);
-            let tally = load(alone.port, "GET", STEADY);
-            tally.assert_all_served(&format!("idle for {patience:?}, reset: {resets}"));
+            let sidecar = with_idle_timeout(idle_timeout, resets);
+            let results = load(sidecar.port, "GET", STEADY);
+            results.assert_all_served(&format!("idle for {idle_timeout:?}, reset: {resets}"));
         }
     }
 }
 
-/// Each client asks again just when the service closes.
+/// Each client sends its next request just when the service closes.
 #[test]
-fn a_service_that_keeps_connections_for_a_second_is_not_felt() {
+fn service_with_keepalive_of_one_second_causes_no_errors() {
     const SECOND: Duration = Duration::from_secs(1);
     let (port, _) = faulty(Some(SECOND), |asked| asked.answer("keep-alive: timeout=1\r\n"));
-    let alone = before(port);
+    let sidecar = before(port);
     std::thread::scope(|scope| {
-        let steady = scope.spawn(|| load(alone.port, "GET", STEADY));
-        load(alone.port, "GET", (SECOND, 4)).assert_all_served("a second apart");
-        steady.join().expect("it ends").assert_all_served("all the while");
+        let steady = scope.spawn(|| load(sidecar.port, "GET", STEADY));
+        load(sidecar.port, "GET", (SECOND, 4)).assert_all_served("a second apart");
+        steady.join().expect("the load does not panic").assert_all_served("all the while");
     });
 }
 
 #[test]
-fn a_connection_is_closed_before_its_service_would() {
+fn sidecar_closes_idle_connections_before_the_service_does() {
     let (sender, ends) = channel();
     let sender = Mutex::new(sender);
     let (port, _) = faulty(None, move |asked| {
         asked.answer("keep-alive: timeout=2\r\n");
-        asked.stream.set_read_timeout(Some(Duration::from_secs(2))).expect("it is above zero");
+        asked
+            .stream
+            .set_read_timeout(Some(Duration::from_secs(2)))
+            .expect("the timeout is not zero");
         let ended = asked.stream.read(&mut [0]).is_ok_and(|read| read == 0);
-        lock_sender(&sender).send(ended).expect("the test waits for it");
+        lock_sender(&sender).send(ended).expect("the test receives");
         false
     });
-    let alone = before(port);
-    assert_eq!(http1::ask(alone.port, "GET /x HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
-    assert_eq!(ends.recv_timeout(DEADLINE), Ok(true), "the service had to close it");
+    let sidecar = before(port);
+    assert_eq!(http1::ask(sidecar.port, "GET /x HTTP/1.1\r\nhost: a\r\n\r\n").status, 200);
+    assert_eq!(ends.recv_timeout(DEADLINE), Ok(true), "the sidecar closed the connection");
 }
 
 fn lock_sender<T>(sender: &Mutex<Sender<T>>) -> std::sync::MutexGuard<'_, Sender<T>> {
     sender.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Every connection takes one request, and fails the second without a word.
-fn single_minded() -> (u16, Seen) {
+/// Each connection serves one request, and is closed without a response at the second.
+fn single_request_service() -> (u16, ReceivedIds) {
     faulty(None, |asked| asked.number == 0 && asked.answer(""))
 }
 
 #[test]
-fn a_request_that_may_be_repeated_is_repeated_when_its_connection_was_used() {
-    let (port, seen) = single_minded();
-    let alone = before(port);
-    // One client alone: there is one connection at most to fail.
-    let tally = requests(alone.port, 0, "GET", (Duration::from_millis(1), 200));
-    tally.assert_all_served("failed at the second request");
-    assert!(alone.metric("weft_sidecar_upstream_retries_total") > 0, "nothing was repeated");
+fn retriable_request_is_retried_when_a_reused_connection_fails() {
+    let (port, seen) = single_request_service();
+    let sidecar = before(port);
+    // With one client, at most one connection can fail.
+    let results = requests(sidecar.port, 0, "GET", (Duration::from_millis(1), 200));
+    results.assert_all_served("closed at the second request");
+    assert!(sidecar.metric("weft_sidecar_upstream_retries_total") > 0, "no request was retried");
     assert!(lock(&seen).values().all(|times| *times <= 2), "{:?}", lock(&seen));
 }
 
-/// A connection that was never used before cannot have been closed for being idle.
+/// The retry uses a new connection, which cannot have been closed for being idle.
 #[test]
-fn a_request_is_repeated_over_a_new_connection() {
-    let (port, _) = single_minded();
-    let alone = before(port);
-    load(alone.port, "GET", STEADY).assert_all_served("failed at the second request");
+fn retry_uses_a_new_connection() {
+    let (port, _) = single_request_service();
+    let sidecar = before(port);
+    load(sidecar.port, "GET", STEADY).assert_all_served("closed at the second request");
 }
 
 #[test]
-fn a_post_that_may_have_been_seen_is_not_repeated() {
+fn post_that_the_service_may_have_received_is_not_retried() {
     let idle = faulty(Some(Duration::from_millis(8)), |asked| asked.answer(""));
-    for (fault, (port, seen)) in [("idle", idle), ("the second", single_minded())] {
-        let alone = before(port);
-        let tally = load(alone.port, "POST", STEADY);
+    for (failure, (port, seen)) in [("idle", idle), ("the second", single_request_service())] {
+        let sidecar = before(port);
+        let results = load(sidecar.port, "POST", STEADY);
         let twice: Vec<_> =
             lock(&seen).iter().filter(|(_, times)| **times > 1).map(|(id, _)| id.clone()).collect();
-        assert_eq!(twice, Vec::<String>::new(), "{fault}");
-        assert_eq!((tally.wrong.len(), tally.broken), (0, 0), "{fault}: {tally:?}");
-        let only = tally.statuses.keys().all(|status| [200, 502].contains(status));
-        assert!(only && tally.statuses.contains_key(&200), "{fault}: {tally:?}");
+        assert_eq!(twice, Vec::<String>::new(), "{failure}");
+        assert_eq!((results.wrong.len(), results.broken), (0, 0), "{failure}: {results:?}");
+        let only = results.statuses.keys().all(|status| [200, 502].contains(status));
+        assert!(only && results.statuses.contains_key(&200), "{failure}: {results:?}");
     }
 }
 
 #[test]
-fn a_service_that_closes_while_it_is_written_to_is_not_asked_again() {
+fn request_is_not_retried_when_the_service_closes_during_the_upload() {
     let (port, seen) = faulty(None, |asked| asked.reset());
-    let alone = before(port);
+    let sidecar = before(port);
     let body = "x".repeat(4 * 1024 * 1024);
     for number in 0..20 {
-        let mut client = Http1Client::connect(alone.port);
+        let mut client = Http1Client::connect(sidecar.port);
         let length = body.len();
         client.send(format!(
             "POST /{number} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
         ));
-        // It may be refused before all of it was sent.
+        // The client may be rejected before it has sent everything.
         client.send(&body);
         let answer = client.answer("POST");
         assert!(answer.status == 502 || answer.broken, "{number}: {answer:?}");
@@ -319,7 +329,7 @@ fn a_service_that_closes_while_it_is_written_to_is_not_asked_again() {
 }
 
 #[test]
-fn a_service_that_hangs_costs_its_own_requests_only() {
+fn hanging_service_affects_only_its_own_requests() {
     let (port, _) = faulty(None, |asked| {
         if !asked.id.ends_with("7") {
             return asked.answer("");
@@ -330,117 +340,128 @@ fn a_service_that_hangs_costs_its_own_requests_only() {
     let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
     wanted.http["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["timeout"] =
         json!("0.3s");
-    let alone = wanted.start();
-    let tally = load(alone.port, "GET", (PACE, 50));
-    assert_eq!((tally.wrong.len(), tally.broken), (0, 0), "{tally:?}");
-    // One in ten.
-    assert_eq!(tally.statuses, BTreeMap::from([(200, 720), (504, 80)]));
+    let sidecar = wanted.start();
+    let results = load(sidecar.port, "GET", (PACE, 50));
+    assert_eq!((results.wrong.len(), results.broken), (0, 0), "{results:?}");
+    // One request in ten.
+    assert_eq!(results.statuses, BTreeMap::from([(200, 720), (504, 80)]));
 }
 
-/// Holds that no answer looks whole, and that only 502 is said beside.
+/// Checks that no response looks complete, and that the only error status is 502.
 #[track_caller]
-fn check_broken(fault: &str, act: impl Fn(&mut Asked<'_>) -> bool + Send + Sync + 'static) {
+fn check_incomplete(
+    failure: &str,
+    act: impl Fn(&mut FaultyExchange<'_>) -> bool + Send + Sync + 'static,
+) {
     let (port, _) = faulty(None, act);
-    let mut alone = before(port);
-    let tally = load(alone.port, "GET", (PACE, 40));
-    let refused = tally.statuses.get(&502).copied().unwrap_or_default();
-    let total = tally.statuses.values().sum::<usize>();
-    assert_eq!((tally.broken + refused, tally.wrong.len()), (total, 0), "{fault}: {tally:?}");
-    alone.assert_healthy();
+    let mut sidecar = before(port);
+    let results = load(sidecar.port, "GET", (PACE, 40));
+    let refused = results.statuses.get(&502).copied().unwrap_or_default();
+    let total = results.statuses.values().sum::<usize>();
+    assert_eq!(
+        (results.broken + refused, results.wrong.len()),
+        (total, 0),
+        "{failure}: {results:?}"
+    );
+    sidecar.assert_healthy();
 }
 
 #[test]
-fn an_answer_that_breaks_off_looks_broken() {
+fn incomplete_response_is_recognizable_as_incomplete() {
     const LENGTH: &str = "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf";
     const CHUNKS: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n";
-    check_broken("ended within its length", |asked| asked.last(LENGTH));
-    check_broken("reset within its length", |asked| asked.say(LENGTH) && asked.reset());
-    check_broken("ended within its chunks", |asked| asked.last(CHUNKS));
-    check_broken("reset within its chunks", |asked| asked.say(CHUNKS) && asked.reset());
-    check_broken("bad chunks", |asked| asked.say(&format!("{CHUNKS}zz\r\n")));
-    check_broken("garbage", |asked| asked.say("\u{1}\u{2}\u{3}garbage\r\n\r\n"));
-    check_broken("half a head", |asked| asked.last("HTTP/1.1 200 OK\r\nx-"));
+    check_incomplete("ended within its length", |asked| asked.last(LENGTH));
+    check_incomplete("reset within its length", |asked| asked.send(LENGTH) && asked.reset());
+    check_incomplete("ended within its chunks", |asked| asked.last(CHUNKS));
+    check_incomplete("reset within its chunks", |asked| asked.send(CHUNKS) && asked.reset());
+    check_incomplete("bad chunks", |asked| asked.send(&format!("{CHUNKS}zz\r\n")));
+    check_incomplete("garbage", |asked| asked.send("\u{1}\u{2}\u{3}garbage\r\n\r\n"));
+    check_incomplete("half a head", |asked| asked.last("HTTP/1.1 200 OK\r\nx-"));
 }
 
-/// HTTP/1.0 has no chunks: but for a reset, what ends early looks whole (RFC 9112, section 8).
+/// HTTP/1.0 has no chunked coding: an early end looks complete unless the connection is reset (RFC
+/// 9112, section 8).
 #[test]
-fn an_answer_that_breaks_off_looks_broken_to_http10() {
+fn incomplete_response_is_recognizable_over_http10() {
     let large = "x".repeat(100_000);
     let (port, _) = faulty(None, move |asked| {
         let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
-        asked.say(&format!("{head}186a0\r\n{large}\r\n")) && asked.reset()
+        asked.send(&format!("{head}186a0\r\n{large}\r\n")) && asked.reset()
     });
-    let alone = before(port);
-    let answer = http1::ask(alone.port, "GET /x HTTP/1.0\r\nhost: a\r\n\r\n");
-    assert!(answer.broken || answer.status == 502, "{} bytes looked whole", answer.body.len());
+    let sidecar = before(port);
+    let answer = http1::ask(sidecar.port, "GET /x HTTP/1.0\r\nhost: a\r\n\r\n");
+    assert!(answer.broken || answer.status == 502, "{} bytes look complete", answer.body.len());
 }
 
 #[test]
-fn what_follows_an_answer_is_nobodys() {
-    let check = |fault: &str, behind: fn(&str) -> String| {
+fn data_after_a_response_is_not_sent_to_another_client() {
+    let check = |failure: &str, behind: fn(&str) -> String| {
         let (port, _) = faulty(None, move |asked| {
             let answer = right_answer(asked.id, "") + &behind(asked.id);
-            asked.say(&answer)
+            asked.send(&answer)
         });
-        let alone = before(port);
-        load(alone.port, "GET", STEADY).assert_all_served(fault);
+        let sidecar = before(port);
+        load(sidecar.port, "GET", STEADY).assert_all_served(failure);
     };
     check("a length too short", |_| "tail".to_owned());
     check("two answers", |id| right_answer(id, ""));
-    check("an interim one behind", |_| "HTTP/1.1 103 Early Hints\r\n\r\n".to_owned());
+    check("an interim response after the response", |_| {
+        "HTTP/1.1 103 Early Hints\r\n\r\n".to_owned()
+    });
     check("a request", |_| "GET / HTTP/1.1\r\nhost: a\r\n\r\n".to_owned());
 }
 
-/// A service that says something more once its answer has come to the client, and tells when it is said.
-fn afterthoughts() -> (u16, Sender<()>, Receiver<()>) {
+/// A service that sends more data once its response has reached the client, and notifies the test
+/// when it is sent.
+fn late_data_service() -> (u16, Sender<()>, Receiver<()>) {
     let (arrived, go_on) = channel::<()>();
-    let (say, said) = channel();
-    let (go_on, say) = (Mutex::new(go_on), Mutex::new(say));
+    let (send_notice, sent) = channel();
+    let (go_on, send_notice) = (Mutex::new(go_on), Mutex::new(send_notice));
     let first = AtomicUsize::new(0);
     let (port, _) = faulty(None, move |asked| {
         let is_open = asked.answer("");
         if first.fetch_add(1, Ordering::Relaxed).is_multiple_of(2) {
             let go_on = go_on.lock().unwrap_or_else(PoisonError::into_inner);
             go_on.recv_timeout(DEADLINE).unwrap_or_default();
-            asked.say(&right_answer("stray", ""));
-            lock_sender(&say).send(()).expect("the test waits for it");
+            asked.send(&right_answer("stray", ""));
+            lock_sender(&send_notice).send(()).expect("the test receives");
         }
         is_open
     });
-    (port, arrived, said)
+    (port, arrived, sent)
 }
 
 #[test]
-fn an_answer_that_nobody_asked_for_is_given_to_nobody() {
-    let (port, arrived, said) = afterthoughts();
-    let alone = before(port);
-    let mut client = Http1Client::connect(alone.port);
+fn unsolicited_response_is_discarded() {
+    let (port, arrived, sent) = late_data_service();
+    let sidecar = before(port);
+    let mut client = Http1Client::connect(sidecar.port);
     for number in 0..200 {
         for turn in ["first", "second"] {
             let id = format!("{number}-{turn}");
             let answer = client.ask(&format!("GET /{id} HTTP/1.1\r\nhost: a\r\n\r\n"));
             assert_eq!((answer.status, answer.body.as_str()), (200, id.as_str()));
             if turn == "first" {
-                arrived.send(()).expect("the service waits for it");
-                said.recv_timeout(DEADLINE).expect("the service has said it");
+                arrived.send(()).expect("the service receives");
+                sent.recv_timeout(DEADLINE).expect("the service has sent the data");
             }
         }
     }
 }
 
 #[test]
-fn a_service_that_ends_its_side_may_still_be_heard() {
+fn response_of_a_half_closed_connection_is_accepted() {
     let (port, _) = faulty(None, |asked| {
         let whole = asked.answer("");
         drop(asked.stream.shutdown(Shutdown::Write));
         whole
     });
-    let alone = before(port);
-    load(alone.port, "GET", (PACE, 40)).assert_all_served("half closed");
+    let sidecar = before(port);
+    load(sidecar.port, "GET", (PACE, 40)).assert_all_served("half closed");
 }
 
 #[test]
-fn opaque_connection_goes_to_another_endpoint_when_one_refuses() {
+fn tcp_connection_fails_over_when_an_endpoint_refuses() {
     let service = ScriptedServer::echoing_heads();
     let refusing = port::free();
     let admin = port::free();

@@ -1,10 +1,10 @@
-//! Why TLS with an endpoint did not come about: the same word in the access line and in a metric, whatever is
-//! carried. The endpoints are openssl's, or say what no server of TLS says.
+//! Failed TLS handshakes with endpoints: the access log and a metric have the same reason, for
+//! every kind of traffic. The endpoints are openssl servers, or servers that do not speak TLS.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test may panic on unexpected values"
 )]
 
 use std::io::{Read, Write};
@@ -30,7 +30,7 @@ use weft_integration::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// An `openssl s_server` that shows a certificate.
+/// An `openssl s_server` with this certificate.
 fn s_server(identity: &IdentityFiles, arguments: &[&str]) -> (Process, u16) {
     let port = port::free();
     let mut command = Command::new("openssl");
@@ -42,18 +42,19 @@ fn s_server(identity: &IdentityFiles, arguments: &[&str]) -> (Process, u16) {
     (process, port)
 }
 
-/// A server that reads what comes first, and does this.
+/// A server that reads the first bytes, then runs `act`.
 fn server(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
-    let backend = ScriptedServer::start(move |mut stream| {
+    let server = ScriptedServer::start(move |mut stream| {
         let mut first = [0; 4096];
         if stream.read(&mut first).is_ok_and(|count| count > 0) {
             act(&mut stream);
         }
     });
-    backend.port
+    server.port
 }
 
-/// A socket whose endpoint must chain to `roots`; without lists and names where none are given.
+/// A transport socket whose endpoint must chain to `roots`, with these further checks and
+/// `tls_params`.
 fn socket(roots: &str, validation: &Value, parameters: &Value) -> Value {
     let validation = with(validation.clone(), "trusted_ca", json!({"filename": roots}));
     let common = json!({"validation_context": validation, "tls_params": parameters});
@@ -61,56 +62,58 @@ fn socket(roots: &str, validation: &Value, parameters: &Value) -> Value {
     json!({"name": "tls", "typed_config": any(message, json!({"common_tls_context": common}))})
 }
 
-/// One endpoint that cannot be had: the word for it, its port, and the socket to it.
-struct Case {
-    word: &'static str,
+/// An endpoint with a failing handshake: the expected reason, its port, and the transport socket to
+/// it.
+struct HandshakeCase {
+    reason: &'static str,
     status: u16,
     port: u16,
     socket: Value,
 }
 
-impl Case {
+impl HandshakeCase {
     fn cluster(&self, speaks: UpstreamHttp) -> Value {
         with(
-            cluster(self.word, &[self.port], speaks, Some(self.socket.clone())),
+            cluster(self.reason, &[self.port], speaks, Some(self.socket.clone())),
             "connect_timeout",
             json!("1s"),
         )
     }
 }
 
-/// The endpoints, and what keeps them running. `others` is an authority that signed none of them.
-fn cases(hands: &PythonPki, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
+/// The endpoints, and their processes. `others` is an authority that signed none of these
+/// certificates.
+fn cases(python_pki: &PythonPki, others: &MeshPki) -> (Vec<HandshakeCase>, Vec<Process>) {
     let mut cases = Vec::new();
     let mut processes = Vec::new();
-    let root = hands.root();
+    let root = python_pki.root();
     let any_name = json!({"match_typed_subject_alt_names":
         [{"san_type": "URI", "matcher": {"prefix": "spiffe://"}}]});
     let other_name = json!({"match_typed_subject_alt_names":
-        [{"san_type": "URI", "matcher": {"exact": spiffe_id("nobody")}}]});
-    let listed = with(any_name.clone(), "crl", json!({"filename": text(&hands.crl_file())}));
+        [{"san_type": "URI", "matcher": {"exact": spiffe_id("unknown")}}]});
+    let listed = with(any_name.clone(), "crl", json!({"filename": text(&python_pki.crl_file())}));
     let foreign = text(&others.root()).to_owned();
     let plain = json!({});
     let newer = json!({"tls_minimum_protocol_version": "TLSv1_3"});
     let rsa = json!({"tls_maximum_protocol_version": "TLSv1_2",
         "cipher_suites": ["ECDHE-RSA-AES128-GCM-SHA256"]});
-    let good = hands.identity("good");
-    let mut add = |word, identity: &IdentityFiles, arguments: &[&str], socket| {
+    let good = python_pki.identity("good");
+    let mut add = |reason, identity: &IdentityFiles, arguments: &[&str], socket| {
         let (process, port) = s_server(identity, arguments);
         processes.push(process);
-        cases.push(Case { word, status: 503, port, socket });
+        cases.push(HandshakeCase { reason, status: 503, port, socket });
     };
     let root = text(&root);
     add("unknown_issuer", &good, &[], socket(&foreign, &any_name, &plain));
     add("wrong_name", &good, &[], socket(root, &other_name, &plain));
-    let expired = hands.identity("expired");
+    let expired = python_pki.identity("expired");
     add("certificate_expired", &expired, &[], socket(root, &any_name, &plain));
-    let revoked = hands.identity("revoked");
+    let revoked = python_pki.identity("revoked");
     add("certificate_revoked", &revoked, &["-tls1_2"], socket(root, &listed, &plain));
     add("alert_protocol_version", &good, &["-tls1_2"], socket(root, &any_name, &newer));
     add("alert_handshake_failure", &good, &["-tls1_2"], socket(root, &any_name, &rsa));
-    let mut add = |word, status, port| {
-        cases.push(Case { word, status, port, socket: socket(root, &any_name, &plain) });
+    let mut add = |reason, status, port| {
+        cases.push(HandshakeCase { reason, status, port, socket: socket(root, &any_name, &plain) });
     };
     add("not_tls", 503, server(|stream| drop(stream.write_all(b"220 mail.test ESMTP\r\n"))));
     add("closed_in_handshake", 503, server(|_| {}));
@@ -119,7 +122,7 @@ fn cases(hands: &PythonPki, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
     };
     add("reset_in_handshake", 503, server(reset));
     add("handshake_timeout", 504, ScriptedServer::silent().port);
-    // A ServerHello of TLS 1.1, as from a server that does not look at what is offered.
+    // A ServerHello of TLS 1.1, as from a server that ignores the offered versions.
     let old: &[u8] =
         &[&[22, 3, 2, 0, 42, 2, 0, 0, 38, 3, 2][..], &[7; 32], &[0, 0xc0, 9, 0]].concat();
     let old = old.to_vec();
@@ -127,17 +130,18 @@ fn cases(hands: &PythonPki, others: &MeshPki) -> (Vec<Case>, Vec<Process>) {
     (cases, processes)
 }
 
-fn failures(alone: &SingleSidecar, word: &str) -> u64 {
-    alone
-        .metric(&format!("weft_sidecar_upstream_tls_handshake_failures_total{{reason=\"{word}\"}}"))
+fn failures(sidecar: &SingleSidecar, reason: &str) -> u64 {
+    sidecar.metric(&format!(
+        "weft_sidecar_upstream_tls_handshake_failures_total{{reason=\"{reason}\"}}"
+    ))
 }
 
-fn start(cases: &[Case], speaks: UpstreamHttp) -> SingleSidecar {
+fn start(cases: &[HandshakeCase], speaks: UpstreamHttp) -> SingleSidecar {
     let mut wanted = SingleSidecarConfig::for_upstream(1, speaks);
     wanted.clusters = cases.iter().map(|case| case.cluster(speaks)).collect();
-    let route = |case: &Case| {
-        json!({"match": {"prefix": format!("/{}", case.word)},
-            "route": {"cluster": case.word, "timeout": "15s"}})
+    let route = |case: &HandshakeCase| {
+        json!({"match": {"prefix": format!("/{}", case.reason)},
+            "route": {"cluster": case.reason, "timeout": "15s"}})
     };
     wanted.http["route_config"]["virtual_hosts"][0]["routes"] =
         cases.iter().map(route).collect::<Value>();
@@ -145,7 +149,7 @@ fn start(cases: &[Case], speaks: UpstreamHttp) -> SingleSidecar {
 }
 
 #[test]
-fn reason_of_a_failed_handshake_is_in_the_access_line_and_in_the_metric() {
+fn handshake_failure_reason_is_in_the_access_log_and_the_metric() {
     const UPGRADE: [&str; 8] = [
         "--header",
         "connection: upgrade",
@@ -156,30 +160,33 @@ fn reason_of_a_failed_handshake_is_in_the_access_line_and_in_the_metric() {
         "--header",
         "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
     ];
-    let hands = PythonPki::create();
+    let python_pki = PythonPki::create();
     let others = MeshPki::create();
-    let (cases, _processes) = cases(&hands, &others);
+    let (cases, _processes) = cases(&python_pki, &others);
     for (speaks, arguments) in [
         (UpstreamHttp::Http1, &[][..]),
         (UpstreamHttp::Http1, &UPGRADE[..]),
         (UpstreamHttp::Http2, &[][..]),
     ] {
-        let alone = start(&cases, speaks);
-        for Case { word, status, .. } in &cases {
-            let before = failures(&alone, word);
-            let answer = Curl::get(alone.port, &format!("/{word}")).with(arguments).run();
-            assert_eq!(answer.status, *status, "{word}");
-            assert!(!answer.text().contains(word), "clients learn nothing of endpoints");
-            let line = alone.access_line(&format!("\"path\":\"/{word}\""));
-            assert_eq!(line["detail"], *word, "{line}");
-            assert!(failures(&alone, word) > before, "{word}");
+        let sidecar = start(&cases, speaks);
+        for HandshakeCase { reason, status, .. } in &cases {
+            let before = failures(&sidecar, reason);
+            let answer = Curl::get(sidecar.port, &format!("/{reason}")).with(arguments).run();
+            assert_eq!(answer.status, *status, "{reason}");
+            assert!(
+                !answer.text().contains(reason),
+                "the response contains no details of endpoints"
+            );
+            let line = sidecar.access_line(&format!("\"path\":\"/{reason}\""));
+            assert_eq!(line["detail"], *reason, "{line}");
+            assert!(failures(&sidecar, reason) > before, "{reason}");
         }
     }
 }
 
-/// In TLS 1.3 a server refuses a client's certificate after the client's handshake.
+/// In TLS 1.3, a server rejects a client's certificate after the client has finished its handshake.
 #[test]
-fn alert_after_the_handshake_is_in_the_access_line_and_in_the_metric() {
+fn alert_after_the_handshake_is_in_the_access_log_and_the_metric() {
     let signer = TestAuthority::create();
     let good = signer.write_files("server", &signer.sign("server", DAY));
     let foreign = MeshPki::create();
@@ -193,45 +200,48 @@ fn alert_after_the_handshake_is_in_the_access_line_and_in_the_metric() {
         let any_name = json!({"match_typed_subject_alt_names":
             [{"san_type": "URI", "matcher": {"exact": spiffe_id("server")}}]});
         let socket = socket(text(&root), &any_name, &json!({}));
-        Case { word: "alert_certificate_required", status: 502, port, socket }
+        HandshakeCase { reason: "alert_certificate_required", status: 502, port, socket }
     };
     let (_newer, newer) = asking("-tls1_3");
     let (_older, older) = asking("-tls1_2");
-    let unknown = Case {
-        word: "alert_unknown_ca",
+    let unknown = HandshakeCase {
+        reason: "alert_unknown_ca",
         status: 502,
         port: newer,
         socket: mutual_tls(&own, &root, "server"),
     };
-    let in_handshake = Case { word: "alert_handshake_failure", status: 503, ..nameless(older) };
+    let in_handshake =
+        HandshakeCase { reason: "alert_handshake_failure", status: 503, ..nameless(older) };
     let cases = [nameless(newer), unknown, in_handshake];
     for speaks in [UpstreamHttp::Http1, UpstreamHttp::Http2] {
-        let alone = start(&cases, speaks);
-        for Case { word, status, .. } in &cases {
-            let answer = Curl::get(alone.port, &format!("/{word}")).run();
-            assert_eq!(answer.status, *status, "{word}");
-            let line = alone.access_line(&format!("\"path\":\"/{word}\""));
-            assert_eq!(line["detail"], *word, "{line}");
-            eventually(word, || (failures(&alone, word) >= 1).then_some(()));
+        let sidecar = start(&cases, speaks);
+        for HandshakeCase { reason, status, .. } in &cases {
+            let answer = Curl::get(sidecar.port, &format!("/{reason}")).run();
+            assert_eq!(answer.status, *status, "{reason}");
+            let line = sidecar.access_line(&format!("\"path\":\"/{reason}\""));
+            assert_eq!(line["detail"], *reason, "{line}");
+            eventually(reason, || (failures(&sidecar, reason) >= 1).then_some(()));
         }
-        let answer = http2::ask_one(alone.port, http2::request("POST", "/alert_unknown_ca", &[]));
+        let answer = http2::ask_one(sidecar.port, http2::request("POST", "/alert_unknown_ca", &[]));
         assert_eq!(answer.status(), 502);
-        let line = alone.access_line("\"method\":\"POST\"");
+        let line = sidecar.access_line("\"method\":\"POST\"");
         assert_eq!(line["detail"], "alert_unknown_ca", "{line}");
     }
 }
 
 #[test]
-fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
-    let hands = PythonPki::create();
+fn handshake_failure_reason_is_in_the_access_log_of_a_tcp_connection() {
+    let python_pki = PythonPki::create();
     let others = MeshPki::create();
-    let (mut cases, mut processes) = cases(&hands, &others);
-    let (process, asking) =
-        s_server(&hands.identity("good"), &["-Verify", "1", "-verify_return_error", "-tls1_3"]);
+    let (mut cases, mut processes) = cases(&python_pki, &others);
+    let (process, asking) = s_server(
+        &python_pki.identity("good"),
+        &["-Verify", "1", "-verify_return_error", "-tls1_3"],
+    );
     processes.push(process);
     let last = cases.last().unwrap();
-    let required = Case {
-        word: "alert_certificate_required",
+    let required = HandshakeCase {
+        reason: "alert_certificate_required",
         status: 0,
         port: asking,
         socket: last.socket.clone(),
@@ -246,33 +256,37 @@ fn reason_of_a_failed_handshake_is_in_the_line_of_a_tcp_connection() {
         .iter()
         .zip(&ports)
         .map(|(case, port)| {
-            let proxy = json!({"cluster": case.word, "access_log": log});
-            tcp_listener(case.word, ([127, 0, 0, 1], *port).into(), proxy)
+            let proxy = json!({"cluster": case.reason, "access_log": log});
+            tcp_listener(case.reason, ([127, 0, 0, 1], *port).into(), proxy)
         })
         .collect();
     let clusters: Vec<Value> = cases.iter().map(|case| case.cluster(UpstreamHttp::Http1)).collect();
     let config = bootstrap(admin, &listeners, &clusters);
     let sidecar = TestSidecar::start("sidecar", &pki, ports[0], admin, &config);
-    for (Case { word, port, .. }, at) in cases.iter().zip(&ports) {
+    for (HandshakeCase { reason, port, .. }, at) in cases.iter().zip(&ports) {
         let mut client = TcpStream::connect(("127.0.0.1", *at)).unwrap();
-        // The connection may be reset before the bytes are taken.
+        // The connection may be reset before the bytes are read.
         drop(client.write_all(b"hello"));
         let ended = client.read(&mut [0; 64]);
-        assert!(!ended.is_ok_and(|count| count > 0), "{word}");
-        let line = sidecar.process.line_with(&format!("\"service\":\"{word}\""));
+        assert!(!ended.is_ok_and(|count| count > 0), "{reason}");
+        let line = sidecar.process.line_with(&format!("\"service\":\"{reason}\""));
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(line["kind"], "tcp", "{line}");
-        assert_eq!((&line["detail"], &line["outcome"]), (&json!(word), &json!("denied")), "{line}");
+        assert_eq!(
+            (&line["detail"], &line["outcome"]),
+            (&json!(reason), &json!("denied")),
+            "{line}"
+        );
         assert_eq!(line["endpoint"], format!("127.0.0.1:{port}"), "{line}");
         let name =
-            format!("weft_sidecar_upstream_tls_handshake_failures_total{{reason=\"{word}\"}}");
-        eventually(word, || (sidecar.metric(&name) >= 1).then_some(()));
+            format!("weft_sidecar_upstream_tls_handshake_failures_total{{reason=\"{reason}\"}}");
+        eventually(reason, || (sidecar.metric(&name) >= 1).then_some(()));
     }
 }
 
 #[test]
-fn tcp_connection_that_is_carried_leaves_a_line_with_its_bytes() {
-    let hands = PythonPki::create();
+fn proxied_tcp_connection_is_logged_with_its_byte_counts() {
+    let python_pki = PythonPki::create();
     let echo = ScriptedServer::start(|mut stream| {
         let mut read = stream.try_clone().unwrap();
         drop(std::io::copy(&mut read, &mut stream));
@@ -285,7 +299,8 @@ fn tcp_connection_that_is_carried_leaves_a_line_with_its_bytes() {
         any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]);
     let proxy = json!({"cluster": "echo", "access_log": log});
     let mut listener = tcp_listener("tcp", ([127, 0, 0, 1], at).into(), proxy);
-    let mut tls = verify_mode(&hands.identity("good"), &hands.root(), &hands.crl_file());
+    let mut tls =
+        verify_mode(&python_pki.identity("good"), &python_pki.root(), &python_pki.crl_file());
     tls["typed_config"]["require_client_certificate"] = json!(false);
     listener["filter_chains"][0]["transport_socket"] = tls;
     let config =

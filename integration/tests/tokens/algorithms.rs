@@ -1,17 +1,17 @@
-//! Algorithms that a token cannot choose (RFC 8725, sections 2.1 and 3.1): none at all, one whose key
-//! everybody has, and one that is not the key's.
+//! Algorithms that a token must not choose (RFC 8725, sections 2.1 and 3.1): `none`, HMAC with the
+//! public key, and an algorithm that is not the key's.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::front::{Case, Front, case};
-use crate::issuer::{Issuer, Key, claims, unsigned, without};
+use crate::front::{TokenCase, TokenFront, case};
+use crate::issuer::{SigningKey, TokenIssuer, claims, unsigned, without};
 
 #[test]
-fn no_algorithm_is_no_algorithm() {
-    let issuer = Issuer::new();
-    let (key, stranger) = (issuer.key("ES256"), Key::ecdsa("ES256"));
+fn token_with_alg_none_is_rejected() {
+    let issuer = TokenIssuer::new();
+    let (key, stranger) = (issuer.key("ES256"), SigningKey::ecdsa("ES256"));
     let spellings = [
         json!("none"),
         json!("None"),
@@ -38,10 +38,10 @@ fn no_algorithm_is_no_algorithm() {
     for (name, header) in headers {
         let text = unsigned(&header, claims().to_string());
         cases.push(case(format!("alg {name}, no signature"), format!("{text}.")));
-        cases.push(case(format!("alg {name}, a stranger's signature"), stranger.sealed(&text)));
-        cases.push(case(format!("alg {name}, the issuer's signature"), key.sealed(&text)));
+        cases.push(case(format!("alg {name}, signed by another key"), stranger.sealed(&text)));
+        cases.push(case(format!("alg {name}, signed by the issuer"), key.sealed(&text)));
     }
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 fn pem(kind: &str, der: &[u8]) -> String {
@@ -52,17 +52,17 @@ fn pem(kind: &str, der: &[u8]) -> String {
 }
 
 #[test]
-fn a_public_key_is_no_secret() {
-    let issuer = Issuer::new();
+fn token_signed_with_the_public_key_as_hmac_secret_is_rejected() {
+    let issuer = TokenIssuer::new();
     let mut cases = Vec::new();
     for algorithm in ["RS256", "PS512", "ES256", "ES384", "EdDSA"] {
         let key = issuer.key(algorithm);
         let pem = pem("PUBLIC KEY", &key.der);
         let part = key.jwk.get("n").or_else(|| key.jwk.get("x")).and_then(Value::as_str);
-        let part = part.expect("it has a modulus or a coordinate");
+        let part = part.expect("the key has a modulus or a coordinate");
         let secrets: [(&str, Vec<u8>); 7] = [
             ("PEM", pem.clone().into()),
-            ("PEM without its last line end", pem.trim_end().into()),
+            ("PEM without the final line break", pem.trim_end().into()),
             ("DER", key.der.clone()),
             ("JWK", key.jwk.to_string().into()),
             ("key set", json!({"keys": [key.jwk]}).to_string().into()),
@@ -71,38 +71,38 @@ fn a_public_key_is_no_secret() {
         ];
         for (name, secret) in secrets {
             for hash in ["HS256", "HS384", "HS512"] {
-                let forged = Key::secret(hash, &secret).headed(key.header_with("alg", hash));
-                cases.push(case(format!("{hash} by {name} of {algorithm}"), forged));
+                let forged = SigningKey::secret(hash, &secret).headed(key.header_with("alg", hash));
+                cases.push(case(format!("{hash} with {name} of {algorithm}"), forged));
             }
         }
     }
-    // One PEM is as good as another for one hash; the others are tried with the first key alone.
+    // The PEM forms are equivalent for one hash; the others are tried with the first key only.
     cases.retain(|(name, _)| name.starts_with("HS256") || name.ends_with("RS256"));
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn a_key_has_its_algorithm() {
-    let issuer = Issuer::new();
-    let mut cases: Vec<Case> = Vec::new();
+fn token_with_an_algorithm_other_than_its_keys_is_rejected() {
+    let issuer = TokenIssuer::new();
+    let mut cases: Vec<TokenCase> = Vec::new();
     let all = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
     for (signing, named) in all.iter().flat_map(|one| all.map(|other| (*one, other))) {
         let (key, other) = (issuer.key(signing), issuer.key(named));
         if signing == named {
             continue;
         }
-        // Signed by the key of the kid, or of one algorithm under the name of the other.
+        // Signed with the key of the kid, or with one algorithm but labelled with another.
         let header = key.header_with("kid", other.jwk["kid"].clone());
         cases.push(case(format!("{signing} with the kid of {named}"), key.headed(header)));
         let header = key.header_with("alg", named);
-        cases.push(case(format!("signed by {signing}, called {named}"), key.headed(header)));
+        cases.push(case(format!("signed by {signing}, labelled {named}"), key.headed(header)));
     }
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn an_algorithm_has_one_spelling() {
-    let issuer = Issuer::new();
+fn misspelled_algorithm_is_rejected() {
+    let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
     let spellings = [
         "es256",
@@ -121,5 +121,5 @@ fn an_algorithm_has_one_spelling() {
     ];
     let cases =
         spellings.map(|alg| case(format!("alg {alg:?}"), key.headed(key.header_with("alg", alg))));
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }

@@ -1,23 +1,28 @@
-//! Claims that are missing, of another kind, or not good here and now (RFC 7519, section 4.1).
+//! Claims that are missing, have the wrong type, or exclude this time, audience or issuer (RFC
+//! 7519, section 4.1).
 
 use serde_json::json;
 
-use crate::front::{Case, Front, case};
+use crate::front::{TokenCase, TokenFront, case};
 use crate::issuer::{
-    AUDIENCE, ISSUER, Issuer, appended, claims, claims_saying, claims_without, now,
+    AUDIENCE, ISSUER, TokenIssuer, appended, claims, claims_with, claims_without, now,
 };
 
-/// Tokens that say each of these, in JSON, of a claim.
-pub(crate) fn saying(issuer: &Issuer, claim: &str, texts: &[&str]) -> Vec<Case> {
+/// Tokens with each of these JSON values for a claim.
+pub(crate) fn with_claim_values(
+    issuer: &TokenIssuer,
+    claim: &str,
+    texts: &[&str],
+) -> Vec<TokenCase> {
     let key = issuer.key("ES256");
     let token =
-        |text: &&str| case(format!("{claim}: {text}"), key.claiming(claims_saying(claim, text)));
+        |text: &&str| case(format!("{claim}: {text}"), key.claiming(claims_with(claim, text)));
     texts.iter().map(token).collect()
 }
 
 #[test]
-fn a_token_ends() {
-    let issuer = Issuer::new();
+fn token_without_valid_exp_is_rejected() {
+    let issuer = TokenIssuer::new();
     let now = now();
     let seconds = [now - 7200, now - 61].map(|seconds| seconds.to_string());
     let text = format!("\"{}\"", now + 3600);
@@ -43,14 +48,14 @@ fn a_token_ends() {
         "-99999999999999999999999",
         "\"2099-01-01T00:00:00Z\"",
     ];
-    let mut cases = saying(&issuer, "exp", &texts);
+    let mut cases = with_claim_values(&issuer, "exp", &texts);
     cases.push(case("no exp", issuer.key("ES256").claiming(claims_without("exp"))));
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn a_token_begins() {
-    let issuer = Issuer::new();
+fn token_with_nbf_or_iat_in_the_future_is_rejected() {
+    let issuer = TokenIssuer::new();
     let seconds = [now() + 3600, now() + 120].map(|seconds| seconds.to_string());
     let text = format!("\"{}\"", now() - 60);
     let texts: [&str; 10] = [
@@ -65,12 +70,12 @@ fn a_token_begins() {
         "true",
         "\"\"",
     ];
-    Front::of(&issuer).refuses(&saying(&issuer, "nbf", &texts));
+    TokenFront::of(&issuer).assert_rejected(&with_claim_values(&issuer, "nbf", &texts));
 }
 
 #[test]
-fn a_token_is_for_us() {
-    let issuer = Issuer::new();
+fn token_for_another_audience_is_rejected() {
+    let issuer = TokenIssuer::new();
     let texts = [
         "\"other\"",
         "\"Service\"",
@@ -103,19 +108,19 @@ fn a_token_is_for_us() {
         "[\"service\",null]",
         "[\"Service\"]",
     ];
-    let mut cases = saying(&issuer, "aud", &texts);
+    let mut cases = with_claim_values(&issuer, "aud", &texts);
     let key = issuer.key("ES256");
     cases.push(case("no aud", key.claiming(claims_without("aud"))));
     let elsewhere = appended(&claims_without("aud"), "azp", "\"service\"");
     cases.push(case("no aud, but azp", key.claiming(elsewhere)));
     let capital = appended(&claims_without("aud"), "Aud", "\"service\"");
     cases.push(case("no aud, but Aud", key.claiming(capital)));
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn a_token_is_of_the_issuer() {
-    let issuer = Issuer::new();
+fn token_of_another_issuer_is_rejected() {
+    let issuer = TokenIssuer::new();
     let texts = [
         "\"https://other\"",
         "\"https://issuer/\"",
@@ -143,21 +148,21 @@ fn a_token_is_of_the_issuer() {
         "[[\"https://issuer\"]]",
         "[1]",
     ];
-    let mut cases = saying(&issuer, "iss", &texts);
+    let mut cases = with_claim_values(&issuer, "iss", &texts);
     cases.push(case("no iss", issuer.key("ES256").claiming(claims_without("iss"))));
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn a_subject_is_a_text() {
-    let issuer = Issuer::new();
+fn token_with_a_sub_that_is_no_string_is_rejected() {
+    let issuer = TokenIssuer::new();
     let texts = ["1", "0", "true", "[]", "[\"visitor\"]", "{}", "{\"name\":\"visitor\"}", "1.5"];
-    Front::of(&issuer).refuses(&saying(&issuer, "sub", &texts));
+    TokenFront::of(&issuer).assert_rejected(&with_claim_values(&issuer, "sub", &texts));
 }
 
 #[test]
-fn a_claim_stands_once() {
-    let issuer = Issuer::new();
+fn token_with_a_duplicate_claim_is_rejected() {
+    let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
     let (later, earlier) = ((now() + 3600).to_string(), (now() - 7200).to_string());
     let (us, issued) = (json!(AUDIENCE).to_string(), json!(ISSUER).to_string());
@@ -166,10 +171,10 @@ fn a_claim_stands_once() {
         case(format!("{name} twice, then {json}"), key.claiming(payload))
     };
     let first_wrong = |name: &str, wrong: &str, right: &str| {
-        let payload = appended(&claims_saying(name, wrong), name, right);
+        let payload = appended(&claims_with(name, wrong), name, right);
         case(format!("{name} twice, {wrong} first"), key.claiming(payload))
     };
-    Front::of(&issuer).refuses(&[
+    TokenFront::of(&issuer).assert_rejected(&[
         twice("exp", &later),
         twice("exp", &earlier),
         twice("\\u0065xp", &later),

@@ -1,34 +1,35 @@
-//! Headers and claims that are no JSON (RFC 8259), or JSON of which two readers make two things.
+//! Headers and claims that are not valid JSON (RFC 8259), or that JSON parsers read in different
+//! ways.
 
-use crate::front::{Case, Front, case};
+use crate::front::{TokenCase, TokenFront, case};
 use serde_json::json;
 
-use crate::issuer::{AUDIENCE, ISSUER, Issuer, appended, claims, now};
+use crate::issuer::{AUDIENCE, ISSUER, TokenIssuer, appended, claims, now};
 
-/// An array in an array, so many times.
+/// An array nested this many levels deep.
 pub(crate) fn nested(levels: usize) -> String {
     format!("{}{}", "[".repeat(levels), "]".repeat(levels))
 }
 
-/// Texts in place of an object, and bytes that are no text.
-fn spoilt(object: &str) -> Vec<(&'static str, Vec<u8>)> {
+/// Invalid replacements of a JSON object, and invalid additions to it.
+fn malformed(object: &str) -> Vec<(&'static str, Vec<u8>)> {
     let with = |json: &str| appended(object, "x", json).into_bytes();
     let inner = &object[1..object.len() - 1];
     let utf_16: Vec<u8> = object.encode_utf16().flat_map(u16::to_be_bytes).collect();
     vec![
-        ("garbage behind", format!("{object}x").into()),
-        ("a brace behind", format!("{object}}}").into()),
-        ("another object behind", format!("{object}{object}").into()),
-        ("another object on a line behind", format!("{object}\n{object}").into()),
-        ("a NUL behind", format!("{object}\0").into()),
+        ("garbage at the end", format!("{object}x").into()),
+        ("a brace at the end", format!("{object}}}").into()),
+        ("another object at the end", format!("{object}{object}").into()),
+        ("another object on the next line", format!("{object}\n{object}").into()),
+        ("a NUL at the end", format!("{object}\0").into()),
         ("a byte order mark", format!("\u{feff}{object}").into()),
-        ("a comment behind", format!("{object}// x").into()),
-        ("a comment before", format!("/* x */{object}").into()),
-        ("a comment in it", format!("{{/* x */{inner}}}").into()),
+        ("a comment at the end", format!("{object}// x").into()),
+        ("a comment at the start", format!("/* x */{object}").into()),
+        ("a comment inside", format!("{{/* x */{inner}}}").into()),
         ("a comma at the end", format!("{{{inner},}}").into()),
         ("a comma at the start", format!("{{,{inner}}}").into()),
-        ("no end", format!("{{{inner}").into()),
-        ("no start", format!("{inner}}}").into()),
+        ("no closing brace", format!("{{{inner}").into()),
+        ("no opening brace", format!("{inner}}}").into()),
         ("single quotes", object.replace('"', "'").into()),
         (
             "names without quotes",
@@ -37,14 +38,14 @@ fn spoilt(object: &str) -> Vec<(&'static str, Vec<u8>)> {
         ("NaN", with("NaN")),
         ("Infinity", with("Infinity")),
         ("a number with a plus", with("+1")),
-        ("a number with a zero before", with("01")),
-        ("a number in another base", with("0x10")),
-        ("a number without its end", with("1.")),
+        ("a number with a leading zero", with("01")),
+        ("a hexadecimal number", with("0x10")),
+        ("a number that ends with a point", with("1.")),
         ("undefined", with("undefined")),
         ("True", with("True")),
-        ("an escape that is none", with("\"\\x41\"")),
-        ("a line end in a text", with("\"a\nb\"")),
-        ("a NUL in a text", with("\"a\0b\"")),
+        ("an invalid escape", with("\"\\x41\"")),
+        ("a line break in a string", with("\"a\nb\"")),
+        ("a NUL in a string", with("\"a\0b\"")),
         ("UTF-16", utf_16),
         ("an array", format!("[{object}]").into()),
         ("an array of members", format!("[{inner}]").into()),
@@ -53,90 +54,93 @@ fn spoilt(object: &str) -> Vec<(&'static str, Vec<u8>)> {
         ("null", "null".into()),
         ("a number", "1".into()),
         ("true", "true".into()),
-        ("a text", "\"x\"".into()),
-        ("an object in a text", json!(object).to_string().into()),
+        ("a string", "\"x\"".into()),
+        ("an object in a string", json!(object).to_string().into()),
         ("white space", " ".into()),
         ("20000 levels", with(&nested(20_000))),
-        ("20000 levels that are not closed", with(&"[".repeat(20_000))),
-        ("1000 objects that are not closed", with(&"{\"a\":".repeat(1000))),
+        ("20000 unclosed levels", with(&"[".repeat(20_000))),
+        ("1000 unclosed objects", with(&"{\"a\":".repeat(1000))),
     ]
 }
 
-/// An object with a text of bytes that are none (RFC 3629, sections 3 and 10).
-pub(crate) fn no_text(object: &str) -> [(&'static str, Vec<u8>); 4] {
+/// A JSON object with a string of invalid UTF-8 (RFC 3629, sections 3 and 10).
+pub(crate) fn invalid_utf8(object: &str) -> [(&'static str, Vec<u8>); 4] {
     let with = |bytes: &[u8]| {
         let around = appended(object, "x", "\"?\"");
-        let (before, behind) = around.rsplit_once('?').expect("it is there");
+        let (before, behind) = around.rsplit_once('?').expect("the object has the placeholder");
         [before.as_bytes(), bytes, behind.as_bytes()].concat()
     };
     [
         ("invalid UTF-8", with(&[0xff])),
-        ("UTF-8 that breaks off", with(&[0xe2, 0x82])),
-        ("UTF-8 that is too long", with(&[0xc0, 0xaf])),
+        ("truncated UTF-8", with(&[0xe2, 0x82])),
+        ("overlong UTF-8", with(&[0xc0, 0xaf])),
         ("a surrogate in UTF-8", with(&[0xed, 0xa0, 0x80])),
     ]
 }
 
 #[test]
-fn a_header_is_an_object() {
-    let issuer = Issuer::new();
+fn token_header_that_is_not_a_json_object_is_rejected() {
+    let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
     let header = key.header().to_string();
-    let spoilt = spoilt(&header).into_iter().chain(no_text(&header));
-    let cases: Vec<Case> = spoilt.map(|(name, bytes)| case(name, key.headed(bytes))).collect();
-    Front::of(&issuer).refuses(&cases);
+    let malformed = malformed(&header).into_iter().chain(invalid_utf8(&header));
+    let cases: Vec<TokenCase> =
+        malformed.map(|(name, bytes)| case(name, key.headed(bytes))).collect();
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn claims_are_an_object() {
-    let issuer = Issuer::new();
+fn claims_that_are_not_a_json_object_are_rejected() {
+    let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
     let payload = claims().to_string();
-    let cases: Vec<Case> =
-        spoilt(&payload).into_iter().map(|(name, bytes)| case(name, key.claiming(bytes))).collect();
-    Front::of(&issuer).refuses(&cases);
+    let cases: Vec<TokenCase> = malformed(&payload)
+        .into_iter()
+        .map(|(name, bytes)| case(name, key.claiming(bytes)))
+        .collect();
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
-/// What is wrong inside of an object that is well otherwise.
-pub(crate) fn spoilt_inside() -> [(&'static str, String); 5] {
+/// Invalid values inside an otherwise valid object.
+pub(crate) fn malformed_inside() -> [(&'static str, String); 5] {
     let objects = format!("{}1{}", "{\"a\":".repeat(1500), "}".repeat(1500));
     [
         ("5500 levels", nested(5500)),
         ("1500 objects", objects),
-        ("a high surrogate alone", "\"\\ud800\"".to_owned()),
-        ("a low surrogate alone", "\"\\udc00\"".to_owned()),
+        ("a lone high surrogate", "\"\\ud800\"".to_owned()),
+        ("a lone low surrogate", "\"\\udc00\"".to_owned()),
         ("surrogates in the wrong order", "\"\\udc00\\ud800\"".to_owned()),
     ]
 }
 
 #[test]
-fn what_is_nested_too_deep_or_is_half_a_character_is_no_json() {
-    let issuer = Issuer::new();
+fn deeply_nested_json_and_lone_surrogates_are_rejected() {
+    let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
-    let mut cases: Vec<Case> = spoilt_inside()
+    let mut cases: Vec<TokenCase> = malformed_inside()
         .map(|(name, json)| case(name, key.headed(appended(&key.header().to_string(), "x", &json))))
         .into();
     let claims = appended(&claims().to_string(), "\\ud800", "1");
-    cases.push(case("a surrogate alone in the name of a claim", key.claiming(claims)));
+    cases.push(case("a lone surrogate in the name of a claim", key.claiming(claims)));
     let header = appended(&key.header().to_string(), "\\ud800", "1");
-    cases.push(case("a surrogate alone in the name of a member", key.headed(header)));
-    Front::of(&issuer).refuses(&cases);
+    cases.push(case("a lone surrogate in the name of a member", key.headed(header)));
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn members_are_not_told_by_their_places() {
-    let issuer = Issuer::new();
+fn json_array_instead_of_an_object_is_rejected() {
+    let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
     let (issuer_name, us, end) = (ISSUER, AUDIENCE, now() + 3600);
-    Front::of(&issuer).refuses(&[
-        case("claims by their names", key.claiming(json!(["visitor", end, 0]).to_string())),
+    TokenFront::of(&issuer).assert_rejected(&[
+        case("claims as an array", key.claiming(json!(["visitor", end, 0]).to_string())),
         case(
-            "claims in another order",
+            "claims as an array in another order",
             key.claiming(json!([end, 0, "visitor", issuer_name, us]).to_string()),
         ),
-        case("a header", key.headed(json!(["JWT", "ES256"]).to_string())),
+        case("a header as an array", key.headed(json!(["JWT", "ES256"]).to_string())),
         case(
-            "a header with all there is",
+            "a header as an array of all members",
             key.headed(json!(["JWT", "ES256", null, null, null, "key-ES256"]).to_string()),
         ),
     ]);

@@ -1,4 +1,4 @@
-//! Keys that are published and must not verify a token all the same.
+//! Published keys that must not verify tokens, and unusual forms of keys that must.
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{self, RsaPublicKeyComponents};
@@ -6,102 +6,106 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
-use crate::front::{Case, Front, case};
-use crate::issuer::{Key, from_hex, rsa_pair};
+use crate::front::{TokenCase, TokenFront, case};
+use crate::issuer::{SigningKey, from_hex, rsa_pair};
 
-/// Holds that none of these keys verifies what it has signed.
+/// Checks that none of these keys verifies a token that it signed.
 #[track_caller]
-pub(crate) fn check(keys: &[(&str, Key)]) {
-    let cases: Vec<Case> = keys.iter().map(|(name, key)| case(*name, key.good())).collect();
+pub(crate) fn check(keys: &[(&str, SigningKey)]) {
+    let cases: Vec<TokenCase> = keys.iter().map(|(name, key)| case(*name, key.good())).collect();
     let published: Vec<Value> = keys.iter().map(|(_, key)| key.jwk.clone()).collect();
-    Front::start(&published).refuses(&cases);
+    TokenFront::start(&published).assert_rejected(&cases);
 }
 
 fn decoded(text: &Value) -> Vec<u8> {
-    URL_SAFE_NO_PAD.decode(text.as_str().expect("it is a text")).expect("it is base64")
+    URL_SAFE_NO_PAD
+        .decode(text.as_str().expect("the member is a string"))
+        .expect("the member is base64url")
 }
 
-/// A key by which everybody signs: its exponent is 1, so that a signature is what it is made of.
-fn of_exponent_1() -> Key {
-    let key = Key::rsa(&rsa_pair(), "RS256").saying("e", "AQ");
-    Key::signing(key.jwk, |message| {
+/// An RSA key with exponent 1: anyone can forge its signatures, because each is the padded message
+/// itself.
+fn with_exponent_1() -> SigningKey {
+    let key = SigningKey::rsa(&rsa_pair(), "RS256").with_member("e", "AQ");
+    SigningKey::signing(key.jwk, |message| {
         // RFC 8017, section 9.2.
-        let told = from_hex("3031300d060960864801650304020105000420");
-        let told = [&told, digest::digest(&digest::SHA256, message).as_ref()].concat();
-        let filling = vec![0xff; 256 - 3 - told.len()];
-        [&[0, 1], &filling[..], &[0], &told].concat()
+        let digest_info = from_hex("3031300d060960864801650304020105000420");
+        let digest_info =
+            [&digest_info, digest::digest(&digest::SHA256, message).as_ref()].concat();
+        let filling = vec![0xff; 256 - 3 - digest_info.len()];
+        [&[0, 1], &filling[..], &[0], &digest_info].concat()
     })
 }
 
 #[test]
-fn a_weak_key_does_not_verify() {
-    let short = Key::rsa_of_1024_bits();
-    // It does sign, as everybody finds who takes short keys.
+fn weak_rsa_key_verifies_no_token() {
+    let short = SigningKey::rsa_of_1024_bits();
+    // The signature is valid: a verifier that accepts short keys accepts it.
     let [n, e] = ["n", "e"].map(|part| decoded(&short.jwk[part]));
     let public = RsaPublicKeyComponents { n, e };
     let lax = &signature::RSA_PKCS1_1024_8192_SHA256_FOR_LEGACY_USE_ONLY;
-    public.verify(lax, b"x", &short.signature("x")).expect("the signature is right");
-    check(&[("RSA of 1024 bits", short), ("exponent 1", of_exponent_1())]);
+    public.verify(lax, b"x", &short.signature("x")).expect("the signature is valid");
+    check(&[("RSA of 1024 bits", short), ("exponent 1", with_exponent_1())]);
 }
 
 #[test]
-fn a_published_secret_does_not_verify() {
+fn published_hmac_secret_verifies_no_token() {
     let secret = [7; 64];
     check(&[
-        ("HS256", Key::secret("HS256", &secret)),
-        ("HS384", Key::secret("HS384", &secret)),
-        ("HS512", Key::secret("HS512", &secret)),
-        ("an empty secret", Key::secret("HS256", b"")),
-        ("a secret for ES256", Key::secret("HS256", &secret).saying("alg", "ES256")),
+        ("HS256", SigningKey::secret("HS256", &secret)),
+        ("HS384", SigningKey::secret("HS384", &secret)),
+        ("HS512", SigningKey::secret("HS512", &secret)),
+        ("an empty secret", SigningKey::secret("HS256", b"")),
+        ("a secret for ES256", SigningKey::secret("HS256", &secret).with_member("alg", "ES256")),
     ]);
 }
 
 #[test]
-fn a_key_for_something_else_does_not_verify() {
-    let ecdsa = || Key::ecdsa("ES256").saying("kid", "other");
-    let curved = |curve: &str| Key::ed25519().saying("crv", curve);
+fn key_for_another_purpose_or_curve_verifies_no_token() {
+    let ecdsa = || SigningKey::ecdsa("ES256").with_member("kid", "other");
+    let curved = |curve: &str| SigningKey::ed25519().with_member("crv", curve);
     check(&[
         ("X25519", curved("X25519")),
         ("Ed448", curved("Ed448")),
         ("Ed25519 in lower case", curved("ed25519")),
-        ("use is enc", ecdsa().saying("use", "enc")),
-        ("use is unknown", ecdsa().saying("use", "tls")),
-        ("use is empty", ecdsa().saying("use", "")),
-        ("another curve", ecdsa().saying("crv", "P-384")),
-        ("a curve that nobody knows", ecdsa().saying("crv", "secp256k1")),
-        ("another kind", ecdsa().saying("kty", "RSA")),
-        ("a point that is on no curve", ecdsa().saying("y", ecdsa().jwk["y"].clone())),
-        ("a coordinate that is too short", ecdsa().saying("x", "AA")),
-        ("no coordinate", ecdsa().saying("x", "")),
+        ("use is enc", ecdsa().with_member("use", "enc")),
+        ("use is unknown", ecdsa().with_member("use", "tls")),
+        ("use is empty", ecdsa().with_member("use", "")),
+        ("another curve", ecdsa().with_member("crv", "P-384")),
+        ("an unsupported curve", ecdsa().with_member("crv", "secp256k1")),
+        ("another key type", ecdsa().with_member("kty", "RSA")),
+        ("a point that is not on the curve", ecdsa().with_member("y", ecdsa().jwk["y"].clone())),
+        ("a coordinate that is too short", ecdsa().with_member("x", "AA")),
+        ("no coordinate", ecdsa().with_member("x", "")),
     ]);
 }
 
 #[test]
-fn a_key_verifies_by_the_algorithm_that_it_says() {
+fn key_verifies_only_its_declared_algorithm() {
     let pair = rsa_pair();
     let mut published = Vec::new();
-    // The token says what the key is in truth.
-    let mut called = |key: Key, algorithm: &str| {
-        let name = format!("{} that is called {algorithm:?}", key.jwk["alg"]);
+    // The token names the real algorithm of the key.
+    let mut called = |key: SigningKey, algorithm: &str| {
+        let name = format!("{} declared as {algorithm:?}", key.jwk["alg"]);
         let token = key.good();
-        published.push(key.saying("alg", algorithm).jwk);
+        published.push(key.with_member("alg", algorithm).jwk);
         case(name, token)
     };
     let others = ["ES384", "RS256", "EdDSA", "HS256", "none", "ECDH-ES", "es256", ""];
-    let mut cases: Vec<Case> =
-        others.map(|algorithm| called(Key::ecdsa("ES256"), algorithm)).into();
+    let mut cases: Vec<TokenCase> =
+        others.map(|algorithm| called(SigningKey::ecdsa("ES256"), algorithm)).into();
     for algorithm in ["RSA-OAEP", "RSA1_5", "RSA-OAEP-256", "PS256", "RS384", "ES256", "none"] {
-        cases.push(called(Key::rsa(&pair, "RS256"), algorithm));
+        cases.push(called(SigningKey::rsa(&pair, "RS256"), algorithm));
     }
     for algorithm in ["ES256", "ECDH-ES", "HS256"] {
-        cases.push(called(Key::ed25519(), algorithm));
+        cases.push(called(SigningKey::ed25519(), algorithm));
     }
-    Front::start(&published).refuses(&cases);
+    TokenFront::start(&published).assert_rejected(&cases);
 }
 
 #[test]
-fn a_set_is_used_for_the_keys_in_it_that_are_good() {
-    let good = Key::ecdsa("ES384");
+fn valid_keys_of_a_jwks_with_invalid_keys_are_used() {
+    let good = SigningKey::ecdsa("ES384");
     let unknown = [
         json!({"kty": "OKP", "crv": "Ed448", "x": "AA", "kid": "key-ES384"}),
         json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA", "kid": "key-ES384"}),
@@ -110,41 +114,48 @@ fn a_set_is_used_for_the_keys_in_it_that_are_good() {
         json!({}),
     ];
     for key in unknown {
-        Front::start(&[key.clone(), good.jwk.clone()]).takes(&[case(key.to_string(), good.good())]);
+        TokenFront::start(&[key.clone(), good.jwk.clone()])
+            .assert_accepted(&[case(key.to_string(), good.good())]);
     }
 }
 
-/// A key's member with a zero byte before it.
-fn with_zero(key: Key, part: &str) -> Key {
+/// Puts a zero byte in front of a member of the key.
+fn with_zero(key: SigningKey, part: &str) -> SigningKey {
     let bytes = [&[0], &decoded(&key.jwk[part])[..]].concat();
-    key.saying(part, URL_SAFE_NO_PAD.encode(bytes))
+    key.with_member(part, URL_SAFE_NO_PAD.encode(bytes))
 }
 
-/// A key's member, written in another way.
-fn rewritten(key: Key, part: &str, write: fn(&str) -> String) -> Key {
-    let text = write(key.jwk[part].as_str().expect("it is a text"));
-    key.saying(part, text)
+/// Writes a member of the key in another encoding.
+fn rewritten(key: SigningKey, part: &str, write: fn(&str) -> String) -> SigningKey {
+    let text = write(key.jwk[part].as_str().expect("the member is a string"));
+    key.with_member(part, text)
 }
 
-/// Keys as issuers publish them that follow RFC 7518 loosely.
+/// Keys of issuers that follow RFC 7518 loosely.
 #[test]
 fn key_in_an_unusual_form_verifies() {
-    let (rsa, ecdsa) = (|| Key::rsa(&rsa_pair(), "RS256"), || Key::ecdsa("ES256"));
+    let (rsa, ecdsa) = (|| SigningKey::rsa(&rsa_pair(), "RS256"), || SigningKey::ecdsa("ES256"));
     let other_base64 = |text: &str| text.replace('-', "+").replace('_', "/");
-    type Changed = fn(Key) -> Key;
-    let odd: [(&str, Key, Changed); 12] = [
-        ("a zero before the modulus", rsa(), |key| with_zero(key, "n")),
-        ("a zero before the exponent", rsa(), |key| with_zero(key, "e")),
-        ("a zero before a coordinate", ecdsa(), |key| with_zero(key, "x")),
+    type Changed = fn(SigningKey) -> SigningKey;
+    let odd: [(&str, SigningKey, Changed); 12] = [
+        ("a leading zero in the modulus", rsa(), |key| with_zero(key, "n")),
+        ("a leading zero in the exponent", rsa(), |key| with_zero(key, "e")),
+        ("a leading zero in a coordinate", ecdsa(), |key| with_zero(key, "x")),
         ("padding", rsa(), |key| rewritten(key, "n", |text| format!("{text}=="))),
-        ("the other base64", rewritten(rsa(), "n", other_base64), |key| key),
-        ("certificates", rsa(), |key| key.saying("x5c", json!(["MIIB"])).saying("x5t", "AA")),
-        ("certificates in no list", rsa(), |key| key.saying("x5c", "MIIB").saying("x5u", 7)),
-        ("no use", ecdsa(), |key| key.saying("use", Value::Null).saying("key_ops", Value::Null)),
-        ("an unknown operation", ecdsa(), |key| key.saying("key_ops", json!(["verify", "x"]))),
-        ("no algorithm", ecdsa(), |key| key.saying("alg", Value::Null)),
-        ("no name", ecdsa(), |key| key.saying("kid", Value::Null)),
-        ("an unknown member", ecdsa(), |key| key.saying("issuer", json!({"a": [1]}))),
+        ("the standard base64 alphabet", rewritten(rsa(), "n", other_base64), |key| key),
+        ("certificates", rsa(), |key| {
+            key.with_member("x5c", json!(["MIIB"])).with_member("x5t", "AA")
+        }),
+        ("x5c that is not an array", rsa(), |key| {
+            key.with_member("x5c", "MIIB").with_member("x5u", 7)
+        }),
+        ("no use", ecdsa(), |key| {
+            key.with_member("use", Value::Null).with_member("key_ops", Value::Null)
+        }),
+        ("an unknown operation", ecdsa(), |key| key.with_member("key_ops", json!(["verify", "x"]))),
+        ("no algorithm", ecdsa(), |key| key.with_member("alg", Value::Null)),
+        ("no kid", ecdsa(), |key| key.with_member("kid", Value::Null)),
+        ("an unknown member", ecdsa(), |key| key.with_member("issuer", json!({"a": [1]}))),
     ];
     let (mut cases, mut published) = (Vec::new(), Vec::new());
     for (name, key, change) in odd {
@@ -152,5 +163,5 @@ fn key_in_an_unusual_form_verifies() {
         published.push(change(key).jwk);
     }
     published.extend([json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AA"}), json!(7)]);
-    Front::start(&published).takes(&cases);
+    TokenFront::start(&published).assert_accepted(&cases);
 }

@@ -1,8 +1,10 @@
-//! Signatures that are none, that are another's, or that prove nothing to a verifier that does not look
-//! at their numbers.
+//! Signatures that are malformed, belong to another token, or have values that satisfy a verifier
+//! without range checks.
 
-use crate::front::{Case, Front, case};
-use crate::issuer::{Issuer, Key, claims, claims_saying, encode, from_hex, now, unsigned};
+use crate::front::{TokenCase, TokenFront, case};
+use crate::issuer::{
+    SigningKey, TokenIssuer, claims, claims_with, encode, from_hex, now, unsigned,
+};
 
 /// The orders of the groups (SEC 2, sections 2.4.2 and 2.5.1).
 const ORDERS: [(&str, &str); 2] = [
@@ -14,8 +16,8 @@ const ORDERS: [(&str, &str); 2] = [
 ];
 
 #[test]
-fn numbers_that_fit_every_message_are_refused() {
-    let issuer = Issuer::new();
+fn ecdsa_signature_with_out_of_range_values_is_rejected() {
+    let issuer = TokenIssuer::new();
     let mut cases = Vec::new();
     for (algorithm, order) in ORDERS {
         let (key, order) = (issuer.key(algorithm), from_hex(order));
@@ -24,10 +26,10 @@ fn numbers_that_fit_every_message_are_refused() {
         let (r, s) = good.split_at(order.len());
         let zero = vec![0; order.len()];
         let mut one = zero.clone();
-        *one.last_mut().expect("it has bytes") = 1;
+        *one.last_mut().expect("the number has bytes") = 1;
         let highest = vec![0xff; order.len()];
         let mut below = order.clone();
-        *below.last_mut().expect("it has bytes") -= 1;
+        *below.last_mut().expect("the number has bytes") -= 1;
         let numbers: [(&str, &[u8]); 5] =
             [("0", &zero), ("1", &one), ("n", &order), ("n-1", &below), ("2^b-1", &highest)];
         let mut forged = |name: String, r: &[u8], s: &[u8]| {
@@ -38,15 +40,15 @@ fn numbers_that_fit_every_message_are_refused() {
             for (second, other) in numbers {
                 forged(format!("r={first}, s={second}"), one, other);
             }
-            forged(format!("r={first}, s as it was"), one, s);
-            forged(format!("r as it was, s={first}"), r, one);
+            forged(format!("r={first}, s unchanged"), one, s);
+            forged(format!("r unchanged, s={first}"), r, one);
         }
         forged("r and s exchanged".to_owned(), s, r);
     }
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
-/// A number as DER has it.
+/// A DER INTEGER.
 fn der_integer(number: &[u8]) -> Vec<u8> {
     let zeros = number.iter().take_while(|byte| **byte == 0).count();
     let mut digits = number[zeros..].to_vec();
@@ -57,15 +59,15 @@ fn der_integer(number: &[u8]) -> Vec<u8> {
 }
 
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {
-    let length = u8::try_from(content.len()).expect("it is short");
-    assert!(length < 0x80, "a longer one is written in another way");
+    let length = u8::try_from(content.len()).expect("the content is short");
+    assert!(length < 0x80, "longer lengths have another encoding");
     [&[tag, length], content].concat()
 }
 
 #[test]
-fn a_signature_has_its_form() {
-    let issuer = Issuer::new();
-    let mut cases: Vec<Case> = Vec::new();
+fn malformed_signature_is_rejected() {
+    let issuer = TokenIssuer::new();
+    let mut cases: Vec<TokenCase> = Vec::new();
     for algorithm in ["ES256", "ES384", "RS256", "PS256", "EdDSA"] {
         let key = issuer.key(algorithm);
         let text = unsigned(key.header().to_string(), claims().to_string());
@@ -80,8 +82,8 @@ fn a_signature_has_its_form() {
             ("without its first byte", good[1..].to_vec()),
             ("its first half", first.to_vec()),
             ("its second half", last.to_vec()),
-            ("with a zero behind", [&good[..], &[0]].concat()),
-            ("with a zero before", [&[0], &good[..]].concat()),
+            ("with a zero at the end", [&good[..], &[0]].concat()),
+            ("with a zero at the start", [&[0], &good[..]].concat()),
             ("twice", [&good[..], &good[..]].concat()),
             ("with one bit changed", changed),
             ("all zero", vec![0; good.len()]),
@@ -96,39 +98,45 @@ fn a_signature_has_its_form() {
             cases.push(case(format!("{algorithm}: as DER"), token));
         }
     }
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }
 
 #[test]
-fn a_signature_is_of_what_is_said() {
-    let issuer = Issuer::new();
+fn signature_of_other_content_is_rejected() {
+    let issuer = TokenIssuer::new();
     let mut cases = Vec::new();
     for algorithm in ["ES256", "RS256", "EdDSA"] {
         let key = issuer.key(algorithm);
         let stranger = match algorithm {
-            "ES256" => Key::ecdsa(algorithm),
-            "EdDSA" => Key::ed25519(),
-            _ => Key::rsa(&crate::issuer::rsa_pair(), algorithm),
+            "ES256" => SigningKey::ecdsa(algorithm),
+            "EdDSA" => SigningKey::ed25519(),
+            _ => SigningKey::rsa(&crate::issuer::rsa_pair(), algorithm),
         };
         let header = key.header().to_string();
-        let over = claims_saying("exp", &(now() - 7200).to_string());
+        let over = claims_with("exp", &(now() - 7200).to_string());
         let old = key.signature(&unsigned(&header, &over));
         let other_header = key.header_with("x", 1);
-        let said = claims().to_string();
+        let claims_json = claims().to_string();
         let good = key.good();
-        let (text, signature) = good.rsplit_once('.').expect("it has dots");
+        let (text, signature) = good.rsplit_once('.').expect("the token has dots");
         let mut forged = |name: &str, token: String| {
             cases.push(case(format!("{algorithm}: {name}"), token));
         };
-        forged("a stranger's", stranger.headed(&header));
-        forged("of other claims", format!("{}.{}", unsigned(&header, &said), encode(old)));
-        forged("of another header", format!("{}.{signature}", unsigned(other_header, &said)));
-        forged("of the claims alone", format!("{text}.{}", encode(key.signature(&encode(&said)))));
+        forged("by another key", stranger.headed(&header));
+        forged("of other claims", format!("{}.{}", unsigned(&header, &claims_json), encode(old)));
+        forged(
+            "of another header",
+            format!("{}.{signature}", unsigned(other_header, &claims_json)),
+        );
+        forged(
+            "of the claims only",
+            format!("{text}.{}", encode(key.signature(&encode(&claims_json)))),
+        );
         forged(
             "of the JSON",
-            format!("{text}.{}", encode(key.signature(&format!("{header}.{said}")))),
+            format!("{text}.{}", encode(key.signature(&format!("{header}.{claims_json}")))),
         );
-        forged("the text again", format!("{text}.{text}"));
+        forged("the signed text instead of a signature", format!("{text}.{text}"));
     }
-    Front::of(&issuer).refuses(&cases);
+    TokenFront::of(&issuer).assert_rejected(&cases);
 }

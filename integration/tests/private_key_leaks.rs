@@ -1,4 +1,5 @@
-//! Private keys stay inside: nothing that weft writes or answers holds a part of one.
+//! Private keys stay confidential: no output, log, page or error message of weft contains any part
+//! of a key.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -26,26 +27,29 @@ use weft_integration::wait::eventually;
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
-/// Where in a P-256 key of PKCS #8 the number is that must not be known.
+/// The offset of the secret scalar in a PKCS #8 P-256 key.
 const SECRET: std::ops::Range<usize> = 36..68;
 
-/// What would give a key away.
-struct Traces {
+/// Fragments that would reveal a key.
+struct KeyFragments {
     name: String,
     texts: Vec<String>,
     bytes: Vec<Vec<u8>>,
 }
 
-impl Traces {
+impl KeyFragments {
     fn of(name: &str, key: &str) -> Self {
-        let der = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).expect("a key of ours");
+        let der = PrivatePkcs8KeyDer::from_pem_slice(key.as_bytes()).expect("the key is PKCS #8");
         let der = der.secret_pkcs8_der().to_vec();
-        let secret = der.get(SECRET).expect("it is a P-256 key").to_vec();
-        // Before it is the octet string that it is in.
+        let secret = der.get(SECRET).expect("the key is P-256").to_vec();
+        // The fragment before it is the octet string that contains it.
         assert_eq!(der.get(34..36), Some(&[0x04, 0x20][..]), "{name}");
-        // The first line begins alike in all keys.
-        let secret_line =
-            key.lines().nth(1).and_then(|line| line.get(48..60)).expect("a long line");
+        // The first line begins the same in all P-256 keys.
+        let secret_line = key
+            .lines()
+            .nth(1)
+            .and_then(|line| line.get(48..60))
+            .expect("the key has a second line");
         let mut texts = vec![secret_line.to_owned()];
         let (first, last) = secret.split_at(secret.len() / 2);
         for part in [first, last] {
@@ -55,9 +59,9 @@ impl Traces {
             texts.extend([numbers.join(", "), numbers.join(","), numbers.join(" ")]);
             let hex: Vec<String> = part.iter().map(|byte| format!("{byte:02x}")).collect();
             texts.extend([hex.join(":"), hex.join(" "), format!("\\x{}", hex.join("\\x"))]);
-            // In base64 it looks otherwise by where it begins.
+            // Base64 of a fragment depends on its offset modulo 3.
             for skipped in 0..3 {
-                let whole = part.get(skipped..skipped + 12).expect("it is 16 bytes");
+                let whole = part.get(skipped..skipped + 12).expect("the fragment has 16 bytes");
                 texts.extend([STANDARD.encode(whole), URL_SAFE.encode(whole)]);
             }
         }
@@ -65,7 +69,7 @@ impl Traces {
         Self { name: name.to_owned(), texts, bytes }
     }
 
-    /// Which of them stand in what was written.
+    /// The fragments that occur in `written`.
     fn found(&self, written: &[u8]) -> Vec<String> {
         let holds = |part: &[u8]| written.windows(part.len()).any(|window| window == part);
         let texts = self.texts.iter().filter(|text| holds(text.as_bytes())).cloned();
@@ -75,16 +79,16 @@ impl Traces {
     }
 }
 
-/// All that was written, by where.
+/// All output, with its source.
 #[derive(Default)]
-struct Written(Vec<(String, Vec<u8>)>);
+struct CapturedOutput(Vec<(String, Vec<u8>)>);
 
-impl Written {
+impl CapturedOutput {
     fn add(&mut self, place: impl Into<String>, bytes: impl Into<Vec<u8>>) {
         self.0.push((place.into(), bytes.into()));
     }
 
-    /// What a command writes, and how it ends.
+    /// Runs a command and captures its output; returns its exit code.
     fn run(&mut self, place: &str, command: &mut Command) -> Option<i32> {
         let output = command.output().expect("the command can be started");
         self.add(format!("{place}, output"), output.stdout);
@@ -100,27 +104,27 @@ impl Written {
 
     fn text(&self, place: &str) -> String {
         let found = self.0.iter().find(|(name, _)| name == place);
-        String::from_utf8_lossy(&found.expect("it was written").1).into_owned()
+        String::from_utf8_lossy(&found.expect("the output was captured").1).into_owned()
     }
 
-    fn check(&self, keys: &[Traces]) {
+    fn check(&self, keys: &[KeyFragments]) {
         let mut found = Vec::new();
         for (place, bytes) in &self.0 {
             found.extend(
                 keys.iter().flat_map(|key| key.found(bytes)).map(|what| format!("{place}: {what}")),
             );
         }
-        assert!(found.is_empty(), "keys are given away:\n{}", found.join("\n"));
+        assert!(found.is_empty(), "private keys in the output:\n{}", found.join("\n"));
     }
 }
 
-/// A role whose two outputs go to files of their own.
-struct Kept {
+/// A role whose standard output and error go to files.
+struct LoggedRole {
     process: Process,
     files: [PathBuf; 2],
 }
 
-impl Kept {
+impl LoggedRole {
     fn start(name: &str, folder: &MeshPki, command: &mut Command) -> Self {
         let files = ["output", "errors"].map(|kind| folder.path(&format!("{name}.{kind}")));
         let mut shell = Command::new("sh");
@@ -131,12 +135,12 @@ impl Kept {
         Self { process: Process::start(name, &mut shell), files }
     }
 
-    /// Ends it, and reads what it has written.
-    fn end(mut self, written: &mut Written) {
+    /// Stops the role and captures its output.
+    fn end(mut self, written: &mut CapturedOutput) {
         self.process.signal(Signal::SIGTERM);
         self.process.ended();
         for file in &self.files {
-            let bytes = std::fs::read(file).expect("it was written");
+            let bytes = std::fs::read(file).expect("the output was captured");
             written.add(file.display().to_string(), bytes);
         }
     }
@@ -148,7 +152,7 @@ fn wait_ready(admin: u16) {
     });
 }
 
-fn look_at_all(admin: u16, written: &mut Written) {
+fn look_at_all(admin: u16, written: &mut CapturedOutput) {
     for page in
         ["/", "/live", "/ready", "/metrics", "/config_dump", "/logging", "/flow", "/nothing"]
     {
@@ -163,27 +167,28 @@ fn look_at_all(admin: u16, written: &mut Written) {
     }
 }
 
-/// The same TLS with certificate and key in place.
-fn in_place(mut tls: Value, holder: &PemIdentity) -> Value {
+/// The TLS context with the certificate and key inline.
+fn in_place(mut tls: Value, identity: &PemIdentity) -> Value {
     let own = tls.pointer_mut("/typed_config/common_tls_context/tls_certificates/0");
-    *own.expect("it has a certificate") = json!({
-        "certificate_chain": {"inline_string": holder.chain},
-        "private_key": {"inline_string": holder.key},
+    *own.expect("the context has a certificate") = json!({
+        "certificate_chain": {"inline_string": identity.chain},
+        "private_key": {"inline_string": identity.key},
     });
     tls
 }
 
-/// A sidecar by a file: a key in a file, some in place, one that is another's and one that is cut off.
-struct Static {
+/// A sidecar configuration with a key file, inline keys, a key that does not match its certificate
+/// and a truncated key.
+struct KeyedSidecarConfig {
     signer: TestAuthority,
-    keys: Vec<Traces>,
+    keys: Vec<KeyFragments>,
     config: Value,
     listens: [u16; 2],
     admin: u16,
     _origin: OriginServer,
 }
 
-impl Static {
+impl KeyedSidecarConfig {
     fn new() -> Self {
         let (signer, origin) = (TestAuthority::create(), OriginServer::start());
         let named = ["server", "second", "client", "other", "half"];
@@ -191,7 +196,7 @@ impl Static {
         let keys = named
             .iter()
             .zip([&server, &second, &client, &other, &half])
-            .map(|(name, holder)| Traces::of(name, &holder.key))
+            .map(|(name, identity)| KeyFragments::of(name, &identity.key))
             .collect();
         let tls =
             verify_mode(&signer.write_files("server", &server), &signer.root(), &signer.crl_file());
@@ -225,10 +230,11 @@ impl Static {
 }
 
 #[test]
-fn the_search_finds_a_key_in_every_form() {
-    let holder = TestAuthority::create().sign("web", DAY);
-    let traces = Traces::of("web", &holder.key);
-    let der = PrivatePkcs8KeyDer::from_pem_slice(holder.key.as_bytes()).expect("a key");
+fn key_search_finds_every_encoding_of_a_key() {
+    let identity = TestAuthority::create().sign("web", DAY);
+    let traces = KeyFragments::of("web", &identity.key);
+    let der =
+        PrivatePkcs8KeyDer::from_pem_slice(identity.key.as_bytes()).expect("the key is PKCS #8");
     let der = der.secret_pkcs8_der();
     let hex: String = der.iter().map(|byte| format!("{byte:02x}")).collect();
     let escaped: String = der.iter().map(|byte| format!("\\x{byte:02x}")).collect();
@@ -236,38 +242,40 @@ fn the_search_finds_a_key_in_every_form() {
         let found = !traces.found(written).is_empty();
         assert_eq!(found, is_found, "{}", String::from_utf8_lossy(written));
     };
-    check(holder.key.as_bytes(), true);
-    check(holder.key.replace('\n', "\\n").as_bytes(), true);
+    check(identity.key.as_bytes(), true);
+    check(identity.key.replace('\n', "\\n").as_bytes(), true);
     check(der, true);
     check(format!("key {hex} of").as_bytes(), true);
     check(hex.to_uppercase().as_bytes(), true);
     check(escaped.as_bytes(), true);
     check(format!("{der:?}").as_bytes(), true);
-    check(format!("{:?}", holder.key).as_bytes(), true);
+    check(format!("{:?}", identity.key).as_bytes(), true);
     check(STANDARD.encode(der).as_bytes(), true);
     check(STANDARD.encode([b"a", der].concat()).as_bytes(), true);
     check(STANDARD.encode([b"ab", der].concat()).as_bytes(), true);
-    check(holder.chain.as_bytes(), false);
+    check(identity.chain.as_bytes(), false);
     check(TestAuthority::create().sign("web", DAY).key.as_bytes(), false);
 }
 
 #[test]
-fn a_sidecar_tells_nothing_of_the_keys_in_its_configuration() {
-    let (pki, configured) = (MeshPki::create(), Static::new());
-    let Static { signer, keys, config, listens, admin, .. } = &configured;
+fn sidecar_output_contains_no_key_of_its_configuration() {
+    let (pki, configured) = (MeshPki::create(), KeyedSidecarConfig::new());
+    let KeyedSidecarConfig { signer, keys, config, listens, admin, .. } = &configured;
     let file = pki.path("sidecar.json");
-    std::fs::write(&file, format!("{config:#}")).expect("the folder takes files");
-    let mut written = Written::default();
+    std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
+    let mut written = CapturedOutput::default();
     let mut check = weft();
     check.args(["--log", "trace", "sidecar", "--check-config", "--config", text(&file)]);
     written.run("check-config", &mut check);
 
     let mut command = weft();
     command.args(["--log", "trace", "sidecar", "--workers", "1", "--config", text(&file)]);
-    let sidecar = Kept::start("sidecar", &pki, &mut command);
-    // Two of its listeners cannot be served, so it is not ready.
+    let sidecar = LoggedRole::start("sidecar", &pki, &mut command);
+    // Two of its listeners cannot be served, so the sidecar is not ready.
     for port in listens {
-        eventually("it listens", || std::net::TcpStream::connect(("127.0.0.1", *port)).ok());
+        eventually("the port accepts connections", || {
+            std::net::TcpStream::connect(("127.0.0.1", *port)).ok()
+        });
     }
     let client = signer.sign("web", DAY);
     for (port, service) in listens.iter().zip(["server", "second"]) {
@@ -275,45 +283,46 @@ fn a_sidecar_tells_nothing_of_the_keys_in_its_configuration() {
         assert_eq!(TlsClient::connect(*port, &config).ask("/"), Some(200), "{service}");
     }
     look_at_all(*admin, &mut written);
-    // A key in a file that is another's, and one that is cut off.
-    for (content, told) in [
+    // A key file that does not match its certificate, and a truncated one.
+    for (content, reported) in [
         (signer.sign("late", DAY).key, "does not belong"),
         ("-----BEGIN PRIVATE KEY-----\nMIGH".to_owned(), "private key cannot be read"),
     ] {
         let whole = signer.file("server.new");
-        std::fs::write(&whole, &content).expect("the folder takes files");
+        std::fs::write(&whole, &content).expect("the folder is writable");
         std::fs::rename(whole, signer.file("server.key")).expect("a file can be renamed");
-        eventually(format!("it is told: {told}"), || {
+        eventually(format!("the error is logged: {reported}"), || {
             let dump = Curl::get(*admin, "/config_dump").run().text();
-            let is_told = |line: &str| line.contains("listener file") && line.contains(told);
-            dump.lines().any(is_told).then_some(())
+            let is_reported =
+                |line: &str| line.contains("listener file") && line.contains(reported);
+            dump.lines().any(is_reported).then_some(())
         });
         look_at_all(*admin, &mut written);
     }
     sidecar.end(&mut written);
     let dump = written.text(&format!("{admin}/config_dump"));
-    for told in ["mismatched", "cut-off"] {
-        assert!(dump.contains(told), "{dump}");
+    for reported in ["mismatched", "cut-off"] {
+        assert!(dump.contains(reported), "{dump}");
     }
     written.check(keys);
 }
 
-/// What `weft` says of a file that is wrong, with a key somewhere in it.
-fn said_of(files: &[(&str, String)], pki: &MeshPki) -> Written {
-    let mut written = Written::default();
+/// The output of `weft` for an invalid file that contains a key.
+fn check_output(files: &[(&str, String)], pki: &MeshPki) -> CapturedOutput {
+    let mut written = CapturedOutput::default();
     for (number, (name, content)) in files.iter().enumerate() {
         let file = pki.path(&format!("mistake-{number}.yaml"));
-        std::fs::write(&file, content).expect("the folder takes files");
+        std::fs::write(&file, content).expect("the folder is writable");
         let mut check = weft();
         check.args(["--log", "trace", "sidecar", "--check-config", "--config", text(&file)]);
-        assert_eq!(written.run(name, &mut check), Some(2), "{name} is a mistake");
+        assert_eq!(written.run(name, &mut check), Some(2), "{name} is invalid");
     }
     written
 }
 
 #[test]
-fn a_key_in_the_wrong_place_of_a_line_is_not_told() {
-    let (pki, configured) = (MeshPki::create(), Static::new());
+fn error_message_contains_no_key_from_a_wrong_field() {
+    let (pki, configured) = (MeshPki::create(), KeyedSidecarConfig::new());
     let key = &configured.signer.sign("misplaced", DAY).key;
     let wrong = |source: Value| {
         let mut config = configured.config.clone();
@@ -321,22 +330,22 @@ fn a_key_in_the_wrong_place_of_a_line_is_not_told() {
             "/static_resources/listeners/1/filter_chains/0/transport_socket/typed_config\
              /common_tls_context/tls_certificates/0/private_key",
         );
-        *place.expect("it has a key") = source;
+        *place.expect("the certificate has a key") = source;
         config.to_string()
     };
     let files = [
-        ("a text for a source", wrong(json!(key))),
-        ("a field that is none", wrong(json!({"inline_text": key}))),
-        ("a text for bytes", wrong(json!({"inline_bytes": key}))),
-        ("two at once", wrong(json!({"inline_string": key, "filename": "key.pem"}))),
+        ("a string instead of a data source", wrong(json!(key))),
+        ("an unknown field", wrong(json!({"inline_text": key}))),
+        ("a string instead of bytes", wrong(json!({"inline_bytes": key}))),
+        ("two data sources", wrong(json!({"inline_string": key, "filename": "key.pem"}))),
         ("a list", wrong(json!([key]))),
-        ("a text in a text", wrong(json!({"inline_string": {"text": key}}))),
-        ("a variable of that name", wrong(json!({"environment_variable": key}))),
+        ("an object instead of a string", wrong(json!({"inline_string": {"text": key}}))),
+        ("the key as name of an environment variable", wrong(json!({"environment_variable": key}))),
     ];
-    said_of(&files, &pki).check(&[Traces::of("misplaced", key)]);
+    check_output(&files, &pki).check(&[KeyFragments::of("misplaced", key)]);
 }
 
-/// A bootstrap file with a certificate, of whose key the lines are given.
+/// A bootstrap file with a certificate whose key is given as lines of YAML.
 fn with_key_lines(lines: &str) -> String {
     let head = r#"static_resources:
   listeners:
@@ -356,24 +365,24 @@ fn with_key_lines(lines: &str) -> String {
 }
 
 #[test]
-fn a_key_over_several_lines_is_not_told_with_a_mistake_beside_it() {
+fn error_message_contains_no_key_of_several_lines() {
     let pki = MeshPki::create();
     let key = &TestAuthority::create().sign("misplaced", DAY).key;
     let indented: String = key.lines().map(|line| format!("                  {line}\n")).collect();
     let wrong = |before: &str, key: &str| with_key_lines(&format!("{before}\n{key}"));
     let source = "              private_key:\n                ";
     let files = [
-        ("the source is left out", wrong("              private_key: |", &indented)),
-        ("a field that is none", wrong(&format!("{source}inline_text: |"), &indented)),
-        ("a text for bytes", wrong(&format!("{source}inline_bytes: |"), &indented)),
+        ("no data source", wrong("              private_key: |", &indented)),
+        ("an unknown field", wrong(&format!("{source}inline_text: |"), &indented)),
+        ("a string instead of bytes", wrong(&format!("{source}inline_bytes: |"), &indented)),
         ("not indented", wrong(&format!("{source}inline_string: |"), key)),
         (
-            "two at once",
+            "two data sources",
             wrong(&format!("{source}inline_string: |"), &indented)
                 + "                filename: web.key\n",
         ),
     ];
-    said_of(&files, &pki).check(&[Traces::of("misplaced", key)]);
+    check_output(&files, &pki).check(&[KeyFragments::of("misplaced", key)]);
 }
 
 fn control_file(folder: &MeshPki) -> PathBuf {
@@ -385,28 +394,30 @@ fn control_file(folder: &MeshPki) -> PathBuf {
             "endpoints": [{"address": "127.0.0.1"}]}],
     });
     let path = folder.path("mesh.yaml");
-    std::fs::write(&path, format!("{file:#}")).expect("the folder takes files");
+    std::fs::write(&path, format!("{file:#}")).expect("the folder is writable");
     path
 }
 
 fn read(path: &Path) -> String {
-    std::fs::read_to_string(path).expect("it was written")
+    std::fs::read_to_string(path).expect("the output was captured")
 }
 
 #[test]
-fn a_control_plane_and_who_joins_it_tell_nothing_of_their_keys() {
+fn control_plane_and_joined_sidecar_output_contains_no_key() {
     let pki = MeshPki::create();
-    let (state, mut written) = (pki.path("state"), Written::default());
+    let (state, mut written) = (pki.path("state"), CapturedOutput::default());
     let issued = pki.issue("client");
     pki.join_token("web", &spiffe_id("web"));
-    let store = Store::open(&state).expect("the authority is there");
-    let (files, _) = store.authority().expect("it can be read");
+    let store = Store::open(&state).expect("the authority exists");
+    let (files, _) = store.authority().expect("the store has an authority");
     drop(store);
-    let RootSigner::Local { key: root_key } = &files.root else { panic!("it is ours") };
+    let RootSigner::Local { key: root_key } = &files.root else {
+        panic!("the root key is in the store")
+    };
     let mut keys = vec![
-        Traces::of("root", root_key),
-        Traces::of("intermediate", &files.intermediate_key),
-        Traces::of("client", &read(&issued.key)),
+        KeyFragments::of("root", root_key),
+        KeyFragments::of("intermediate", &files.intermediate_key),
+        KeyFragments::of("client", &read(&issued.key)),
     ];
     for words in
         [&["list"][..], &["crl"], &["revoke", &issued.serial], &["token", "spiffe://mesh.local/a"]]
@@ -421,19 +432,19 @@ fn a_control_plane_and_who_joins_it_tell_nothing_of_their_keys() {
     let mut command = weft();
     command.args(["--log", "trace", "control", "--config", text(&control_file(&pki))]);
     command.args(["--state", text(&state), "--listen", &listen, "--admin", &admin_at]);
-    let control = Kept::start("control", &pki, &mut command);
+    let control = LoggedRole::start("control", &pki, &mut command);
     wait_ready(admin);
     let mut command = weft();
     let kept = pki.path("web-state");
     command.args(["--log", "trace", "sidecar", "--service", "web", "--control", &listen]);
     command.args(["--trust", text(&pki.root()), "--state", text(&kept), "--admin", &own_at]);
     command.args(["--join-token-file", text(&pki.path("web.token")), "--workers", "1"]);
-    let sidecar = Kept::start("joined", &pki, &mut command);
+    let sidecar = LoggedRole::start("joined", &pki, &mut command);
     wait_ready(own);
     for port in [admin, own] {
         look_at_all(port, &mut written);
     }
-    keys.push(Traces::of("web", &read(&kept.join("key.pem"))));
+    keys.push(KeyFragments::of("web", &read(&kept.join("key.pem"))));
     sidecar.end(&mut written);
     control.end(&mut written);
     let mut list = weft();
@@ -444,26 +455,28 @@ fn a_control_plane_and_who_joins_it_tell_nothing_of_their_keys() {
 }
 
 #[test]
-fn a_key_that_everybody_may_read_is_told_of() {
+fn world_readable_key_file_is_reported() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let signer = TestAuthority::create();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let mut wanted = SingleSidecarConfig::for_upstream(OriginServer::start().port, Single::Http1);
     wanted.tls = Some(verify_mode(&server, &signer.root(), &signer.crl_file()));
-    let alone = wanted.start();
-    let told = || {
-        let dump = Curl::get(alone.sidecar.admin, "/config_dump").run().text();
-        let dump: Value = serde_json::from_str(&dump).expect("it is JSON");
-        dump.get("problems").expect("it tells of problems").to_string()
+    let sidecar = wanted.start();
+    let reported = || {
+        let dump = Curl::get(sidecar.sidecar.admin, "/config_dump").run().text();
+        let dump: Value = serde_json::from_str(&dump).expect("the dump is JSON");
+        dump.get("problems").expect("the dump lists problems").to_string()
     };
-    assert_eq!(told(), "[]");
+    assert_eq!(reported(), "[]");
     let set = |mode| {
         let permissions = std::fs::Permissions::from_mode(mode);
-        std::fs::set_permissions(&server.key, permissions).expect("it is ours");
+        std::fs::set_permissions(&server.key, permissions).expect("the file belongs to the test");
     };
     set(0o644);
-    eventually("it is told of", || told().contains("(mode 644); chmod 600").then_some(()));
+    eventually("the problem is reported", || {
+        reported().contains("(mode 644); chmod 600").then_some(())
+    });
     set(0o640);
-    eventually("a group is one's own matter", || (told() == "[]").then_some(()));
+    eventually("a group-readable key is accepted", || (reported() == "[]").then_some(()));
 }

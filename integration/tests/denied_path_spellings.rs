@@ -1,5 +1,5 @@
-//! Services that run and read a path in their own ways: none serves what a policy denies, however the path is
-//! written.
+//! Policies on paths against services that normalize paths in different ways: no spelling of a path
+//! reaches a denied resource.
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::{any, require_token_with_fetched_keys};
@@ -22,7 +22,7 @@ fn deny_admin() -> Value {
     json!({"name": "rbac", "typed_config": any(message, json!({"rules": rules}))})
 }
 
-/// Paths that lead some services to `/admin/secret`, and others elsewhere or nowhere.
+/// Paths that some services read as `/admin/secret`, and others as another path.
 fn paths() -> Vec<String> {
     let starts = [
         "/",
@@ -85,16 +85,16 @@ fn ask(client: &mut Http1Client, port: u16, path: &str) -> http1::Http1Response 
     answer
 }
 
-/// Sidecars before a service, by the settings of a file and of a mesh.
+/// Sidecars in front of a service, with the settings of a bootstrap file and of a mesh.
 fn fronts(port: u16) -> Vec<(&'static str, SingleSidecar)> {
-    let front = |ours: Value, normalize: bool| {
+    let front = |settings: Value, normalize: bool| {
         let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
-        wanted.weft_metadata = ours;
+        wanted.weft_metadata = settings;
         if normalize {
             wanted = wanted.with("normalize_path", json!(true)).with("merge_slashes", json!(true));
         }
         let filters = wanted.http.get_mut("http_filters").and_then(Value::as_array_mut);
-        filters.expect("filters are a list").insert(0, deny_admin());
+        filters.expect("http_filters is a list").insert(0, deny_admin());
         wanted.start()
     };
     vec![
@@ -110,17 +110,20 @@ fn check(name: &str, service: u16) {
     let mut direct = Http1Client::connect(service);
     let reached: Vec<&String> =
         paths.iter().filter(|path| ask(&mut direct, service, path).body.contains(SECRET)).collect();
-    // A service that no path leads to would show nothing.
+    // A service that serves nothing below /admin would prove nothing.
     assert!(!reached.is_empty(), "{name} serves nothing below /admin");
     for (settings, front) in fronts(service) {
         let mut client = Http1Client::connect(front.port);
         let mut served = 0;
         for path in &paths {
             let answer = ask(&mut client, front.port, path);
-            assert!(!answer.body.contains(SECRET), "{name} behind {settings}: {path} reaches it");
+            assert!(
+                !answer.body.contains(SECRET),
+                "{name} behind {settings}: {path} reaches the denied resource"
+            );
             served += usize::from(answer.status == 200);
         }
-        // That everything is refused would hold as well.
+        // Rejecting every path would also pass the checks above.
         let public = ask(&mut client, front.port, "/public%2Fx//y").status;
         assert!(
             ![400, 403].contains(&public),
@@ -130,9 +133,9 @@ fn check(name: &str, service: u16) {
 }
 
 fn folder() -> tempfile::TempDir {
-    let folder = tempfile::TempDir::new().expect("a temporary folder can be made");
-    std::fs::create_dir(folder.path().join("admin")).expect("the folder takes folders");
-    std::fs::write(folder.path().join("admin/secret"), SECRET).expect("the folder takes files");
+    let folder = tempfile::TempDir::new().expect("a temporary folder can be created");
+    std::fs::create_dir(folder.path().join("admin")).expect("the folder is writable");
+    std::fs::write(folder.path().join("admin/secret"), SECRET).expect("the folder is writable");
     folder
 }
 
@@ -147,48 +150,51 @@ fn check_service(which: &str) {
 }
 
 #[test]
-fn no_spelling_of_a_path_reaches_what_is_denied_at_a_file_server() {
+fn file_server_serves_no_spelling_of_a_denied_path() {
     check_service("files");
 }
 
 #[test]
-fn no_spelling_of_a_path_reaches_what_is_denied_at_a_wsgi_service() {
+fn wsgi_service_serves_no_spelling_of_a_denied_path() {
     check_service("wsgi");
 }
 
 #[test]
-fn no_spelling_of_a_path_reaches_what_is_denied_at_a_service_that_decodes_twice() {
+fn service_that_decodes_twice_serves_no_spelling_of_a_denied_path() {
     check_service("twice");
 }
 
 #[test]
-fn no_spelling_of_a_path_reaches_what_is_denied_at_a_service_that_cuts_parameters() {
+fn service_that_cuts_parameters_serves_no_spelling_of_a_denied_path() {
     check_service("servlet");
 }
 
 #[test]
-fn no_spelling_of_a_path_reaches_what_is_denied_at_a_service_that_decodes_nothing() {
+fn service_that_decodes_nothing_serves_no_spelling_of_a_denied_path() {
     check_service("raw");
 }
 
 #[test]
-fn no_spelling_of_a_path_reaches_what_is_denied_at_nginx() {
+fn nginx_serves_no_spelling_of_a_denied_path() {
     let nginx = Nginx::start();
-    std::fs::create_dir(nginx.file("admin")).expect("the folder takes folders");
+    std::fs::create_dir(nginx.file("admin")).expect("the folder is writable");
     nginx.serve("admin/secret", SECRET.as_bytes());
     check("nginx", nginx.port);
 }
 
 #[test]
 fn token_is_required_where_any_reading_of_the_path_requires_it() {
-    for ours in [json!({}), json!({"path": "as_sent"})] {
+    for settings in [json!({}), json!({"path": "as_sent"})] {
         let mut wanted = SingleSidecarConfig::for_upstream(
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
         );
-        wanted.weft_metadata = ours;
+        wanted.weft_metadata = settings;
         let filter = require_token_with_fetched_keys("issuer", "audience", "service", "/admin");
-        wanted.http["http_filters"].as_array_mut().expect("filters are a list").insert(0, filter);
+        wanted.http["http_filters"]
+            .as_array_mut()
+            .expect("http_filters is a list")
+            .insert(0, filter);
         let front = wanted.start();
         for (path, status) in [
             ("/admin/x", 401),

@@ -1,4 +1,4 @@
-//! Key sets over https by host name: roots, redirects and versions of TLS.
+//! JWKS fetched over HTTPS by host name: trusted roots, redirects and TLS versions.
 
 use std::path::Path;
 
@@ -13,30 +13,30 @@ use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
-/// The kind of a name that is an address.
+/// The GeneralName tag of an IP address.
 const ADDRESS: u8 = 0x87;
 
-/// An issuer whose keys are served over TLS, and a sidecar with a provider for each way to them.
-struct Issuer {
+/// An issuer whose JWKS is served over TLS.
+struct TlsIssuer {
     _server: Process,
     folder: TempDir,
     port: u16,
 }
 
-impl Issuer {
+impl TlsIssuer {
     fn start(version: &str) -> Self {
-        let folder = TempDir::new().expect("a temporary folder can be made");
+        let folder = TempDir::new().expect("a temporary folder can be created");
         run(counterpart("issuer.py").arg(folder.path()).args(["https://issuer", "service"]));
         let file = |name: &str| folder.path().join(name);
         let write = |name: &str, text: &str| {
-            std::fs::write(file(name), text).expect("the folder takes files");
+            std::fs::write(file(name), text).expect("the folder is writable");
         };
         let authority = root(authority_params("outside", 1));
         let mut params = leaf_params(Some("key server"), 2);
         let both = names(&[(DNS, b"localhost"), (ADDRESS, &[127, 0, 0, 1])]);
         params.custom_extensions.push(both);
         let own = leaf(&params, &authority, &[]);
-        // One that no program could read must not take the others with it.
+        // An unparsable certificate must not invalidate the others in the file.
         let broken = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
         write("system.pem", &format!("{broken}{}", authority.pem()));
         write("given.pem", &authority.pem());
@@ -47,7 +47,11 @@ impl Issuer {
         command.arg(folder.path()).arg(file("server.pem")).arg(file("server.key")).arg(version);
         let server = Process::start("key server", &mut command);
         let line = server.line_with("port ");
-        let port = line.trim_start_matches("port ").trim().parse().expect("it prints its port");
+        let port = line
+            .trim_start_matches("port ")
+            .trim()
+            .parse()
+            .expect("the key server prints its port");
         Self { _server: server, folder, port }
     }
 
@@ -55,7 +59,7 @@ impl Issuer {
         self.folder.path().join(name).to_string_lossy().into_owned()
     }
 
-    /// A cluster that resolves the host name, and checks the server by these roots.
+    /// A cluster that resolves the host name and verifies the server with these roots.
     fn cluster(&self, name: &str, validation: &Value) -> Value {
         let message = "envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext";
         let common = json!({"validation_context": validation});
@@ -78,22 +82,22 @@ impl Issuer {
                "remote_jwks": {"http_uri": remote, "cache_duration": "1s"}})
     }
 
-    /// A sidecar that asks below each name for a token by the provider of this name.
-    fn guard(&self, ways: &[(&str, &str, &str, u8)], service: u16) -> SingleSidecar {
+    /// A sidecar that requires, below each name, a token of the provider of that name.
+    fn guard(&self, providers: &[(&str, &str, &str, u8)], service: u16) -> SingleSidecar {
         let message = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
-        let (mut providers, mut rules, mut ours) = (json!({}), Vec::new(), json!({}));
-        for (name, cluster, path, redirects) in ways {
-            providers = with(providers, name, self.provider(cluster, path));
-            ours = with(ours, name, json!({"redirects": redirects}));
+        let (mut configs, mut rules, mut redirect_limits) = (json!({}), Vec::new(), json!({}));
+        for (name, cluster, path, redirects) in providers {
+            configs = with(configs, name, self.provider(cluster, path));
+            redirect_limits = with(redirect_limits, name, json!({"redirects": redirects}));
             rules.push(json!({"match": {"prefix": format!("/{name}")},
                               "requires": {"provider_name": name}}));
         }
         let filter = json!({"name": "jwt", "typed_config":
-            any(message, json!({"providers": providers, "rules": rules}))});
+            any(message, json!({"providers": configs, "rules": rules}))});
         let mut wanted = SingleSidecarConfig::for_upstream(service, UpstreamHttp::Http1)
-            .with_weft_metadata("jwt", ours);
+            .with_weft_metadata("jwt", redirect_limits);
         let filters = wanted.http.pointer_mut("/http_filters");
-        let filters = filters.and_then(Value::as_array_mut).expect("it has filters");
+        let filters = filters.and_then(Value::as_array_mut).expect("the configuration has filters");
         filters.insert(0, filter);
         let file = |name: &str| json!({"trusted_ca": {"filename": self.file(name)}});
         wanted.clusters.extend([
@@ -106,11 +110,11 @@ impl Issuer {
         wanted.start_with_command(MeshPki::create(), command)
     }
 
-    /// The status of a request with a good token.
-    fn ask(&self, alone: &SingleSidecar, way: &str) -> u16 {
+    /// The status of a request with a valid token.
+    fn get_status(&self, sidecar: &SingleSidecar, provider: &str) -> u16 {
         let token = std::fs::read_to_string(self.file("good.token")).expect("the file exists");
-        let field = format!("authorization: Bearer {token}");
-        Curl::get(alone.port, &format!("/{way}")).with(&["--header", &field]).run().status
+        let header = format!("authorization: Bearer {token}");
+        Curl::get(sidecar.port, &format!("/{provider}")).with(&["--header", &header]).run().status
     }
 }
 
@@ -129,28 +133,28 @@ fn key_set_is_fetched_over_https_by_system_or_given_roots_and_through_allowed_re
         ("plain", "system", "/plain", 5),
         ("circle", "system", "/loop", 5),
     ];
-    let (issuer, service) = (Issuer::start("any"), ScriptedServer::echoing_heads());
-    let alone = issuer.guard(&[GOOD, BAD].concat(), service.port);
-    for (way, ..) in GOOD {
-        eventually(way, || (issuer.ask(&alone, way) == 200).then_some(()));
+    let (issuer, service) = (TlsIssuer::start("any"), ScriptedServer::echoing_heads());
+    let sidecar = issuer.guard(&[GOOD, BAD].concat(), service.port);
+    for (provider, ..) in GOOD {
+        eventually(provider, || (issuer.get_status(&sidecar, provider) == 200).then_some(()));
     }
-    for (way, reason) in [
+    for (provider, reason) in [
         ("by-other-roots", "its chain ends in no root of ours"),
         ("unasked", "302 Found; redirects followed: 0"),
         ("plain", "redirect to another scheme"),
         ("circle", "302 Found; redirects followed: 5"),
     ] {
-        eventually(reason, || alone.sidecar.process.errors().contains(reason).then_some(()));
-        eventually(way, || (issuer.ask(&alone, way) == 562).then_some(()));
+        eventually(reason, || sidecar.sidecar.process.errors().contains(reason).then_some(()));
+        eventually(provider, || (issuer.get_status(&sidecar, provider) == 562).then_some(()));
     }
 }
 
 #[test]
 fn key_set_is_fetched_from_a_server_that_speaks_tls_1_2() {
-    let issuer = Issuer::start("1.2");
+    let issuer = TlsIssuer::start("1.2");
     let service = ScriptedServer::echoing_heads();
-    let alone = issuer.guard(&GOOD, service.port);
-    for (way, ..) in GOOD {
-        eventually(way, || (issuer.ask(&alone, way) == 200).then_some(()));
+    let sidecar = issuer.guard(&GOOD, service.port);
+    for (provider, ..) in GOOD {
+        eventually(provider, || (issuer.get_status(&sidecar, provider) == 200).then_some(()));
     }
 }

@@ -1,4 +1,4 @@
-//! Headers with `_` in their names, by every setting, over both versions of HTTP and in trailers.
+//! Headers with `_` in their names: every setting, over both HTTP versions, and in trailers.
 
 use serde_json::{Value, json};
 use weft_integration::bootstrap::with;
@@ -16,8 +16,8 @@ fn start(action: Option<&str>) -> SidecarPerHttpVersion {
     })
 }
 
-/// Requests that have a header with `_`, and one in their trailers: what the service received of each.
-fn asked(port: u16) -> [(u16, String); 4] {
+/// Sends requests with `_` in a header and in a trailer; returns what the service received of each.
+fn responses(port: u16) -> [(u16, String); 4] {
     let head = "POST /x.Y/Z HTTP/1.1\r\nhost: a\r\n";
     let by_http1 = http1::ask(
         port,
@@ -45,7 +45,7 @@ fn asked(port: u16) -> [(u16, String); 4] {
 #[track_caller]
 fn check_passed(both: &SidecarPerHttpVersion, passes: bool) {
     for (way, port) in both.ports() {
-        for (number, (status, received)) in asked(port).into_iter().enumerate() {
+        for (number, (status, received)) in responses(port).into_iter().enumerate() {
             assert_eq!(status, 200, "{way} {number}: {received}");
             let has = |text: &str| received.contains(text);
             assert_eq!(
@@ -72,9 +72,9 @@ fn dropped_headers_with_underscores_are_counted_and_each_name_is_logged_once() {
     let both = start(Some("DROP_HEADER"));
     check_passed(&both, false);
     check_passed(&both, false);
-    for alone in [&both.http1.1, &both.http2.1] {
-        assert_eq!(alone.metric("weft_sidecar_headers_dropped_total"), 8);
-        let errors = alone.sidecar.process.errors();
+    for sidecar in [&both.http1.1, &both.http2.1] {
+        assert_eq!(sidecar.metric("weft_sidecar_headers_dropped_total"), 8);
+        let errors = sidecar.sidecar.process.errors();
         for name in ["x_tenant", "x_sum"] {
             let lines: Vec<&str> = errors
                 .lines()
@@ -91,7 +91,7 @@ fn dropped_headers_with_underscores_are_counted_and_each_name_is_logged_once() {
 fn requests_with_underscores_in_headers_or_trailers_are_rejected_with_400() {
     let both = start(Some("REJECT_REQUEST"));
     for (way, port) in both.ports() {
-        for (number, (status, received)) in asked(port).into_iter().enumerate() {
+        for (number, (status, received)) in responses(port).into_iter().enumerate() {
             assert_eq!(status, 400, "{way} {number}: {received}");
         }
         let plain = http1::ask(port, "GET / HTTP/1.1\r\nhost: a\r\nx-plain: a_b\r\n\r\n");
@@ -99,9 +99,9 @@ fn requests_with_underscores_in_headers_or_trailers_are_rejected_with_400() {
     }
 }
 
-/// A service that reads `_` as `-` would take it for what the sidecar says.
+/// A service that reads `_` as `-` could take such a header for one of the sidecar's.
 #[test]
-fn spellings_of_forwarded_headers_are_replaced_at_the_edge() {
+fn underscore_spellings_of_forwarded_headers_are_replaced_at_the_edge() {
     let both =
         SidecarPerHttpVersion::start(|wanted| wanted.with("use_remote_address", json!(true)));
     for (way, port) in both.ports() {

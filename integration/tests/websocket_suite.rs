@@ -1,5 +1,5 @@
-//! The cases of the Autobahn suite, by kosoku: a WebSocket service behaves through two sidecars, with mutual
-//! TLS between, as it does without them.
+//! The cases of the Autobahn suite, run by kosoku: a WebSocket service has the same results through
+//! two sidecars with mutual TLS as without them.
 
 use std::collections::BTreeMap;
 
@@ -7,35 +7,35 @@ use weft_integration::port;
 use weft_integration::process::{Process, counterpart};
 use weft_integration::sidecar_pair::{PairConfig, SidecarPair};
 
-/// How many cases there are: 247 on framing, UTF-8 and closing, 54 on large and many messages, and 24 of
-/// those on compression (`websocket_cases.py` says which).
+/// The number of cases: 247 on framing, UTF-8 and closing, 54 on large and many messages, and 24 on
+/// compression (`websocket_cases.py` lists these).
 const CASES: usize = 325;
 
-/// What the service gets wrong by itself: it takes a close between two fragments for a broken message.
+/// A failure of the service itself: it treats a close between two fragments as a broken message.
 const FAIL_WITHOUT_MESH: &[&str] = &["7.1.5"];
 
-/// How often the runner is started, when a signal ends it: its native half has aborted once, before a mesh
-/// was there, and has then said nothing about any case.
+/// How often the runner is started when a signal ends it: its native code has aborted once, before
+/// the first case.
 const STARTS: usize = 3;
 
-/// How each case ended, by its id.
+/// The outcome of each case, by its ID.
 fn outcomes(port: u16) -> BTreeMap<String, String> {
     let mut runner = counterpart("websocket_cases.py");
     runner.arg(port.to_string());
-    let mut start = |_| runner.output().expect("it can be started");
+    let mut start = |_| runner.output().expect("the runner can be started");
     let ended = (0..STARTS).map(&mut start).find(|output| output.status.code().is_some());
-    let output = ended.expect("it ends by itself");
+    let output = ended.expect("the runner is not ended by a signal");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{errors}", output.status);
-    let said = String::from_utf8_lossy(&output.stdout);
+    let printed = String::from_utf8_lossy(&output.stdout);
     let outcome = |line: &str| {
         let (case, outcome) = line.split_once('\t').expect("a line is a case and its outcome");
         (case.to_owned(), outcome.to_owned())
     };
-    said.lines().map(outcome).collect()
+    printed.lines().map(outcome).collect()
 }
 
-/// The cases that ended as none should that stands in a mesh by itself.
+/// The cases with an outcome that the suite rates as a failure.
 fn failed(outcomes: &BTreeMap<String, String>) -> Vec<&str> {
     let fails = |outcome: &str| {
         let verdicts = outcome.split(", ").take(2);
@@ -47,7 +47,7 @@ fn failed(outcomes: &BTreeMap<String, String>) -> Vec<&str> {
 }
 
 #[test]
-fn every_websocket_case_ends_through_the_mesh_as_it_does_without() {
+fn autobahn_results_are_the_same_with_and_without_mesh() {
     let port = port::free();
     let service = Process::start(
         "websocket_service.py",

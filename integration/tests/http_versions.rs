@@ -1,6 +1,5 @@
-//! Every version of HTTP that a client may speak before every version that a service may speak, and what
-//! of a message must be the same behind both. What a connection may become is in `upgrades`. Clients and services speak by hand, by `h2`, grpcio and
-//! websockets.
+//! HTTP versions: every version of a client with every version of a service. Upgrades and tunnels
+//! are in `upgrades`. Clients and services are raw sockets, `h2`, grpcio and websockets.
 
 use serde_json::json;
 use weft_integration::bootstrap::verify_mode;
@@ -14,9 +13,9 @@ use weft_integration::single_sidecar::{
     SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp, matching_empty_path,
 };
 
-/// What the versions of an answer have in common.
+/// The parts of a response that all HTTP versions have in common.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Common {
+struct CommonResponse {
     status: u16,
     body: String,
     length: Option<String>,
@@ -26,11 +25,11 @@ struct Common {
     link: Option<String>,
 }
 
-fn by_http1(port: u16, version: &str, method: &str, path: &str) -> Common {
+fn by_http1(port: u16, version: &str, method: &str, path: &str) -> CommonResponse {
     let answer = http1::ask(port, &format!("{method} {path} HTTP/{version}\r\nhost: a\r\n\r\n"));
     assert!(!answer.broken, "{answer:?}");
     let own = |text: &str| text.to_owned();
-    Common {
+    CommonResponse {
         status: answer.status,
         length: answer.header("content-length").map(own),
         etag: answer.header("etag").map(own),
@@ -41,11 +40,11 @@ fn by_http1(port: u16, version: &str, method: &str, path: &str) -> Common {
     }
 }
 
-fn by_http2(port: u16, method: &str, path: &str) -> Common {
+fn by_http2(port: u16, method: &str, path: &str) -> CommonResponse {
     let answer = http2::ask_one(port, request(method, path, &[]));
     assert!(answer.is_whole(), "{answer:?}");
     let own = |text: &str| text.to_owned();
-    Common {
+    CommonResponse {
         status: answer.status(),
         length: answer.header("content-length").map(own),
         etag: answer.header("etag").map(own),
@@ -61,35 +60,37 @@ fn some(text: &str) -> Option<String> {
 }
 
 #[test]
-fn an_answer_means_the_same_in_every_version() {
+fn response_is_equivalent_in_every_http_version() {
     let both = SidecarPerHttpVersion::plain();
-    let check = |method: &str, path: &str, expected: &Common| {
+    let check = |method: &str, path: &str, expected: &CommonResponse| {
         for (to, port) in both.ports() {
-            let told = |version| format!("{method} {path} by {version} {to}");
-            assert_eq!(&by_http1(port, "1.1", method, path), expected, "{}", told("HTTP/1.1"));
-            assert_eq!(&by_http2(port, method, path), expected, "{}", told("HTTP/2"));
-            // HTTP/1.0 knows neither trailers nor interim answers.
+            let label = |version| format!("{method} {path} over {version} {to}");
+            assert_eq!(&by_http1(port, "1.1", method, path), expected, "{}", label("HTTP/1.1"));
+            assert_eq!(&by_http2(port, method, path), expected, "{}", label("HTTP/2"));
+            // HTTP/1.0 has neither trailers nor interim responses.
             let mut old = by_http1(port, "1.0", method, path);
-            assert_eq!((old.checksum.take(), old.interim.len()), (None, 0), "{}", told("1.0"));
+            assert_eq!((old.checksum.take(), old.interim.len()), (None, 0), "{}", label("1.0"));
             let expected = (expected.status, &expected.body, &expected.etag);
-            assert_eq!((old.status, &old.body, &old.etag), expected, "{}", told("HTTP/1.0"));
+            assert_eq!((old.status, &old.body, &old.etag), expected, "{}", label("HTTP/1.0"));
         }
     };
-    let hello = Common { status: 200, length: some("6"), ..Common::default() };
+    let hello = CommonResponse { status: 200, length: some("6"), ..CommonResponse::default() };
     check("HEAD", "/length", &hello);
-    check("GET", "/length", &Common { body: "hello\n".to_owned(), ..hello });
-    check("GET", "/empty", &Common { status: 204, ..Common::default() });
-    let unmodified = Common { status: 304, etag: some("\"1\""), ..Common::default() };
+    check("GET", "/length", &CommonResponse { body: "hello\n".to_owned(), ..hello });
+    check("GET", "/empty", &CommonResponse { status: 204, ..CommonResponse::default() });
+    let unmodified =
+        CommonResponse { status: 304, etag: some("\"1\""), ..CommonResponse::default() };
     check("GET", "/unmodified", &unmodified);
     check("HEAD", "/unmodified", &unmodified);
     let body = "body".to_owned();
-    let trailers = Common { status: 200, body, checksum: some("1"), ..Common::default() };
+    let trailers =
+        CommonResponse { status: 200, body, checksum: some("1"), ..CommonResponse::default() };
     check("GET", "/trailers", &trailers);
 }
 
-/// RFC 8297; RFC 9110, section 15.2: a server must not send one to a client of HTTP/1.0.
+/// RFC 8297; RFC 9110, section 15.2: a server must not send a 1xx response to an HTTP/1.0 client.
 #[test]
-fn early_hints_reach_whoever_knows_them() {
+fn early_hints_reach_http11_and_http2_clients_only() {
     for (to, port) in SidecarPerHttpVersion::plain().ports() {
         for answer in [by_http1(port, "1.1", "GET", "/hints"), by_http2(port, "GET", "/hints")] {
             assert_eq!((answer.status, answer.interim), (200, vec!["103".to_owned()]), "{to}");
@@ -101,22 +102,25 @@ fn early_hints_reach_whoever_knows_them() {
 }
 
 #[test]
-fn a_body_and_its_trailers_reach_every_service() {
+fn request_body_and_trailers_reach_the_service_in_every_version() {
     let both = SidecarPerHttpVersion::plain();
-    let chunked = "POST /tell HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+    let chunked = "POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
         3\r\nsen\r\n1;x=y\r\nt\r\n0\r\nx-checksum: 1\r\n\r\n";
-    let whole = "POST /tell HTTP/1.0\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent";
-    let mut post = request("POST", "/tell", &[]);
+    let whole = "POST /echo HTTP/1.0\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent";
+    let mut post = request("POST", "/echo", &[]);
     post["body"] = json!("sent");
-    let mut with_length = request("POST", "/tell", &[("content-length", "4")]);
+    let mut with_length = request("POST", "/echo", &[("content-length", "4")]);
     with_length["body"] = json!("sent");
     let mut with_trailers = post.clone();
     with_trailers["trailers"] = json!([["x-checksum", "1"]]);
     for (to, port) in both.ports() {
-        let told = http1::ask(port, chunked).body;
-        assert!(told.ends_with("\n\nsent\ntrailer x-checksum: 1"), "{to}: {told}");
-        let told = http1::ask(port, whole).body;
-        assert!(told.ends_with("\n\nsent") && told.contains("content-length: 4"), "{to}: {told}");
+        let received = http1::ask(port, chunked).body;
+        assert!(received.ends_with("\n\nsent\ntrailer x-checksum: 1"), "{to}: {received}");
+        let received = http1::ask(port, whole).body;
+        assert!(
+            received.ends_with("\n\nsent") && received.contains("content-length: 4"),
+            "{to}: {received}"
+        );
         let requests = [post.clone(), with_length.clone(), with_trailers.clone()];
         let answers = http2::ask(port, &requests);
         let ends = ["\n\nsent", "\n\nsent", "\n\nsent\ntrailer x-checksum: 1"];
@@ -127,7 +131,7 @@ fn a_body_and_its_trailers_reach_every_service() {
 }
 
 #[test]
-fn http2_is_agreed_on_by_alpn() {
+fn http2_is_negotiated_by_alpn() {
     let pki = MeshPki::create();
     let (server, client) = (pki.issue("server"), pki.issue("client"));
     let files =
@@ -140,41 +144,41 @@ fn http2_is_agreed_on_by_alpn() {
     {
         let wanted = SingleSidecarConfig::for_upstream(port, speaks);
         let wanted = SingleSidecarConfig { tls: Some(verify.clone()), ..wanted };
-        // Both need the files of the one authority.
-        let alone = match pki.take() {
+        // Both sidecars need the files of one authority.
+        let sidecar = match pki.take() {
             Some(pki) => wanted.start_with_pki(pki),
             None => wanted.start_with_pki(MeshPki::create()),
         };
-        let mut asked = request("GET", "/tell", &[]);
+        let mut asked = request("GET", "/echo", &[]);
         asked["tls"] = json!(files);
-        let answer = http2::ask_one(alone.port, asked);
+        let answer = http2::ask_one(sidecar.port, asked);
         assert_eq!(answer.status(), 200, "{speaks:?}: {answer:?}");
-        assert!(answer.body().starts_with("GET /tell\n"), "{speaks:?}: {answer:?}");
-        pki = Some(alone.pki);
+        assert!(answer.body().starts_with("GET /echo\n"), "{speaks:?}: {answer:?}");
+        pki = Some(sidecar.pki);
     }
 }
 
 #[test]
-fn grpc_reaches_a_service_of_http2() {
+fn grpc_call_reaches_an_http2_service() {
     let port = port::free();
     let service = Process::start("service", counterpart("grpc_service.py").arg(port.to_string()));
     service.line_with("ready");
-    let alone = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2).start();
+    let sidecar = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2).start();
     for what in ["unary", "many", "error", "server_stream", "client_stream"] {
-        run(counterpart("grpc_caller.py").arg(alone.port.to_string()).arg(what));
+        run(counterpart("grpc_caller.py").arg(sidecar.port.to_string()).arg(what));
     }
 }
 
 #[test]
-fn grpc_before_a_service_of_http1_is_unimplemented() {
+fn grpc_call_to_an_http1_service_is_unimplemented() {
     let origin = OriginServer::start();
-    let alone = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
+    let sidecar = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).start();
     let call = request("POST", "/weft.Test/Unary", &[("content-type", "application/grpc+proto")]);
-    let answer = http2::ask_one(alone.port, call);
+    let answer = http2::ask_one(sidecar.port, call);
     assert_eq!(answer.status(), 200, "{answer:?}");
     assert_eq!(answer.header("grpc-status"), Some("12"), "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/grpc"), "{answer:?}");
-    let line = alone.access_line("/weft.Test/Unary");
+    let line = sidecar.access_line("/weft.Test/Unary");
     assert_eq!((&line["status"], &line["denial"]), (&json!(464), &json!("protocol_mismatch")));
     assert_eq!(origin.seen(), Vec::<String>::new());
 }
@@ -182,7 +186,7 @@ fn grpc_before_a_service_of_http1_is_unimplemented() {
 const EXPECTING: &str = "expect: 100-continue\r\n\r\n";
 
 #[test]
-fn a_service_is_asked_itself_whether_it_takes_a_body() {
+fn expect_continue_is_answered_by_the_service() {
     let both = SidecarPerHttpVersion::plain();
     for (to, port) in both.ports() {
         for framing in ["content-length: 4", "transfer-encoding: chunked"] {
@@ -205,7 +209,7 @@ fn a_service_is_asked_itself_whether_it_takes_a_body() {
 }
 
 #[test]
-fn a_body_that_is_not_wanted_is_never_sent() {
+fn body_is_not_sent_when_the_service_refuses_it() {
     let both = SidecarPerHttpVersion::plain();
     for (to, port) in both.ports() {
         for status in [417, 401] {
@@ -234,10 +238,10 @@ fn a_body_that_is_not_wanted_is_never_sent() {
     });
 }
 
-/// RFC 9110, section 10.1.1: who answers without the body says whether it goes on reading; RFC 9112,
-/// section 9.6: who closes says so.
+/// RFC 9110, section 10.1.1: a server that responds without reading the body indicates whether it
+/// will close the connection; RFC 9112, section 9.6: with `connection: close`.
 #[test]
-fn an_answer_without_the_body_says_that_it_is_the_last() {
+fn response_before_the_body_has_connection_close() {
     for (to, port) in SidecarPerHttpVersion::plain().ports() {
         let answer = http1::ask(
             port,
@@ -248,15 +252,15 @@ fn an_answer_without_the_body_says_that_it_is_the_last() {
 }
 
 #[test]
-fn requests_in_one_segment_are_answered_in_their_order() {
+fn pipelined_requests_are_answered_in_order() {
     for (to, port) in SidecarPerHttpVersion::plain().ports() {
         let mut client = Http1Client::connect(port);
         client.send(
-            "GET /tell?1 HTTP/1.1\r\nhost: a\r\n\r\n\
-            POST /tell?2 HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent\
-            GET /tell?3 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+            "GET /echo?1 HTTP/1.1\r\nhost: a\r\n\r\n\
+            POST /echo?2 HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent\
+            GET /echo?3 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
         );
-        for request in ["GET /tell?1\n", "POST /tell?2\n", "GET /tell?3\n"] {
+        for request in ["GET /echo?1\n", "POST /echo?2\n", "GET /echo?3\n"] {
             let answer = client.answer("GET");
             assert_eq!(answer.status, 200, "{request} {to}: {answer:?}");
             assert!(answer.body.starts_with(request), "{request} {to}: {answer:?}");
@@ -266,13 +270,13 @@ fn requests_in_one_segment_are_answered_in_their_order() {
 }
 
 #[test]
-fn every_form_of_a_target_reaches_the_service_as_its_own_form() {
+fn every_request_target_form_reaches_the_service() {
     let both = SidecarPerHttpVersion::plain();
     let check = |line: &str, host: &str, expected: &str| {
         for (to, port) in both.ports() {
-            let told = http1::ask(port, &format!("{line} HTTP/1.1\r\nhost: {host}\r\n\r\n"));
-            assert_eq!(told.status, 200, "{line} {to}: {told:?}");
-            assert!(told.body.starts_with(expected), "{line} {to}: {told:?}");
+            let received = http1::ask(port, &format!("{line} HTTP/1.1\r\nhost: {host}\r\n\r\n"));
+            assert_eq!(received.status, 200, "{line} {to}: {received:?}");
+            assert!(received.body.starts_with(expected), "{line} {to}: {received:?}");
         }
     };
     check("GET /x?y=z", "a", "GET /x?y=z\nhost: a\n");
@@ -290,38 +294,38 @@ fn every_form_of_a_target_reaches_the_service_as_its_own_form() {
     }
 }
 
-/// A route that takes what has no path as well: `OPTIONS *` and `CONNECT`.
+/// Sends requests without a path, `OPTIONS *`, over both versions.
 #[track_caller]
 fn check_options_of_the_server(both: &SidecarPerHttpVersion) {
     for (to, port) in both.ports() {
-        let told = http1::ask(port, "OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n");
-        assert!(told.body.starts_with("OPTIONS *\nhost: a\n"), "{to}: {told:?}");
+        let received = http1::ask(port, "OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n");
+        assert!(received.body.starts_with("OPTIONS *\nhost: a\n"), "{to}: {received:?}");
         let answer = http2::ask_one(port, request("OPTIONS", "*", &[]));
         assert!(answer.body().starts_with("OPTIONS *\nhost: a.example\n"), "{to}: {answer:?}");
     }
 }
 
 #[test]
-fn options_of_the_whole_server_reach_it() {
+fn options_asterisk_reaches_the_service_by_a_route_without_path() {
     check_options_of_the_server(&SidecarPerHttpVersion::start(matching_empty_path));
 }
 
 /// RFC 9110, section 9.3.7.
 #[test]
-fn options_of_the_whole_server_take_the_route_of_everything() {
+fn options_asterisk_matches_the_catch_all_route() {
     check_options_of_the_server(&SidecarPerHttpVersion::plain());
 }
 
 #[test]
-fn the_last_request_of_a_connection_is_told_so() {
+fn last_request_of_a_connection_gets_connection_close() {
     let both = SidecarPerHttpVersion::start(|wanted| {
         wanted.with("common_http_protocol_options", json!({"max_requests_per_connection": 2}))
     });
     for (to, port) in both.ports() {
         let mut client = Http1Client::connect(port);
-        let asked = "GET /tell HTTP/1.1\r\nhost: a\r\n\r\n";
+        let asked = "GET /echo HTTP/1.1\r\nhost: a\r\n\r\n";
         assert_eq!(client.ask(asked).header("connection"), None, "{to}");
-        // What is behind the last one is not looked at.
+        // Data after the last request is not read.
         let last = client.ask(&format!("{asked}{asked}"));
         assert_eq!((last.status, last.header("connection")), (200, Some("close")), "{to}");
         assert!(client.is_at_end(), "{to}");
@@ -330,23 +334,23 @@ fn the_last_request_of_a_connection_is_told_so() {
     assert_eq!(heads, 2);
 }
 
-/// RFC 9112, section 9.3, and appendix C.2.2: a client of HTTP/1.0 that asked for it must hear of it, or
-/// waits for the end.
+/// RFC 9112, section 9.3 and appendix C.2.2: an HTTP/1.0 client that requested keep-alive needs the
+/// confirmation, or waits for the end of the connection.
 #[test]
-fn http10_is_told_that_its_connection_is_kept() {
+fn http10_keep_alive_is_confirmed_in_the_response() {
     for (to, port) in SidecarPerHttpVersion::plain().ports() {
         let mut client = Http1Client::connect(port);
-        let answer = client.ask("GET /tell HTTP/1.0\r\nconnection: keep-alive\r\n\r\n");
+        let answer = client.ask("GET /echo HTTP/1.0\r\nconnection: keep-alive\r\n\r\n");
         let kept = answer.header("connection");
         assert!(kept == Some("keep-alive") || client.is_at_end(), "{to}: {answer:?}");
     }
 }
 
 #[test]
-fn http10_is_answered_and_closed() {
+fn http10_connection_is_closed_after_the_response() {
     for (to, port) in SidecarPerHttpVersion::plain().ports() {
         let mut client = Http1Client::connect(port);
-        let answer = client.ask("GET /tell HTTP/1.0\r\n\r\n");
+        let answer = client.ask("GET /echo HTTP/1.0\r\n\r\n");
         assert_eq!((answer.status, answer.broken), (200, false), "{to}: {answer:?}");
         assert!(client.is_at_end(), "{to}");
     }

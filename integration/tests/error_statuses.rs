@@ -1,5 +1,5 @@
-//! Every status that the sidecar answers with itself: how it looks by HTTP/1.1, by HTTP/2 and to gRPC, its
-//! access line and its counter. The sizes from which on some of them begin are in `limits`.
+//! Every error status of the sidecar itself: the response over HTTP/1.1, over HTTP/2 and to gRPC,
+//! the access-log line and the counter. Size limits are tested in `size_limits`.
 
 use std::io::BufReader;
 use std::net::TcpStream;
@@ -16,18 +16,18 @@ use weft_integration::scripted_server::{ScriptedServer, read_head};
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::wait::eventually;
 
-/// A refusal: its status, what it is to gRPC, the reason, and what exactly was wrong.
+/// An expected error response: HTTP status, gRPC status, reason and details.
 #[derive(Debug, Clone, Copy)]
-struct Refusal {
+struct ExpectedDenial {
     status: u16,
     grpc: &'static str,
     reason: &'static str,
     detail: &'static str,
-    /// What of an endpoint is in the access line alone.
+    /// The details about an endpoint, which are in the access log only.
     endpoint: &'static str,
 }
 
-impl Refusal {
+impl ExpectedDenial {
     const fn new(status: u16, grpc: &'static str, reason: &'static str) -> Self {
         Self { status, grpc, reason, detail: "", endpoint: "" }
     }
@@ -48,199 +48,210 @@ impl Refusal {
     }
 }
 
-fn count(alone: &SingleSidecar, reason: &str) -> u64 {
-    alone.metric(&format!("weft_sidecar_requests_denied_total{{reason=\"{reason}\"}}"))
+fn count(sidecar: &SingleSidecar, reason: &str) -> u64 {
+    sidecar.metric(&format!("weft_sidecar_requests_denied_total{{reason=\"{reason}\"}}"))
 }
 
-/// Holds that a refusal is told and counted, once.
+/// Checks that the access log and the counter each have the denial once.
 #[track_caller]
-fn check_told(alone: &SingleSidecar, refusal: Refusal, counted_before: u64) {
-    let Refusal { status, reason, detail, endpoint, .. } = refusal;
+fn check_recorded(sidecar: &SingleSidecar, refusal: ExpectedDenial, counted_before: u64) {
+    let ExpectedDenial { status, reason, detail, endpoint, .. } = refusal;
     let detail = if detail.is_empty() { endpoint } else { detail };
-    let line = alone.access_line(&format!("\"denial\":\"{reason}\""));
+    let line = sidecar.access_line(&format!("\"denial\":\"{reason}\""));
     let detail = if detail.is_empty() { Value::Null } else { json!(detail) };
-    let told = ["status", "detail", "outcome"].map(|field| line.get(field).cloned());
+    let recorded = ["status", "detail", "outcome"].map(|field| line.get(field).cloned());
     let expected = [json!(status), detail, json!("denied")].map(Some);
-    assert_eq!(told, expected, "{line}");
-    assert_eq!(count(alone, reason), counted_before + 1, "{reason}");
+    assert_eq!(recorded, expected, "{line}");
+    assert_eq!(count(sidecar, reason), counted_before + 1, "{reason}");
 }
 
-/// Holds that these bytes are refused so.
+/// Checks that these bytes are rejected with this denial.
 #[track_caller]
-fn check_bytes(alone: &SingleSidecar, bytes: &str, refusal: Refusal) {
-    let before = count(alone, refusal.reason);
-    let answer = http1::ask(alone.port, bytes);
+fn check_bytes(sidecar: &SingleSidecar, bytes: &str, refusal: ExpectedDenial) {
+    let before = count(sidecar, refusal.reason);
+    let answer = http1::ask(sidecar.port, bytes);
     let start: String = bytes.chars().take(200).collect();
     assert_eq!((answer.status, &answer.body), (refusal.status, &refusal.body()), "{start}");
-    check_told(alone, refusal, before);
+    check_recorded(sidecar, refusal, before);
 }
 
-/// Holds that a GET with these fields is refused so over both versions, and to gRPC by its own status.
+/// Checks that a GET with these headers is rejected over both HTTP versions, and for gRPC with a
+/// gRPC status.
 #[track_caller]
-fn check(alone: &SingleSidecar, path: &str, fields: &[(&str, &str)], refusal: Refusal) {
+fn check(sidecar: &SingleSidecar, path: &str, fields: &[(&str, &str)], refusal: ExpectedDenial) {
     let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    check_bytes(alone, &format!("GET {path} HTTP/1.1\r\nhost: a.example\r\n{lines}\r\n"), refusal);
+    check_bytes(
+        sidecar,
+        &format!("GET {path} HTTP/1.1\r\nhost: a.example\r\n{lines}\r\n"),
+        refusal,
+    );
 
-    let before = count(alone, refusal.reason);
-    let answer = http2::ask_one(alone.port, request("GET", path, fields));
-    let told = (answer.status(), answer.body());
-    assert_eq!(told, (refusal.status, refusal.body().as_str()), "{answer:?}");
-    check_told(alone, refusal, before);
+    let before = count(sidecar, refusal.reason);
+    let answer = http2::ask_one(sidecar.port, request("GET", path, fields));
+    let recorded = (answer.status(), answer.body());
+    assert_eq!(recorded, (refusal.status, refusal.body().as_str()), "{answer:?}");
+    check_recorded(sidecar, refusal, before);
 
-    check_grpc(alone, path, fields, refusal);
+    check_grpc(sidecar, path, fields, refusal);
 }
 
-/// gRPC over HTTP/2, "Responses": trailers only, in one frame that ends the stream.
+/// "Responses" of gRPC over HTTP/2: trailers only, in one frame that ends the stream.
 #[track_caller]
-fn check_grpc(alone: &SingleSidecar, path: &str, fields: &[(&str, &str)], refusal: Refusal) {
-    let before = count(alone, refusal.reason);
+fn check_grpc(
+    sidecar: &SingleSidecar,
+    path: &str,
+    fields: &[(&str, &str)],
+    refusal: ExpectedDenial,
+) {
+    let before = count(sidecar, refusal.reason);
     let fields = [fields, &[("content-type", "application/grpc"), ("te", "trailers")]].concat();
-    let answer = http2::ask_one(alone.port, request("POST", path, &fields));
-    let told = (answer.status(), answer.header("grpc-status"), answer.body());
-    assert_eq!(told, (200, Some(refusal.grpc), ""), "{answer:?}");
+    let answer = http2::ask_one(sidecar.port, request("POST", path, &fields));
+    let recorded = (answer.status(), answer.header("grpc-status"), answer.body());
+    assert_eq!(recorded, (200, Some(refusal.grpc), ""), "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/grpc"), "{answer:?}");
     let message = refusal.body().trim_end().replace(' ', "%20");
     assert_eq!(answer.header("grpc-message"), Some(message.as_str()), "{answer:?}");
-    check_told(alone, refusal, before);
+    check_recorded(sidecar, refusal, before);
 }
 
 fn before(port: u16) -> SingleSidecarConfig {
     SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
 }
 
-/// Before a service of HTTP/2, since gRPC is not even tried before one of HTTP/1.1.
+/// In front of an HTTP/2 service: gRPC calls to an HTTP/1.1 service are always rejected.
 fn before_http2(port: u16) -> SingleSidecarConfig {
     SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http2)
 }
 
-const MALFORMED: Refusal = Refusal::new(400, "13", "malformed");
+const MALFORMED: ExpectedDenial = ExpectedDenial::new(400, "13", "malformed");
 
 #[test]
-fn what_is_no_request_is_refused() {
-    let alone = before(ScriptedServer::echoing_heads().port).start();
-    let check = |bytes: &str, refusal| check_bytes(&alone, bytes, refusal);
+fn malformed_request_gets_400() {
+    let sidecar = before(ScriptedServer::echoing_heads().port).start();
+    let check = |bytes: &str, refusal| check_bytes(&sidecar, bytes, refusal);
     check("GET / HTTP/1.1\r\n\r\n", MALFORMED.because("missing host header"));
     let space = "space in the request target";
     check("GET /a b HTTP/1.1\r\nhost: a\r\n\r\n", MALFORMED.because(space));
-    let large = Refusal::new(413, "8", "body_too_large");
+    let large = ExpectedDenial::new(413, "8", "body_too_large");
     check("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1099511627777\r\n\r\n", large);
     let long = "99999999999999999999999999";
     check(&format!("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: {long}\r\n\r\n"), large);
-    let coding = Refusal::new(501, "12", "not_implemented")
+    let coding = ExpectedDenial::new(501, "12", "not_implemented")
         .because("unsupported transfer-encoding: only chunked is supported");
     check("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n", coding);
     check("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n", coding);
-    let version = Refusal::new(505, "12", "unknown_version");
+    let version = ExpectedDenial::new(505, "12", "unknown_version");
     check("GET / HTTP/2.0\r\nhost: a\r\n\r\n", version);
     check("GET / HTTP/0.9\r\nhost: a\r\n\r\n", version);
 }
 
 #[test]
-fn who_may_not_is_refused() {
+fn denied_client_gets_403() {
     let keys = r#"{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1",
         "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
         "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
     let filters = [require_token("https://issuer", "service", keys)];
     let mut wanted = before(ScriptedServer::echoing_heads().port);
     wanted.http = http(&route_to("service", 15), &filters);
-    let alone = wanted.start();
-    check(&alone, "/", &[], Refusal::new(401, "16", "jwt_header_not_present"));
-    let answer = http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+    let sidecar = wanted.start();
+    check(&sidecar, "/", &[], ExpectedDenial::new(401, "16", "jwt_header_not_present"));
+    let answer = http1::ask(sidecar.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{answer:?}");
-    drop(alone.access_line("jwt_header_not_present"));
+    drop(sidecar.access_line("jwt_header_not_present"));
 
     let mut wanted = before(ScriptedServer::echoing_heads().port);
-    wanted.http = http(&route_to("service", 15), &[allow_only("somebody-else", "/")]);
-    check(&wanted.start(), "/", &[], Refusal::new(403, "7", "not_allowed"));
+    wanted.http = http(&route_to("service", 15), &[allow_only("other", "/")]);
+    check(&wanted.start(), "/", &[], ExpectedDenial::new(403, "7", "not_allowed"));
 }
 
 #[test]
-fn a_bad_token_is_refused() {
+fn invalid_token_gets_401() {
     let mut wanted = before(ScriptedServer::echoing_heads().port);
     let filters = [require_token("https://issuer", "service", r#"{"keys": []}"#)];
     wanted.http = http(&route_to("service", 15), &filters);
-    let alone = wanted.start_unready("invalid key set with no key");
+    let sidecar = wanted.start_unready("invalid key set with no key");
     let bad = [("authorization", "Bearer e30.e30.e30")];
-    let answer = http2::ask_one(alone.port, request("GET", "/", &bad));
+    let answer = http2::ask_one(sidecar.port, request("GET", "/", &bad));
     assert_eq!(answer.status(), 401, "{answer:?}");
     assert_eq!(answer.header("www-authenticate"), Some("Bearer error=\"invalid_token\""));
-    let line = alone.access_line("\"denial\":\"jwt_request_format_invalid\"");
+    let line = sidecar.access_line("\"denial\":\"jwt_request_format_invalid\"");
     assert!(line["detail"].is_string(), "{line}");
-    assert_eq!(count(&alone, "jwt_request_format_invalid"), 1);
+    assert_eq!(count(&sidecar, "jwt_request_format_invalid"), 1);
 }
 
 #[test]
-fn what_leads_nowhere_is_refused() {
+fn request_without_route_gets_404() {
     let mut wanted = before(ScriptedServer::echoing_heads().port);
     let route = json!({"match": {"prefix": "/only"}, "route": {"cluster": "service"}});
     wanted.http = http(&route, &[]);
-    check(&wanted.start(), "/other", &[], Refusal::new(404, "12", "no_route"));
+    check(&wanted.start(), "/other", &[], ExpectedDenial::new(404, "12", "no_route"));
 }
 
 #[test]
-fn methods_that_are_never_served_are_refused() {
-    let alone = before(ScriptedServer::echoing_heads().port).start();
-    let refusal = Refusal::new(405, "12", "method_not_allowed").because("TRACE is not served");
-    check_bytes(&alone, "TRACE / HTTP/1.1\r\nhost: a\r\n\r\n", refusal);
-    let counted = count(&alone, refusal.reason);
-    let answer = http2::ask_one(alone.port, request("TRACE", "/", &[]));
+fn unsupported_method_gets_405() {
+    let sidecar = before(ScriptedServer::echoing_heads().port).start();
+    let refusal =
+        ExpectedDenial::new(405, "12", "method_not_allowed").because("TRACE is not served");
+    check_bytes(&sidecar, "TRACE / HTTP/1.1\r\nhost: a\r\n\r\n", refusal);
+    let counted = count(&sidecar, refusal.reason);
+    let answer = http2::ask_one(sidecar.port, request("TRACE", "/", &[]));
     assert_eq!(answer.status(), 405, "{answer:?}");
-    check_told(&alone, refusal, counted);
+    check_recorded(&sidecar, refusal, counted);
 }
 
 #[test]
-fn a_chain_of_forwarders_that_is_too_long_is_refused() {
-    let alone = before(ScriptedServer::echoing_heads().port).start();
+fn forwarding_chain_above_the_limit_is_rejected() {
+    let sidecar = before(ScriptedServer::echoing_heads().port).start();
     let named = |count: usize| vec!["10.0.0.1"; count].join(", ");
-    let refusal = Refusal::new(463, "8", "too_many_forwarders");
-    check(&alone, "/", &[("x-forwarded-for", &named(31))], refusal);
-    check(&alone, "/", &[("x-forwarded-for", &named(30)), ("x-forwarded-for", "::1")], refusal);
+    let refusal = ExpectedDenial::new(463, "8", "too_many_forwarders");
+    check(&sidecar, "/", &[("x-forwarded-for", &named(31))], refusal);
+    check(&sidecar, "/", &[("x-forwarded-for", &named(30)), ("x-forwarded-for", "::1")], refusal);
 }
 
-/// Sends what is not whole, and waits for what is said to that.
+/// Sends an incomplete request, and waits for the response.
 #[track_caller]
-fn check_slow(alone: &SingleSidecar, part: &str, reason: &'static str) {
-    let counted = count(alone, reason);
-    let mut client = Http1Client::connect(alone.port);
+fn check_slow(sidecar: &SingleSidecar, part: &str, reason: &'static str) {
+    let counted = count(sidecar, reason);
+    let mut client = Http1Client::connect(sidecar.port);
     let answer = client.ask(part);
     assert_eq!((answer.status, answer.body), (408, format!("{reason}\n")), "{part}");
     assert_eq!(http1::header(&answer.head, "connection"), Some("close"), "{part}");
     client.finish();
     assert!(client.is_at_end(), "{part}");
-    check_told(alone, Refusal::new(408, "4", reason), counted);
+    check_recorded(sidecar, ExpectedDenial::new(408, "4", reason), counted);
 }
 
 #[test]
-fn a_request_that_does_not_come_is_refused() {
+fn incomplete_request_gets_408() {
     let (_process, port) = OriginServer::start_http2();
-    let alone = before_http2(port)
+    let sidecar = before_http2(port)
         .with("request_headers_timeout", json!("0.3s"))
         .with("request_timeout", json!("0.5s"))
         .start();
-    check_slow(&alone, "GET / HTTP/1.1\r\nhost: ", "head_timeout");
+    check_slow(&sidecar, "GET / HTTP/1.1\r\nhost: ", "head_timeout");
     let post = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\n";
-    check_slow(&alone, &format!("{post}sen"), "body_timeout");
-    let refusal = Refusal::new(408, "4", "body_timeout");
+    check_slow(&sidecar, &format!("{post}sen"), "body_timeout");
+    let refusal = ExpectedDenial::new(408, "4", "body_timeout");
     let mut call = request("POST", "/", &[("content-type", "application/grpc")]);
     call["body"] = json!("sen");
     call["on_answer"] = json!("t");
-    let answer = http2::ask_one(alone.port, call);
+    let answer = http2::ask_one(sidecar.port, call);
     assert_eq!((answer.status(), answer.header("grpc-status")), (200, Some("4")), "{answer:?}");
-    check_told(&alone, refusal, 1);
+    check_recorded(&sidecar, refusal, 1);
 }
 
 #[test]
-fn a_request_whose_body_comes_in_time_is_not_hurried() {
+fn body_within_the_timeout_is_accepted() {
     let route =
         json!({"match": {"prefix": "/"}, "route": {"cluster": "service", "timeout": "0.8s"}});
     let mut wanted = before(ScriptedServer::silent().port).with("request_timeout", json!("0.3s"));
     wanted.http["route_config"]["virtual_hosts"][0]["routes"][0] = route;
-    let alone = wanted.start();
+    let sidecar = wanted.start();
     let bytes = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent";
-    check_bytes(&alone, bytes, Refusal::new(504, "4", "upstream_timeout"));
+    check_bytes(&sidecar, bytes, ExpectedDenial::new(504, "4", "upstream_timeout"));
 }
 
-/// A service that reads a head, then does something to the connection.
+/// A service that reads a head, then runs `act` on the connection.
 fn doing(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
     let backend = ScriptedServer::start(move |stream| {
         let mut reader = BufReader::new(stream);
@@ -251,16 +262,16 @@ fn doing(act: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> u16 {
     backend.port
 }
 
-/// Makes the end of the connection a reset.
+/// Makes the connection end with a reset.
 fn reset(stream: &mut TcpStream) {
     let socket = SockRef::from(&*stream);
-    socket.set_linger(Some(std::time::Duration::ZERO)).expect("it is a TCP socket");
+    socket.set_linger(Some(std::time::Duration::ZERO)).expect("SO_LINGER can be set");
 }
 
-const BROKEN: Refusal = Refusal::new(502, "14", "upstream_broken");
+const BROKEN: ExpectedDenial = ExpectedDenial::new(502, "14", "upstream_broken");
 
 #[test]
-fn a_service_that_breaks_off_gives_502() {
+fn broken_upstream_response_gives_502() {
     let answering = |answer: &'static str| ScriptedServer::replying_once(answer).port;
     let long = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-long: ".to_owned() + &"x".repeat(61_440);
     let services = [
@@ -277,15 +288,15 @@ fn a_service_that_breaks_off_gives_502() {
         ("head_too_large", ScriptedServer::replying_once(format!("{long}\r\n\r\n")).port),
     ];
     for (name, port) in services {
-        let alone = before(port).start();
-        let answer = http1::ask(alone.port, "GET /x HTTP/1.1\r\nhost: a\r\n\r\n");
+        let sidecar = before(port).start();
+        let answer = http1::ask(sidecar.port, "GET /x HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!((answer.status, answer.body.as_str()), (502, "upstream_broken\n"), "{name}");
-        check_told(&alone, BROKEN.of_endpoint(name), 0);
-        let answer = http2::ask_one(alone.port, request("GET", "/x", &[]));
+        check_recorded(&sidecar, BROKEN.of_endpoint(name), 0);
+        let answer = http2::ask_one(sidecar.port, request("GET", "/x", &[]));
         assert_eq!((answer.status(), answer.body()), (502, "upstream_broken\n"), "{name}");
-        check_told(&alone, BROKEN.of_endpoint(name), 1);
+        check_recorded(&sidecar, BROKEN.of_endpoint(name), 1);
     }
-    // Half an HTTP/2 preface is a head to it.
+    // Half an HTTP/2 preface is parsed as an HTTP/1.1 head.
     let lost = BROKEN.of_endpoint("connection_lost");
     check_grpc(&before_http2(doing(|_| {})).start(), "/x", &[], lost);
 }
@@ -300,77 +311,78 @@ fn with_response_limit(wanted: SingleSidecarConfig, speaks: &str, kib: u32) -> S
 }
 
 #[test]
-fn a_response_head_above_its_limit_gives_502() {
+fn response_head_above_the_limit_gives_502() {
     for (bytes, status) in [(1023, 200), (1024, 200), (1025, 502)] {
         let start = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-long: ";
         let rest = "x".repeat(bytes - start.len() - 4);
         let service = ScriptedServer::replying_once(format!("{start}{rest}\r\n\r\n"));
         let wanted = before(service.port);
-        let alone = with_response_limit(wanted, "http_protocol_options", 1).start();
-        let answer = http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+        let sidecar = with_response_limit(wanted, "http_protocol_options", 1).start();
+        let answer = http1::ask(sidecar.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
         assert_eq!(answer.status, status, "{bytes}");
     }
 }
 
-/// RFC 9113, section 10.5.1: name, value and 32 for each, `:status` among them.
+/// RFC 9113, section 10.5.1: name, value and 32 bytes per header, including `:status`.
 #[test]
-fn a_response_head_above_its_limit_gives_502_over_http2_as_well() {
+fn http2_response_head_above_the_limit_gives_502() {
     let (_process, port) = OriginServer::start_http2();
     let wanted = before_http2(port);
-    let alone = with_response_limit(wanted, "http2_protocol_options", 1).start();
+    let sidecar = with_response_limit(wanted, "http2_protocol_options", 1).start();
     let overhead = ":status".len() + "200".len() + "x-long".len() + 2 * 32;
-    // The library that reads it does not take what is just as long as its limit.
+    // The h2 library rejects a head whose size equals its limit.
     for (bytes, status) in [(1000, 200), (1023, 200), (1025, 502)] {
         let path = format!("/field/{}", bytes - overhead);
-        let answer = http1::ask(alone.port, &format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        let answer = http1::ask(sidecar.port, &format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n"));
         assert_eq!(answer.status, status, "{bytes}: {answer:?}");
     }
 }
 
 #[test]
-fn a_service_without_endpoints_gives_503() {
+fn cluster_without_endpoints_gives_503() {
     let mut wanted = before_http2(1);
     wanted.clusters = vec![cluster("service", &[], UpstreamHttp::Http2, None)];
-    check(&wanted.start(), "/", &[], Refusal::new(503, "14", "no_endpoint"));
+    check(&wanted.start(), "/", &[], ExpectedDenial::new(503, "14", "no_endpoint"));
 }
 
 #[test]
-fn an_endpoint_that_refuses_gives_503() {
-    let alone = before_http2(port::free()).start();
-    let refused = Refusal::new(503, "14", "unreachable").of_endpoint("connection_refused");
-    check(&alone, "/", &[], refused);
+fn endpoint_that_refuses_connections_gives_503() {
+    let sidecar = before_http2(port::free()).start();
+    let refused = ExpectedDenial::new(503, "14", "unreachable").of_endpoint("connection_refused");
+    check(&sidecar, "/", &[], refused);
 }
 
 #[test]
-fn a_service_with_as_many_requests_as_it_may_have_gives_503() {
+fn cluster_at_its_request_limit_gives_503() {
     let limits = json!({"thresholds": [{"max_requests": 1}]});
     let silent = ScriptedServer::silent();
-    let alone = before(silent.port).with_cluster("circuit_breakers", &limits).start();
-    let mut held = Http1Client::connect(alone.port);
+    let sidecar = before(silent.port).with_cluster("circuit_breakers", &limits).start();
+    let mut held = Http1Client::connect(sidecar.port);
     held.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
     let overloaded =
-        || http1::ask(alone.port, "GET / HTTP/1.1\r\nhost: a\r\nx: y\r\n\r\n").status == 503;
-    // The first may not have come to its service yet: then this one is the first, and waits in vain.
-    eventually("the first is held", || {
-        (alone.metric("weft_sidecar_upstream_connections_total") == 1).then_some(())
+        || http1::ask(sidecar.port, "GET / HTTP/1.1\r\nhost: a\r\nx: y\r\n\r\n").status == 503;
+    // The first request may not have reached its service yet: then this one is served first, and
+    // waits until its timeout.
+    eventually("the first request is open", || {
+        (sidecar.metric("weft_sidecar_upstream_connections_total") == 1).then_some(())
     });
     assert!(overloaded());
-    check_told(&alone, Refusal::new(503, "8", "overloaded"), 0);
+    check_recorded(&sidecar, ExpectedDenial::new(503, "8", "overloaded"), 0);
 }
 
 #[test]
-fn a_client_that_leaves_is_told_of_as_460() {
-    let alone = before(ScriptedServer::silent().port).start();
-    let mut client = Http1Client::connect(alone.port);
+fn disconnected_client_is_logged_as_460() {
+    let sidecar = before(ScriptedServer::silent().port).start();
+    let mut client = Http1Client::connect(sidecar.port);
     client.send("GET /left HTTP/1.1\r\nhost: a\r\n\r\n");
-    eventually("it is with its service", || {
-        (alone.metric("weft_sidecar_upstream_connections_total") == 1).then_some(())
+    eventually("the service has the request", || {
+        (sidecar.metric("weft_sidecar_upstream_connections_total") == 1).then_some(())
     });
     drop(client);
-    check_told(&alone, Refusal::new(460, "1", "client_gone"), 0);
+    check_recorded(&sidecar, ExpectedDenial::new(460, "1", "client_gone"), 0);
 }
 
-/// A service of these ports, at each of which a connection is neither taken nor refused.
+/// A service whose ports drop connection attempts.
 fn before_black_holes(ports: &[u16]) -> SingleSidecar {
     nft("add table ip hole");
     nft("add chain ip hole in { type filter hook input priority 0 ; }");
@@ -382,65 +394,70 @@ fn before_black_holes(ports: &[u16]) -> SingleSidecar {
     wanted.with_cluster("connect_timeout", &json!("0.3s")).start()
 }
 
-const NOT_TAKEN: Refusal = Refusal::new(504, "14", "connect_timeout");
+const CONNECT_TIMEOUT: ExpectedDenial = ExpectedDenial::new(504, "14", "connect_timeout");
 
 #[test]
-fn endpoints_that_take_no_connection_give_504() {
-    check(&before_black_holes(&[9, 10, 11]), "/", &[], NOT_TAKEN);
+fn endpoints_that_drop_connections_give_504() {
+    check(&before_black_holes(&[9, 10, 11]), "/", &[], CONNECT_TIMEOUT);
 }
 
 #[test]
-fn one_endpoint_that_takes_no_connection_gives_504() {
-    check(&before_black_holes(&[9]), "/", &[], NOT_TAKEN);
+fn single_endpoint_that_drops_connections_gives_504() {
+    check(&before_black_holes(&[9]), "/", &[], CONNECT_TIMEOUT);
 }
 
 #[test]
-fn an_endpoint_that_does_not_answer_gives_504() {
+fn endpoint_that_does_not_respond_gives_504() {
     let route =
         json!({"match": {"prefix": "/"}, "route": {"cluster": "service", "timeout": "0.4s"}});
     let (mut wanted, slow) =
-        (before(ScriptedServer::silent().port), Refusal::new(504, "4", "upstream_timeout"));
+        (before(ScriptedServer::silent().port), ExpectedDenial::new(504, "4", "upstream_timeout"));
     wanted.http["route_config"]["virtual_hosts"][0]["routes"][0] = route;
     check_bytes(&wanted.clone().start(), "GET / HTTP/1.1\r\nhost: a\r\n\r\n", slow);
     wanted.clusters = before_http2(ScriptedServer::silent().port).clusters;
-    let alone = wanted.start();
-    check_bytes(&alone, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", slow);
-    check_grpc(&alone, "/", &[], slow);
+    let sidecar = wanted.start();
+    check_bytes(&sidecar, "GET / HTTP/1.1\r\nhost: a\r\n\r\n", slow);
+    check_grpc(&sidecar, "/", &[], slow);
 }
 
-/// A target of so many bytes.
+/// A target of this many bytes.
 fn target(bytes: usize) -> String {
     format!("/{}", "x".repeat(bytes - 1))
 }
 
 #[test]
-fn a_target_that_is_too_long_is_refused() {
-    let alone = before(ScriptedServer::echoing_heads().port).start();
+fn target_above_the_limit_gets_414() {
+    let sidecar = before(ScriptedServer::echoing_heads().port).start();
     let bytes = format!("GET {} HTTP/1.1\r\nhost: a\r\n\r\n", target(60 * 1024 + 1));
-    check_bytes(&alone, &bytes, Refusal::new(414, "8", "target_too_long"));
+    check_bytes(&sidecar, &bytes, ExpectedDenial::new(414, "8", "target_too_long"));
 }
 
 #[test]
-fn a_grpc_call_whose_head_is_too_large_gets_a_grpc_status() {
+fn grpc_call_with_a_too_large_head_gets_a_grpc_status() {
     let (_process, port) = OriginServer::start_http2();
-    let alone = before_http2(port).start();
+    let sidecar = before_http2(port).start();
     let long = "x".repeat(61 * 1024);
-    check_grpc(&alone, "/", &[("x-long", &long)], Refusal::new(431, "8", "head_too_large"));
-    check_grpc(&alone, &target(61 * 1024), &[], Refusal::new(414, "8", "target_too_long"));
+    check_grpc(
+        &sidecar,
+        "/",
+        &[("x-long", &long)],
+        ExpectedDenial::new(431, "8", "head_too_large"),
+    );
+    check_grpc(&sidecar, &target(61 * 1024), &[], ExpectedDenial::new(414, "8", "target_too_long"));
 }
 
 #[test]
-fn a_body_of_http2_has_the_same_limit() {
+fn http2_body_above_the_limit_gets_413() {
     let (_process, port) = OriginServer::start_http2();
-    let alone = before_http2(port).with("request_timeout", json!("0.5s")).start();
+    let sidecar = before_http2(port).with("request_timeout", json!("0.5s")).start();
     let mut post = request("POST", "/", &[("content-length", "1099511627777")]);
     post["body"] = json!("sent");
     post["until"] = json!("\n");
-    let answer = http2::ask_one(alone.port, post);
+    let answer = http2::ask_one(sidecar.port, post);
     assert_eq!((answer.status(), answer.body()), (413, "body_too_large\n"), "{answer:?}");
 }
 
-/// A sidecar whose service breaks its answer off.
+/// A sidecar whose service ends its response early.
 fn before_half_an_answer() -> SingleSidecar {
     let half = "HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf";
     before(ScriptedServer::replying_once(half).port).start()
@@ -449,18 +466,18 @@ fn before_half_an_answer() -> SingleSidecar {
 const GET_HALF: &str = "GET /half HTTP/1.1\r\nhost: a\r\n\r\n";
 
 #[test]
-fn what_was_answered_in_part_is_not_refused_as_well() {
-    let alone = before_half_an_answer();
-    assert!(http1::ask(alone.port, GET_HALF).broken);
-    let line = alone.access_line("/half");
+fn started_response_is_not_followed_by_an_error_response() {
+    let sidecar = before_half_an_answer();
+    assert!(http1::ask(sidecar.port, GET_HALF).broken);
+    let line = sidecar.access_line("/half");
     assert_eq!((&line["status"], &line["denial"]), (&json!(200), &Value::Null), "{line}");
     assert_eq!(line["outcome"], "endpoint_broke_off", "{line}");
 }
 
 #[test]
-fn what_was_answered_in_part_is_told_or_refused() {
-    let alone = before_half_an_answer();
-    let answer = http1::ask(alone.port, GET_HALF);
-    let told = (answer.status, answer.broken);
-    assert!(told == (200, true) || told == (502, false), "{answer:?}");
+fn aborted_response_is_logged_once() {
+    let sidecar = before_half_an_answer();
+    let answer = http1::ask(sidecar.port, GET_HALF);
+    let recorded = (answer.status, answer.broken);
+    assert!(recorded == (200, true) || recorded == (502, false), "{answer:?}");
 }

@@ -1,10 +1,10 @@
-//! What keeps certificates in order may be away, or wrong: the authority, and the clock. Requests are
-//! answered all the same, or as soon as it is there again.
+//! Outages of the certificate authority and wrong clocks: requests are served meanwhile, or as soon
+//! as the cause is gone.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test may panic on unexpected values"
 )]
 
 use std::net::SocketAddr;
@@ -34,127 +34,120 @@ use weft_integration::tls_client::{TlsClient, client_config};
 use weft_integration::wait::{DEADLINE, eventually, pause, within_certificate_lifetime};
 use weft_model::{StringMatch, TlsParameters};
 
-/// How long before the first certificate ends the authority is there again.
-const IN_TIME: Duration = Duration::from_secs(10);
+/// How long before the expiry of the first certificate the authority starts again.
+const BEFORE_EXPIRY: Duration = Duration::from_secs(10);
 
-#[allow(clippy::disallowed_methods, reason = "a test happens now")]
+#[expect(clippy::disallowed_methods, reason = "certificates are compared with the current time")]
 fn now() -> SystemTime {
     SystemTime::now()
 }
 
-/// A certificate that somebody shows.
+/// A certificate that a server presents.
 #[derive(Debug, PartialEq, Eq)]
-struct Leaf {
+struct PresentedCertificate {
     der: CertificateDer<'static>,
     until: SystemTime,
 }
 
-/// The certificate that somebody shows to the mesh's client.
-fn shown(mesh: &TestMesh, at: SocketAddr) -> Leaf {
+/// The certificate that a server presents to the mesh's client.
+fn presented_certificate(mesh: &TestMesh, at: SocketAddr) -> PresentedCertificate {
     let mut openssl = tool("openssl");
     openssl.args(["s_client", "-connect", &at.to_string(), "-alpn", "h2"]);
     let (chain, key) = (text(&mesh.identity.certificate), text(&mesh.identity.key));
     openssl.args(["-cert", chain, "-cert_chain", chain, "-key", key]);
     openssl.stdin(Stdio::null());
-    let said = mesh.client.on(|| run(&mut openssl)).unwrap();
-    let der = CertificateDer::from_pem_slice(said.as_bytes()).expect("it shows one");
+    let printed = mesh.client.on(|| run(&mut openssl)).unwrap();
+    let der = CertificateDer::from_pem_slice(printed.as_bytes())
+        .expect("the server presents a certificate");
     let (_, until) = validity(&der).unwrap();
-    Leaf { der, until }
+    PresentedCertificate { der, until }
 }
 
-/// The sidecars of `web` and `orders`, by their hosts.
+/// The hosts of the sidecars of `web` and `orders`.
 fn sidecars(mesh: &TestMesh) -> impl Iterator<Item = &Host> {
     [&mesh.web].into_iter().chain(&mesh.orders).map(|workload| &workload.host)
 }
 
-fn shown_by_sidecars(mesh: &TestMesh) -> Vec<Leaf> {
-    sidecars(mesh).map(|host| shown(mesh, (host.address, 8080).into())).collect()
+fn certificates_of_sidecars(mesh: &TestMesh) -> Vec<PresentedCertificate> {
+    sidecars(mesh).map(|host| presented_certificate(mesh, (host.address, 8080).into())).collect()
 }
 
-fn shown_by_control(mesh: &TestMesh) -> Leaf {
-    shown(mesh, (mesh.control_host().address, 15010).into())
+fn certificate_of_control(mesh: &TestMesh) -> PresentedCertificate {
+    presented_certificate(mesh, (mesh.control_host().address, 15010).into())
 }
 
-/// How many certificates the authority has given out.
+/// The number of certificates that the authority has issued.
 fn issued(mesh: &TestMesh) -> usize {
     let log = std::fs::read_to_string(mesh.file("state/audit.jsonl")).unwrap();
     log.lines().filter(|line| line.contains("\"event\":\"issued\"")).count()
 }
 
 #[test]
-fn an_authority_that_is_away_is_not_missed() {
+fn authority_outage_shorter_than_a_certificate_fails_no_request() {
     let mut mesh = start_mesh_with_short_certificates();
     let (http, opaque, web) = (mesh.orders_at(80), mesh.orders_at(OPAQUE_PORT), mesh.web_at(80));
     let caller = &mesh.web.host;
     let files = [&mesh.identity.certificate, &mesh.identity.key].map(|file| text(file).to_owned());
     let load = BackgroundLoad(vec![
-        LoadClient::over_new_connections("new connections of HTTP/1.1", caller, http),
-        LoadClient::over_one_connection("a kept connection of HTTP/1.1", caller, http),
+        LoadClient::over_new_connections("new HTTP/1.1 connections", caller, http),
+        LoadClient::over_one_connection("one HTTP/1.1 connection", caller, http),
         LoadClient::new("HTTP/2", caller, move || curl(http, "http", &["--http2-prior-knowledge"])),
-        LoadClient::over_new_connections(
-            "new connections that are not ours to read",
-            caller,
-            opaque,
-        ),
-        LoadClient::over_one_connection(
-            "a kept connection that is not ours to read",
-            caller,
-            opaque,
-        ),
+        LoadClient::over_new_connections("new TCP connections", caller, opaque),
+        LoadClient::over_one_connection("one TCP connection", caller, opaque),
         LoadClient::new("a client without a sidecar", &mesh.client, move || {
             let [certificate, key] = &files;
             curl(web, "https", &["--insecure", "--cert", certificate, "--key", key])
         }),
     ]);
-    load.during(|| stay_away(&mut mesh, &load));
+    load.during(|| stop_control_until_expiry(&mut mesh, &load));
     mesh.assert_healthy();
 }
 
-/// Has the authority away for as long as it may be.
-fn stay_away(mesh: &mut TestMesh, load: &BackgroundLoad) {
+/// Stops the control plane for as long as certificates allow.
+fn stop_control_until_expiry(mesh: &mut TestMesh, load: &BackgroundLoad) {
     load.await_answers();
-    let before = shown_by_sidecars(mesh);
+    let before = certificates_of_sidecars(mesh);
     mesh.control.process.kill();
     let first_end = before.iter().map(|leaf| leaf.until).min().unwrap();
-    within_certificate_lifetime("the first certificate is nearly over", || {
-        (now() >= first_end - IN_TIME).then_some(())
+    within_certificate_lifetime("the first certificate is about to expire", || {
+        (now() >= first_end - BEFORE_EXPIRY).then_some(())
     });
     load.await_answers();
     let complaints = [&mesh.web].into_iter().chain(&mesh.orders).map(|one| &one.sidecar.process);
     for process in complaints {
-        assert!(process.errors().contains("not renewed yet"), "{process:?} missed nothing");
+        assert!(process.errors().contains("not renewed yet"), "{process:?} logs failed renewals");
     }
-    assert_eq!(shown_by_sidecars(mesh), before);
+    assert_eq!(certificates_of_sidecars(mesh), before);
     mesh.control.restart();
-    let control = shown_by_control(mesh);
-    // Until all that was there before is over, and what came after it has been renewed as well.
-    let after = within_certificate_lifetime("everybody has a new certificate", || {
-        let after = shown_by_sidecars(mesh);
+    let control = certificate_of_control(mesh);
+    // Waits until all earlier certificates have expired and their successors were renewed too.
+    let after = within_certificate_lifetime("all sidecars have a new certificate", || {
+        let after = certificates_of_sidecars(mesh);
         after.iter().zip(&before).all(|(after, before)| after.der != before.der).then_some(after)
     });
     let last_end = before.iter().map(|leaf| leaf.until).max().unwrap();
-    within_certificate_lifetime("the certificates of before are over", || {
+    within_certificate_lifetime("the earlier certificates have expired", || {
         (now() > last_end + Duration::from_secs(2)).then_some(())
     });
     load.await_answers();
-    within_certificate_lifetime("the next certificates", || {
-        let next = shown_by_sidecars(mesh);
+    within_certificate_lifetime("the sidecars have the next certificates", || {
+        let next = certificates_of_sidecars(mesh);
         next.iter().zip(&after).all(|(next, after)| next.der != after.der).then_some(())
     });
-    within_certificate_lifetime("the control plane has a new one itself", || {
-        (shown_by_control(mesh).der != control.der).then_some(())
+    within_certificate_lifetime("the control plane has a new certificate", || {
+        (certificate_of_control(mesh).der != control.der).then_some(())
     });
     load.await_answers();
-    // Nobody asks for more than the life of its certificate wants.
+    // No workload requests more certificates than its renewal interval needs.
     let issued = issued(mesh);
-    assert!(issued < 40, "{issued} certificates for five who need some");
+    assert!(issued < 40, "{issued} certificates for five workloads");
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// A sidecar that goes by a clock of its own and takes whom the signer vouches for. Its service answers each
-/// request when that has come whole.
+/// A sidecar with a fake clock that accepts clients of `signer`. Its service responds to each
+/// complete request.
 fn start_callee(signer: &TestAuthority, clock: &FakeClock) -> SingleSidecar {
     let mut wanted =
         SingleSidecarConfig::for_upstream(OriginServer::start().port, UpstreamHttp::Http1);
@@ -166,18 +159,17 @@ fn start_callee(signer: &TestAuthority, clock: &FakeClock) -> SingleSidecar {
     wanted.start_with_command(MeshPki::create(), command)
 }
 
-/// A client of the callee, with a certificate and with sessions to resume.
+/// A client of the callee, with a certificate and TLS sessions to resume.
 struct Caller {
     port: u16,
-    whole: Arc<ClientConfig>,
+    full: Arc<ClientConfig>,
     resuming: tls::ClientTls,
 }
 
 impl Caller {
     fn new(signer: &TestAuthority, callee: &SingleSidecar, life: Duration) -> Self {
-        let holder = signer.sign("web", life);
-        let identity =
-            LoadedIdentity::load(holder.chain.as_bytes(), holder.key.as_bytes()).unwrap();
+        let pem = signer.sign("web", life);
+        let identity = LoadedIdentity::load(pem.chain.as_bytes(), pem.key.as_bytes()).unwrap();
         let roots = signer.roots().as_bytes();
         let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
         let (names, alpn) = (vec![StringMatch::Exact(spiffe_id("server"))], ["http/1.1".into()]);
@@ -189,54 +181,54 @@ impl Caller {
             &TlsParameters::default(),
         )
         .unwrap();
-        let whole = client_config(signer, &holder, "server", "http/1.1");
-        Self { port: callee.port, whole, resuming }
+        let full = client_config(signer, &pem, "server", "http/1.1");
+        Self { port: callee.port, full, resuming }
     }
 
-    /// A connection by a whole handshake that is let in and has had an answer.
+    /// Connects with a full handshake and gets a response.
     fn connect(&self) -> TlsClient {
-        let mut caller = TlsClient::connect(self.port, &self.whole);
+        let mut caller = TlsClient::connect(self.port, &self.full);
         assert_eq!(caller.ask("/"), Some(200));
         caller
     }
 
-    /// Whether an earlier session is gone on with; none when the client is not served.
+    /// Whether a session is resumed; `None` when the client is not served.
     fn resume(&self) -> Option<bool> {
         let mut caller = TlsClient::connect(self.port, self.resuming.config());
         (caller.ask("/") == Some(200)).then(|| caller.is_resumed())
     }
 
-    /// Waits until a whole handshake is refused, and holds that a session does not help.
+    /// Waits until a full handshake is rejected, and checks that a session cannot be resumed.
     fn await_refusal(&self) {
-        eventually("a new handshake is refused", || {
-            let refused = TlsClient::connect(self.port, &self.whole).handshake_result().err()?;
+        eventually("a full handshake is rejected", || {
+            let refused = TlsClient::connect(self.port, &self.full).handshake_result().err()?;
             assert_eq!(refused, Some(AlertDescription::CertificateExpired));
             Some(())
         });
-        assert_eq!(self.resume(), None, "by an earlier session it would be let in");
+        assert_eq!(self.resume(), None, "a session cannot be resumed either");
     }
 
-    /// Waits until it is let in, in both ways.
+    /// Waits until the client is accepted with a full handshake and with a session.
     fn await_service(&self) {
-        eventually("a new handshake succeeds", || {
-            TlsClient::connect(self.port, &self.whole).handshake_result().ok()
+        eventually("a full handshake succeeds", || {
+            TlsClient::connect(self.port, &self.full).handshake_result().ok()
         });
         self.connect();
         assert!(self.resume().is_some());
     }
 }
 
-/// Holds that a sidecar with nothing to do does nothing.
+/// Checks that an idle sidecar uses no CPU.
 fn assert_idle(callee: &SingleSidecar) {
     let (before, begun) = (callee.sidecar.cpu_time(), now());
     pause(Duration::from_secs(1));
     let took = callee.sidecar.cpu_time() - before;
     let of = now().duration_since(begun).unwrap();
-    assert!(took < of / 2, "{took:?} of {of:?}");
+    assert!(took < of / 2, "{took:?} of CPU time in {of:?}");
 }
 
 #[test]
-fn a_callee_whose_clock_goes_ahead_refuses_whose_time_is_over_until_it_is_right_again() {
+fn clock_set_ahead_rejects_expired_clients_until_it_is_corrected() {
     let (signer, clock) = (TestAuthority::create(), FakeClock::create());
     let mut callee = start_callee(&signer, &clock);
     let [brief, long] = [30 * MINUTE, DAY].map(|life| Caller::new(&signer, &callee, life));
@@ -246,7 +238,7 @@ fn a_callee_whose_clock_goes_ahead_refuses_whose_time_is_over_until_it_is_right_
 
     clock.set_ahead(40 * MINUTE);
     brief.await_refusal();
-    // What it has open takes its leave, and what it has begun is finished: no timer has run out.
+    // Open connections are drained and open requests finish: no timer has fired.
     assert!(idle.ends_within(DEADLINE));
     assert_eq!(busy.exchange("lo").map(|(status, _)| status), Some(200));
     assert!(busy.ends_within(DEADLINE));
@@ -254,7 +246,7 @@ fn a_callee_whose_clock_goes_ahead_refuses_whose_time_is_over_until_it_is_right_
         callee.metric("weft_sidecar_connections_closed_total{reason=\"certificate_expired\"}"),
         2
     );
-    // Others are not concerned.
+    // Clients with a longer validity are not affected.
     long.await_service();
     assert_eq!(kept.ask("/"), Some(200));
     assert_idle(&callee);
@@ -262,7 +254,7 @@ fn a_callee_whose_clock_goes_ahead_refuses_whose_time_is_over_until_it_is_right_
     clock.reset();
     brief.await_service();
     assert_eq!(kept.ask("/"), Some(200));
-    // Once more, by far more than everybody's life.
+    // Again, with the clock ahead of every certificate's expiry.
     clock.set_ahead(1000 * DAY);
     brief.await_refusal();
     long.await_refusal();
@@ -275,7 +267,7 @@ fn a_callee_whose_clock_goes_ahead_refuses_whose_time_is_over_until_it_is_right_
 }
 
 #[test]
-fn a_callee_whose_clock_goes_back_refuses_whose_time_has_not_come_until_it_is_right_again() {
+fn clock_set_back_rejects_not_yet_valid_clients_until_it_is_corrected() {
     let (signer, clock) = (TestAuthority::create(), FakeClock::create());
     let mut callee = start_callee(&signer, &clock);
     let brief = Caller::new(&signer, &callee, 30 * MINUTE);
@@ -283,12 +275,12 @@ fn a_callee_whose_clock_goes_back_refuses_whose_time_has_not_come_until_it_is_ri
     let [mut kept, mut busy] = [brief.connect(), brief.connect()];
     busy.send(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 5\r\n\r\nhel");
 
-    // To the day before, and to where a clock begins that has lost its battery.
+    // One day back, and to where a clock starts after its battery failed.
     let since_1970 = now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
     for back in [DAY, since_1970 - MINUTE] {
         clock.set_back(back);
         brief.await_refusal();
-        // Nothing is over, so what is open serves on.
+        // No certificate has expired, so open connections are served.
         assert_eq!(kept.ask("/"), Some(200));
         assert_idle(&callee);
         clock.reset();
@@ -304,27 +296,27 @@ fn a_callee_whose_clock_goes_back_refuses_whose_time_has_not_come_until_it_is_ri
 }
 
 #[test]
-fn a_list_that_comes_while_a_clock_is_back_holds_as_soon_as_it_is_right() {
+fn crl_received_while_the_clock_is_back_applies_once_it_is_corrected() {
     let (signer, clock) = (TestAuthority::create(), FakeClock::create());
     let callee = start_callee(&signer, &clock);
     let (revoked, other) = (signer.sign("web", DAY), signer.sign("web", DAY));
-    let connect = |holder: &PemIdentity| {
-        TlsClient::connect(callee.port, &client_config(&signer, holder, "server", "http/1.1"))
+    let connect = |identity: &PemIdentity| {
+        TlsClient::connect(callee.port, &client_config(&signer, identity, "server", "http/1.1"))
     };
     let mut kept = connect(&revoked);
     assert_eq!(kept.ask("/"), Some(200));
     clock.set_back(DAY);
     signer.revoke(&[&revoked.serial]);
-    eventually("the list is of the future", || {
+    eventually("the CRL is reported as not yet valid", || {
         callee.sidecar.process.errors().contains("in the future").then_some(())
     });
     clock.reset();
     assert!(kept.ends_within(DEADLINE));
-    assert_eq!([&revoked, &other].map(|holder| connect(holder).ask("/")), [None, Some(200)]);
+    assert_eq!([&revoked, &other].map(|identity| connect(identity).ask("/")), [None, Some(200)]);
 }
 
 #[test]
-fn a_caller_whose_clock_was_wrong_is_served_and_renews_as_soon_as_it_is_right() {
+fn caller_with_a_wrong_clock_renews_its_certificate_once_it_is_corrected() {
     let (mut mesh, clock) = (start_mesh_with_short_certificates(), FakeClock::create());
     let fresh = mesh.orders_at(OPAQUE_PORT);
     let ask_anew = |mesh: &TestMesh| mesh.web.host.on(|| curl(fresh, "http", &[])).unwrap();
@@ -334,25 +326,25 @@ fn a_caller_whose_clock_was_wrong_is_served_and_renews_as_soon_as_it_is_right() 
         });
     };
     let own = (mesh.web.host.address, 8080).into();
-    let renewed = |mesh: &TestMesh, before: &Leaf| {
-        within_certificate_lifetime("it has a new certificate", || {
-            (shown(mesh, own).der != before.der).then_some(())
+    let renewed = |mesh: &TestMesh, before: &PresentedCertificate| {
+        within_certificate_lifetime("the sidecar has a new certificate", || {
+            (presented_certificate(mesh, own).der != before.der).then_some(())
         });
     };
 
-    // A machine that starts may not know yet what time it is.
+    // A machine that starts may not know the time yet.
     clock.set_ahead(1000 * DAY);
     mesh.web.sidecar.restart_with_clock(&clock);
-    eventually("the certificate that it has is over by its clock", || {
+    eventually("the stored certificate has expired by its clock", || {
         mesh.web.sidecar.process.errors().contains("no certificate yet").then_some(())
     });
     clock.reset();
     mesh.web.sidecar.wait_until_ready();
     asked(&mesh, true);
-    let before = shown(&mesh, own);
+    let before = presented_certificate(&mesh, own);
     clock.set_back(DAY);
     mesh.web.sidecar.restart_with_clock(&clock);
-    eventually("its certificate of before is not good yet by its clock", || {
+    eventually("the stored certificate is not yet valid by its clock", || {
         mesh.web
             .sidecar
             .process
@@ -366,32 +358,31 @@ fn a_caller_whose_clock_was_wrong_is_served_and_renews_as_soon_as_it_is_right() 
     asked(&mesh, true);
     renewed(&mesh, &before);
     let mut kept = mesh.web.host.on(|| Http1Client::connect_to(fresh)).unwrap();
-    ask(&mut kept).expect("all is well");
+    ask(&mut kept).expect("the request is served");
 
-    // Everybody's certificate is over by it, the control plane's as well: there is nobody to renew one.
+    // By this clock all certificates have expired, that of the control plane too: no workload can
+    // renew.
     clock.set_ahead(1000 * DAY);
     asked(&mesh, false);
-    eventually("what waits for requests is left", || {
-        (mesh.ask_orders().status == 503).then_some(())
-    });
-    ask(&mut kept).expect("what has begun goes on");
-    let complaint = "not renewed yet";
-    within_certificate_lifetime("it tries to renew its certificate", || {
-        mesh.web.sidecar.process.errors().contains(complaint).then_some(())
+    eventually("idle connections are drained", || (mesh.ask_orders().status == 503).then_some(()));
+    ask(&mut kept).expect("the open connection is served");
+    let message = "not renewed yet";
+    within_certificate_lifetime("the sidecar tries to renew its certificate", || {
+        mesh.web.sidecar.process.errors().contains(message).then_some(())
     });
     clock.reset();
     asked(&mesh, true);
     assert_eq!(mesh.ask_orders().status, 200);
-    let before = shown(&mesh, own);
+    let before = presented_certificate(&mesh, own);
     renewed(&mesh, &before);
 
-    // And no certificate's time has come.
+    // By this clock no certificate is valid yet.
     clock.set_back(DAY);
     asked(&mesh, false);
-    ask(&mut kept).expect("nothing of it is over");
+    ask(&mut kept).expect("the open connection is served");
     clock.reset();
     asked(&mesh, true);
-    let before = shown(&mesh, own);
+    let before = presented_certificate(&mesh, own);
     renewed(&mesh, &before);
     asked(&mesh, true);
     mesh.assert_healthy();

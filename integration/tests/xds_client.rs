@@ -1,5 +1,5 @@
-//! Our sidecar as the client of a control plane that is not ours: one written with grpcio, in both
-//! variants of the protocol, and with every fault that such a server may have.
+//! The sidecar as the client of another control plane: a scripted grpcio server, in both protocol
+//! variants, with every failure that such a server can have.
 
 use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
@@ -17,15 +17,15 @@ use weft_integration::scripted_server::{ScriptedServer, read_head};
 use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::wait::{DEADLINE, eventually};
 
-const BOTH_VARIANTS: [Variant; 2] = [Variant::Delta, Variant::StateOfTheWorld];
+const BOTH_VARIANTS: [XdsVariant; 2] = [XdsVariant::Delta, XdsVariant::StateOfTheWorld];
 
 #[derive(Debug, Clone, Copy)]
-enum Variant {
+enum XdsVariant {
     Delta,
     StateOfTheWorld,
 }
 
-impl Variant {
+impl XdsVariant {
     fn api_type(self) -> &'static str {
         match self {
             Self::Delta => "DELTA_GRPC",
@@ -34,16 +34,16 @@ impl Variant {
     }
 }
 
-/// What the control plane serves.
+/// The resources and behaviour of the control plane.
 #[derive(Debug, Clone, Default)]
-struct World {
+struct ServedResources {
     fault: Option<&'static str>,
     clusters: Vec<Value>,
     endpoints: Vec<Value>,
     listeners: Vec<Value>,
 }
 
-impl World {
+impl ServedResources {
     fn json(&self) -> String {
         let Self { fault, clusters, endpoints, listeners } = self;
         json!({"fault": fault, "clusters": clusters, "endpoints": endpoints,
@@ -53,21 +53,21 @@ impl World {
 }
 
 /// A sidecar and the control plane that it follows.
-struct Following {
+struct SidecarWithControl {
     server: Process,
     server_port: u16,
     sidecar: TestSidecar,
     folder: MeshPki,
 }
 
-impl Following {
-    /// Starts both. `port` is where the sidecar is expected to listen, once it is told so.
-    fn start(variant: Variant, world: &World, port: u16) -> Self {
+impl SidecarWithControl {
+    /// Starts both. `port` is where the sidecar will listen, once it has its configuration.
+    fn start(variant: XdsVariant, resources: &ServedResources, port: u16) -> Self {
         Self::start_with_options(
             json!({"id": "web-1", "cluster": "web"}),
             &json!([]),
             variant,
-            world,
+            resources,
             port,
         )
     }
@@ -75,13 +75,13 @@ impl Following {
     fn start_with_options(
         node: Value,
         initial_metadata: &Value,
-        variant: Variant,
-        world: &World,
+        variant: XdsVariant,
+        resources: &ServedResources,
         port: u16,
     ) -> Self {
         let folder = MeshPki::create();
         let server_port = port::free();
-        let server = serve(&folder, server_port, world);
+        let server = serve(&folder, server_port, resources);
         let admin = port::free();
         let ads = json!({
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
@@ -100,23 +100,24 @@ impl Following {
         Self { server, server_port, sidecar, folder }
     }
 
-    fn start_ready(variant: Variant, world: &World, port: u16) -> Self {
-        let following = Self::start(variant, world, port);
+    fn start_ready(variant: XdsVariant, resources: &ServedResources, port: u16) -> Self {
+        let following = Self::start(variant, resources, port);
         following.sidecar.wait_until_ready();
         following
     }
 
-    /// Serves another world from now on.
-    fn turn_to(&self, world: &World) {
-        std::fs::write(self.folder.path("world.json"), world.json()).expect("the folder takes it");
+    /// Replaces the served resources.
+    fn replace_resources(&self, resources: &ServedResources) {
+        std::fs::write(self.folder.path("world.json"), resources.json())
+            .expect("the folder is writable");
         self.server.signal(Signal::SIGHUP);
     }
 
-    /// The next acknowledgement or refusal of listeners.
+    /// The reason of the next NACK of listeners.
     fn refusal(&self) -> String {
         let line = self.server.line("a nack", |line| line.contains("\"nack\""));
         let event: Value = serde_json::from_str(&line).expect("events are JSON");
-        event.get("error").and_then(Value::as_str).expect("a nack has its reason").to_owned()
+        event.get("error").and_then(Value::as_str).expect("a NACK has an error").to_owned()
     }
 
     fn accepted(&self, kind: &str) {
@@ -137,47 +138,48 @@ impl Following {
     }
 }
 
-fn serve(folder: &MeshPki, port: u16, world: &World) -> Process {
+fn serve(folder: &MeshPki, port: u16, resources: &ServedResources) -> Process {
     let file = folder.path("world.json");
-    std::fs::write(&file, world.json()).expect("the folder takes files");
+    std::fs::write(&file, resources.json()).expect("the folder is writable");
     let mut command = counterpart("ads_server.py");
     let server = Process::start("ads_server", command.arg(port.to_string()).arg(&file));
     server.line_with("ready");
     server
 }
 
-/// A listener that answers every request with a text.
-fn saying(name: &str, port: u16, text: &str) -> Value {
+/// A listener that responds to every request with a text.
+fn text_listener(name: &str, port: u16, text: &str) -> Value {
     let answer = json!({"status": 200, "body": {"inline_string": text}});
     let route = json!({"match": {"prefix": "/"}, "direct_response": answer});
     listener(name, port, http(&route, &[]), None)
 }
 
-/// The same, asking for what we refuse: to pass on whatever identity a client claims.
-fn saying_unsafely(name: &str, port: u16, text: &str) -> Value {
-    let mut bad = saying(name, port, text);
+/// The same listener with a setting that weft rejects: it would forward identity headers of
+/// clients.
+fn unsafe_text_listener(name: &str, port: u16, text: &str) -> Value {
+    let mut bad = text_listener(name, port, text);
     let manager = bad.pointer_mut("/filter_chains/0/filters/0/typed_config");
     let field = manager.and_then(|config| config.get_mut("forward_client_cert_details"));
-    *field.expect("every listener has it") = json!("ALWAYS_FORWARD_ONLY");
+    *field.expect("the listener has the field") = json!("ALWAYS_FORWARD_ONLY");
     bad
 }
 
-/// A world whose one listener sends to the endpoints of a service, named over EDS.
-fn forwarding(port: u16, service: &[u16]) -> World {
+/// Resources with one listener, whose cluster gets its endpoints over EDS.
+fn forwarding(port: u16, service: &[u16]) -> ServedResources {
     let by_name = json!({"eds_config": {"ads": {}, "resource_api_version": "V3"}});
     let mut service_cluster = cluster("service", &[], UpstreamHttp::Http1, None);
-    let fields = service_cluster.as_object_mut().expect("a message is an object");
+    let fields = service_cluster.as_object_mut().expect("the message is a JSON object");
     fields.remove("load_assignment");
     let eds = with(with(service_cluster, "type", json!("EDS")), "eds_cluster_config", by_name);
-    World {
+    ServedResources {
         clusters: vec![eds],
         endpoints: vec![endpoints("service", service)],
         listeners: vec![listener("web", port, http(&route_to("service", 5), &[]), None)],
-        ..World::default()
+        ..ServedResources::default()
     }
 }
 
-fn backend(text: &str) -> u16 {
+fn text_server(text: &str) -> u16 {
     let length = text.len();
     let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
     ScriptedServer::replying_once(head + text).port
@@ -189,31 +191,34 @@ fn ask(port: u16) -> String {
 }
 
 #[track_caller]
-fn until_it_says(port: u16, expected: &str) {
-    eventually(format!("port {port} says {expected:?}"), || (ask(port) == expected).then_some(()));
+fn wait_for_text(port: u16, expected: &str) {
+    eventually(format!("port {port} responds {expected:?}"), || {
+        (ask(port) == expected).then_some(())
+    });
 }
 
 #[test]
-fn configuration_arrives_and_a_change_of_endpoints_is_followed() {
+fn configuration_is_applied_and_endpoint_changes_are_followed() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), backend("one"), backend("two"));
-        let mut following = Following::start_ready(variant, &forwarding(port, &[one]), port);
+        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
+        let mut following =
+            SidecarWithControl::start_ready(variant, &forwarding(port, &[one]), port);
         assert_eq!(ask(port), "one", "{variant:?}");
-        following.turn_to(&forwarding(port, &[two]));
-        until_it_says(port, "two");
-        following.turn_to(&forwarding(port, &[]));
-        until_it_says(port, "no_endpoint\n");
-        following.turn_to(&forwarding(port, &[one]));
-        until_it_says(port, "one");
+        following.replace_resources(&forwarding(port, &[two]));
+        wait_for_text(port, "two");
+        following.replace_resources(&forwarding(port, &[]));
+        wait_for_text(port, "no_endpoint\n");
+        following.replace_resources(&forwarding(port, &[one]));
+        wait_for_text(port, "one");
         following.assert_healthy();
     }
 }
 
-/// A listener whose routes come by a name that no server has.
-fn lost_listener(port: u16) -> Value {
-    let mut lost = saying("lost", port, "");
+/// A listener with a route configuration name that the server does not have.
+fn listener_without_routes(port: u16) -> Value {
+    let mut lost = text_listener("lost", port, "");
     let manager = lost.pointer_mut("/filter_chains/0/filters/0/typed_config");
-    let manager = manager.and_then(Value::as_object_mut).expect("every listener has it");
+    let manager = manager.and_then(Value::as_object_mut).expect("the listener has the field");
     manager.remove("route_config");
     let source = json!({"ads": {}, "resource_api_version": "V3"});
     manager.insert("rds".into(), json!({"route_config_name": "lost", "config_source": source}));
@@ -221,29 +226,29 @@ fn lost_listener(port: u16) -> Value {
 }
 
 #[test]
-fn changes_beside_missing_endpoints_and_routes_apply_at_once() {
+fn changes_apply_at_once_despite_missing_endpoints_and_routes() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), backend("one"), backend("two"));
-        let mut following = Following::start_ready(variant, &forwarding(port, &[one]), port);
+        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
+        let mut following =
+            SidecarWithControl::start_ready(variant, &forwarding(port, &[one]), port);
         let beside = |text: &str, service: u16| {
-            let mut world = forwarding(port, &[service]);
-            let mut lost = world.clusters.first().cloned().expect("it has one");
+            let mut resources = forwarding(port, &[service]);
+            let mut lost =
+                resources.clusters.first().cloned().expect("the resources have a cluster");
             lost["name"] = json!("lost");
-            world.clusters.push(lost);
-            world.listeners.push(lost_listener(port::free()));
-            world.listeners.push(saying("new", port + 1, text));
-            world
+            resources.clusters.push(lost);
+            resources.listeners.push(listener_without_routes(port::free()));
+            resources.listeners.push(text_listener("new", port + 1, text));
+            resources
         };
         for (text, service) in [("a", two), ("b", one), ("c", two)] {
-            #[allow(
-                clippy::disallowed_methods,
-                reason = "the time that it takes is what is tested"
-            )]
+            #[allow(clippy::disallowed_methods, reason = "the test measures elapsed time")]
             let start = std::time::Instant::now();
-            following.turn_to(&beside(text, service));
-            until_it_says(port + 1, text);
-            until_it_says(port, if service == one { "one" } else { "two" });
-            // It took 15 s before, each time; on an idle machine it takes 0.1 s.
+            following.replace_resources(&beside(text, service));
+            wait_for_text(port + 1, text);
+            wait_for_text(port, if service == one { "one" } else { "two" });
+            // Waiting for the missing resources would take 15 s; on an idle machine this takes 0.1
+            // s.
             let time = start.elapsed();
             assert!(time.as_secs() < 5, "{variant:?} {text}: {time:?}");
         }
@@ -253,18 +258,21 @@ fn changes_beside_missing_endpoints_and_routes_apply_at_once() {
 }
 
 #[test]
-fn a_listener_comes_and_goes_with_its_resource() {
+fn listener_is_added_and_removed_with_its_resource() {
     for variant in BOTH_VARIANTS {
         let (stays, goes) = (port::free(), port::free());
-        let only = World { listeners: vec![saying("a", stays, "a")], ..World::default() };
-        let both = World {
-            listeners: vec![saying("a", stays, "a"), saying("b", goes, "b")],
-            ..World::default()
+        let only = ServedResources {
+            listeners: vec![text_listener("a", stays, "a")],
+            ..ServedResources::default()
         };
-        let following = Following::start_ready(variant, &only, stays);
-        following.turn_to(&both);
-        until_it_says(goes, "b");
-        following.turn_to(&only);
+        let both = ServedResources {
+            listeners: vec![text_listener("a", stays, "a"), text_listener("b", goes, "b")],
+            ..ServedResources::default()
+        };
+        let following = SidecarWithControl::start_ready(variant, &only, stays);
+        following.replace_resources(&both);
+        wait_for_text(goes, "b");
+        following.replace_resources(&only);
         eventually(format!("port {goes} is closed"), || {
             TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
         });
@@ -273,38 +281,41 @@ fn a_listener_comes_and_goes_with_its_resource() {
 }
 
 #[test]
-fn a_bad_listener_is_refused_by_name_and_field_and_the_good_ones_serve() {
+fn invalid_listener_is_rejected_with_name_and_field_and_valid_ones_serve() {
     for variant in BOTH_VARIANTS {
         let (good, bad, new) = (port::free(), port::free(), port::free());
-        let world = |listeners| World { listeners, ..World::default() };
-        let first = world(vec![saying("good", good, "good 1"), saying("bad", bad, "bad 1")]);
-        let mut following = Following::start_ready(variant, &first, good);
-        until_it_says(bad, "bad 1");
+        let resources = |listeners| ServedResources { listeners, ..ServedResources::default() };
+        let first = resources(vec![
+            text_listener("good", good, "good 1"),
+            text_listener("bad", bad, "bad 1"),
+        ]);
+        let mut following = SidecarWithControl::start_ready(variant, &first, good);
+        wait_for_text(bad, "bad 1");
 
-        following.turn_to(&world(vec![
-            saying("good", good, "good 2"),
-            saying_unsafely("bad", bad, "bad 2"),
-            saying("new", new, "new 2"),
+        following.replace_resources(&resources(vec![
+            text_listener("good", good, "good 2"),
+            unsafe_text_listener("bad", bad, "bad 2"),
+            text_listener("new", new, "new 2"),
         ]));
         let reason = following.refusal();
         for part in ["\"bad\"", "filter_chains[0].filters[0]", "forward_client_cert_details"] {
             assert!(reason.contains(part), "{variant:?}: no {part:?} in {reason:?}");
         }
         assert!(!reason.contains("good"), "{variant:?}: {reason:?}");
-        until_it_says(good, "good 2");
-        until_it_says(new, "new 2");
+        wait_for_text(good, "good 2");
+        wait_for_text(new, "new 2");
         assert_eq!(ask(bad), "bad 1", "{variant:?}: the last good version stays in force");
         assert_eq!(following.metric("weft_xds_rejected_resources").as_deref(), Some("1"));
 
-        following.turn_to(&world(vec![
-            saying("good", good, "good 3"),
-            saying("bad", bad, "bad 3"),
-            saying("new", new, "new 3"),
+        following.replace_resources(&resources(vec![
+            text_listener("good", good, "good 3"),
+            text_listener("bad", bad, "bad 3"),
+            text_listener("new", new, "new 3"),
         ]));
         for (port, text) in [(good, "good 3"), (bad, "bad 3"), (new, "new 3")] {
-            until_it_says(port, text);
+            wait_for_text(port, text);
         }
-        eventually("nothing is refused any more", || {
+        eventually("all resources are accepted", || {
             (following.metric("weft_xds_rejected_resources")? == "0").then_some(())
         });
         following.assert_healthy();
@@ -312,79 +323,87 @@ fn a_bad_listener_is_refused_by_name_and_field_and_the_good_ones_serve() {
 }
 
 #[test]
-fn garbage_and_duplicates_are_refused_and_disturb_nothing() {
+fn garbage_and_duplicate_resources_are_rejected_without_effect() {
     for variant in BOTH_VARIANTS {
         for fault in ["garbage", "duplicates"] {
             let (port, new) = (port::free(), port::free());
-            let world = |fault, listeners| World { fault, listeners, ..World::default() };
-            let first = world(None, vec![saying("a", port, "a 1")]);
-            let mut following = Following::start_ready(variant, &first, port);
-            let both = || vec![saying("a", port, "a 1"), saying("b", new, "b 2")];
+            let resources = |fault, listeners| ServedResources {
+                fault,
+                listeners,
+                ..ServedResources::default()
+            };
+            let first = resources(None, vec![text_listener("a", port, "a 1")]);
+            let mut following = SidecarWithControl::start_ready(variant, &first, port);
+            let both = || vec![text_listener("a", port, "a 1"), text_listener("b", new, "b 2")];
 
-            following.turn_to(&world(Some(fault), both()));
+            following.replace_resources(&resources(Some(fault), both()));
             let reason = following.refusal();
             assert!(!reason.is_empty(), "{variant:?} {fault}");
             assert_eq!(ask(port), "a 1", "{variant:?} {fault}");
 
-            following
-                .turn_to(&world(None, vec![saying("a", port, "a 3"), saying("b", new, "b 3")]));
-            until_it_says(port, "a 3");
-            until_it_says(new, "b 3");
+            following.replace_resources(&resources(
+                None,
+                vec![text_listener("a", port, "a 3"), text_listener("b", new, "b 3")],
+            ));
+            wait_for_text(port, "a 3");
+            wait_for_text(new, "b 3");
             following.assert_healthy();
         }
     }
 }
 
 #[test]
-fn a_silent_server_is_waited_for_and_readiness_says_so() {
+fn sidecar_is_not_ready_while_the_server_is_silent() {
     for variant in BOTH_VARIANTS {
         let port = port::free();
-        let silent = World { fault: Some("silence"), ..forwarding(port, &[backend("one")]) };
-        let following = Following::start(variant, &silent, port);
+        let silent =
+            ServedResources { fault: Some("silence"), ..forwarding(port, &[text_server("one")]) };
+        let following = SidecarWithControl::start(variant, &silent, port);
         following.server.line_with("stream");
-        let unready = eventually("readiness says why not", || {
+        let unready = eventually("/ready reports the reason", || {
             let ready = Curl::get(following.sidecar.admin, "/ready").run();
             (ready.status == 503).then(|| ready.text())
         });
         assert!(unready.contains("waiting"), "{variant:?}: {unready:?}");
-        following.turn_to(&World { fault: None, ..silent });
+        following.replace_resources(&ServedResources { fault: None, ..silent });
         following.sidecar.wait_until_ready();
         assert_eq!(ask(port), "one", "{variant:?}");
     }
 }
 
 #[test]
-fn traffic_outlives_the_server_and_the_next_one_is_followed() {
+fn traffic_continues_without_the_server_and_the_next_one_is_followed() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), backend("one"), backend("two"));
-        let mut following = Following::start_ready(variant, &forwarding(port, &[one]), port);
+        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
+        let mut following =
+            SidecarWithControl::start_ready(variant, &forwarding(port, &[one]), port);
         following.accepted("endpoints");
         following.server.kill();
-        eventually("the loss is noticed", || {
+        eventually("the lost connection is detected", || {
             (following.metric("weft_xds_connected")? == "0").then_some(())
         });
         for _ in 0..20 {
             assert_eq!(ask(port), "one", "{variant:?}");
         }
-        let world = forwarding(port, &[two]);
-        following.server = serve(&following.folder, following.server_port, &world);
-        until_it_says(port, "two");
+        let resources = forwarding(port, &[two]);
+        following.server = serve(&following.folder, following.server_port, &resources);
+        wait_for_text(port, "two");
         assert_eq!(following.metric("weft_xds_connected").as_deref(), Some("1"));
         following.assert_healthy();
     }
 }
 
-/// What changed while nobody was connected counts as well: also that something is gone.
+/// Changes during the disconnection apply too, also removals.
 #[test]
-fn what_was_deleted_while_the_server_was_away_is_gone() {
+fn resource_deleted_while_disconnected_is_removed() {
     for variant in BOTH_VARIANTS {
         let (stays, goes) = (port::free(), port::free());
-        let world = |listeners| World { listeners, ..World::default() };
-        let both = world(vec![saying("a", stays, "a"), saying("b", goes, "b")]);
-        let mut following = Following::start_ready(variant, &both, stays);
-        until_it_says(goes, "b");
+        let resources = |listeners| ServedResources { listeners, ..ServedResources::default() };
+        let both = resources(vec![text_listener("a", stays, "a"), text_listener("b", goes, "b")]);
+        let mut following = SidecarWithControl::start_ready(variant, &both, stays);
+        wait_for_text(goes, "b");
         following.server.kill();
-        let only = world(vec![saying("a", stays, "a")]);
+        let only = resources(vec![text_listener("a", stays, "a")]);
         following.server = serve(&following.folder, following.server_port, &only);
         eventually(format!("{variant:?}: port {goes} is closed"), || {
             TcpStream::connect(("127.0.0.1", goes)).is_err().then_some(())
@@ -393,23 +412,24 @@ fn what_was_deleted_while_the_server_was_away_is_gone() {
     }
 }
 
-/// A stream that lasts, begun with a token or without.
-struct Lasting(std::io::BufReader<TcpStream>);
+/// A long-lived stream, started with a token or without.
+struct LongStream(std::io::BufReader<TcpStream>);
 
-impl Lasting {
+impl LongStream {
     fn begin(port: u16, token: Option<&str>) -> Self {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a deadline above zero");
+        let mut stream =
+            TcpStream::connect(("127.0.0.1", port)).expect("the port accepts connections");
+        stream.set_read_timeout(Some(DEADLINE)).expect("the timeout is not zero");
         let token = token.map(|token| format!("authorization: Bearer {token}\r\n"));
         let head = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", token.unwrap_or_default());
-        stream.write_all(head.as_bytes()).expect("it takes requests");
-        let mut lasting = Self(std::io::BufReader::new(stream));
-        assert!(lasting.goes_on(), "it has begun");
-        lasting
+        stream.write_all(head.as_bytes()).expect("the sidecar reads the request");
+        let mut stream_in_progress = Self(std::io::BufReader::new(stream));
+        assert!(stream_in_progress.continues(), "the stream has started");
+        stream_in_progress
     }
 
-    /// Whether some more of it comes.
-    fn goes_on(&mut self) -> bool {
+    /// Whether more of the stream is received.
+    fn continues(&mut self) -> bool {
         let mut line = String::new();
         (0..20).all(|_| {
             line.clear();
@@ -427,7 +447,7 @@ impl Lasting {
     }
 }
 
-/// A service whose answers have no end.
+/// A service with endless responses.
 fn endless() -> u16 {
     ScriptedServer::start(|stream| {
         let mut reader = std::io::BufReader::new(stream);
@@ -436,7 +456,7 @@ fn endless() -> u16 {
         }
         let stream = reader.get_mut();
         let pause = std::time::Duration::from_millis(20);
-        stream.set_read_timeout(Some(pause)).expect("a time above zero");
+        stream.set_read_timeout(Some(pause)).expect("the timeout is not zero");
         let mut left = stream.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
         while left.is_ok() && !matches!(stream.read(&mut [0]), Ok(0)) {
             left = stream.write_all(b"5\r\ntick\n\r\n");
@@ -445,64 +465,67 @@ fn endless() -> u16 {
     .port
 }
 
-/// A world with one service whose responses may last, behind these filters.
-fn without_timeout(port: u16, service: u16, filters: &[Value]) -> World {
-    World {
+/// Resources with one service without response timeout, behind these filters.
+fn without_timeout(port: u16, service: u16, filters: &[Value]) -> ServedResources {
+    ServedResources {
         clusters: vec![cluster("service", &[service], UpstreamHttp::Http1, None)],
         listeners: vec![listener("web", port, http(&route_to("service", 0), filters), None)],
-        ..World::default()
+        ..ServedResources::default()
     }
 }
 
-/// What an issuer of tokens made.
-struct Issued {
-    /// Its key set, as JSON.
+/// The output of a token issuer.
+struct IssuerFiles {
+    /// The JWKS.
     keys: String,
     /// A token of `https://issuer` for the audience `service`.
     token: String,
 }
 
-fn issued() -> Issued {
-    let folder = tempfile::TempDir::new().expect("a folder");
+fn issued() -> IssuerFiles {
+    let folder = tempfile::TempDir::new().expect("a temporary folder can be created");
     run(counterpart("issuer.py").arg(folder.path()).args(["https://issuer", "service"]));
-    let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("it is there");
-    Issued { keys: read("keys.json"), token: read("good.token") }
+    let read = |name| std::fs::read_to_string(folder.path().join(name)).expect("the file exists");
+    IssuerFiles { keys: read("keys.json"), token: read("good.token") }
 }
 
 #[test]
-fn streams_end_that_have_not_proved_what_is_asked_for_now_and_no_others() {
-    let Issued { keys, token } = issued();
+fn new_token_requirement_ends_exactly_the_streams_without_valid_token() {
+    let IssuerFiles { keys, token } = issued();
     for variant in BOTH_VARIANTS {
         let (port, service) = (port::free(), endless());
-        let world = |filters: &[Value]| without_timeout(port, service, filters);
+        let resources = |filters: &[Value]| without_timeout(port, service, filters);
         let wants = |issuer, audience| [require_token(issuer, audience, &keys)];
-        let following =
-            Following::start_ready(variant, &world(&wants("https://issuer", "service")), port);
-        let mut with = Lasting::begin(port, Some(&token));
+        let following = SidecarWithControl::start_ready(
+            variant,
+            &resources(&wants("https://issuer", "service")),
+            port,
+        );
+        let mut with = LongStream::begin(port, Some(&token));
         let settled = |count: &str| {
-            eventually(format!("{count} were withdrawn"), || {
+            eventually(format!("{count} streams were ended"), || {
                 let withdrawn = following
                     .metric("weft_sidecar_requests_aborted_total{reason=\"policy_changed\"}")?;
                 (withdrawn == count).then_some(())
             });
         };
-        // Nothing is asked of anybody, and then the same token as before.
-        following.turn_to(&world(&[]));
-        eventually("no token is needed", || {
+        // First no token is required, then the same token as before.
+        following.replace_resources(&resources(&[]));
+        eventually("no token is required", || {
             (Curl::get(port, "/").with(&["-m", "1"]).run().status == 200).then_some(())
         });
-        let mut without = Lasting::begin(port, None);
-        following.turn_to(&world(&wants("https://issuer", "service")));
-        assert!(without.ends() && with.goes_on(), "{variant:?}");
+        let mut without = LongStream::begin(port, None);
+        following.replace_resources(&resources(&wants("https://issuer", "service")));
+        assert!(without.ends() && with.continues(), "{variant:?}");
         settled("1");
-        // One for somebody else.
-        following.turn_to(&world(&wants("https://issuer", "another")));
+        // A token for another audience.
+        following.replace_resources(&resources(&wants("https://issuer", "another")));
         assert!(with.ends(), "{variant:?}");
         settled("2");
     }
 }
 
-/// A filter with one policy, which applies to requests that have an `authorization` header.
+/// An RBAC filter with one policy, which applies to requests with an `authorization` header.
 fn on_authorization(action: &str, policy: &str) -> Value {
     let header = json!({"name": "authorization", "present_match": true});
     let policies =
@@ -513,20 +536,23 @@ fn on_authorization(action: &str, policy: &str) -> Value {
 }
 
 #[test]
-fn changed_policy_judges_the_token_header_that_the_service_does_not_see() {
-    let Issued { keys, token } = issued();
+fn changed_policy_evaluates_the_token_header_that_is_not_forwarded() {
+    let IssuerFiles { keys, token } = issued();
     for variant in BOTH_VARIANTS {
         let (port, service) = (port::free(), endless());
         let wants = require_token("https://issuer", "service", &keys);
-        let world = |rbac| without_timeout(port, service, &[wants.clone(), rbac]);
-        let first = world(on_authorization("ALLOW", "first"));
-        let following = Following::start_ready(variant, &first, port);
-        let mut lasting = Lasting::begin(port, Some(&token));
-        following.turn_to(&world(on_authorization("ALLOW", "second")));
+        let resources = |rbac| without_timeout(port, service, &[wants.clone(), rbac]);
+        let first = resources(on_authorization("ALLOW", "first"));
+        let following = SidecarWithControl::start_ready(variant, &first, port);
+        let mut stream_in_progress = LongStream::begin(port, Some(&token));
+        following.replace_resources(&resources(on_authorization("ALLOW", "second")));
         following.accepted("listeners");
-        assert!((0..5).all(|_| lasting.goes_on()), "{variant:?}: it is allowed as before");
-        following.turn_to(&world(on_authorization("DENY", "third")));
-        assert!(lasting.ends(), "{variant:?}");
+        assert!(
+            (0..5).all(|_| stream_in_progress.continues()),
+            "{variant:?}: the stream is still allowed"
+        );
+        following.replace_resources(&resources(on_authorization("DENY", "third")));
+        assert!(stream_in_progress.ends(), "{variant:?}");
     }
 }
 
@@ -541,9 +567,17 @@ fn node_and_initial_metadata_reach_the_server() {
                           {"key": "x-tag-bin", "raw_value": "AAH/"}]);
     for variant in BOTH_VARIANTS {
         let port = port::free();
-        let world = World { listeners: vec![saying("web", port, "hello")], ..World::default() };
-        let following =
-            Following::start_with_options(node.clone(), &metadata, variant, &world, port);
+        let resources = ServedResources {
+            listeners: vec![text_listener("web", port, "hello")],
+            ..ServedResources::default()
+        };
+        let following = SidecarWithControl::start_with_options(
+            node.clone(),
+            &metadata,
+            variant,
+            &resources,
+            port,
+        );
         let line = following.server.line_with("\"node\"");
         let event: Value = serde_json::from_str(&line).expect("events are JSON");
         let seen = event.get("node").expect("the event has the node");
@@ -552,30 +586,30 @@ fn node_and_initial_metadata_reach_the_server() {
         let locality = json!({"region": "eu", "zone": "eu-1", "subZone": "rack-7"});
         assert_eq!(field("locality"), locality, "{variant:?}");
         assert_eq!((field("id"), field("userAgentName")), (json!("web-1"), json!("weft")));
-        let said = event.get("metadata").expect("the event has the stream's metadata");
-        assert_eq!(said["authorization"], "Bearer abc", "{variant:?}");
-        assert_eq!(said["x-tag"], "1", "{variant:?}");
-        assert_eq!(said["x-tag-bin"], "b'\\x00\\x01\\xff'", "{variant:?}");
-        until_it_says(port, "hello");
+        let metadata = event.get("metadata").expect("the event has the stream's metadata");
+        assert_eq!(metadata["authorization"], "Bearer abc", "{variant:?}");
+        assert_eq!(metadata["x-tag"], "1", "{variant:?}");
+        assert_eq!(metadata["x-tag-bin"], "b'\\x00\\x01\\xff'", "{variant:?}");
+        wait_for_text(port, "hello");
     }
 }
 
 #[test]
-fn settings_without_effect_are_logged_once_and_listed() {
+fn settings_without_effect_are_logged_once_and_listed_in_the_dump() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), backend("one"), backend("two"));
+        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
         let with_settings = |service: u16| {
-            let mut world = forwarding(port, &[service]);
+            let mut resources = forwarding(port, &[service]);
             let overload = json!({"category": "x", "drop_percentage": {"numerator": 5}});
-            world.endpoints[0]["policy"] = json!({"drop_overloads": [overload]});
+            resources.endpoints[0]["policy"] = json!({"drop_overloads": [overload]});
             let check = json!({"timeout": "1s", "interval": "5s", "unhealthy_threshold": 2,
                                "healthy_threshold": 2, "tcp_health_check": {}});
-            world.clusters[0]["health_checks"] = json!([check]);
-            world
+            resources.clusters[0]["health_checks"] = json!([check]);
+            resources
         };
-        let mut following = Following::start_ready(variant, &with_settings(one), port);
-        following.turn_to(&with_settings(two));
-        until_it_says(port, "two");
+        let mut following = SidecarWithControl::start_ready(variant, &with_settings(one), port);
+        following.replace_resources(&with_settings(two));
+        wait_for_text(port, "two");
         let log = following.sidecar.process.errors();
         let lines = log.lines().filter(|line| line.contains("setting has no effect"));
         let lines: Vec<&str> = lines.collect();
