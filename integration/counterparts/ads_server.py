@@ -1,4 +1,4 @@
-"""An xDS server by grpcio and xds-protos, with faults that a test can switch on.
+"""An xDS server based on grpcio and xds-protos, with faults that a test can enable.
 
     ads_server.py PORT FILE
 
@@ -31,7 +31,7 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2
 
-# Read for what they register: the messages that stand in an Any.
+# Imported to register the messages that are packed in an Any.
 from envoy.extensions.access_loggers.stream.v3 import stream_pb2  # noqa: F401
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2  # noqa: F401
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2  # noqa: F401
@@ -59,12 +59,12 @@ def type_url(kind):
 KIND_OF = {type_url(kind): kind for kind in KINDS}
 
 
-def tell(**event):
+def report(**event):
     print(json.dumps(event), flush=True)
 
 
 class World:
-    """What is served now. Streams are told of every change by their queues."""
+    """The served resources. Streams are notified of changes through their queues."""
 
     def __init__(self, file):
         self.file = file
@@ -99,7 +99,7 @@ class World:
 
 
 class Stream:
-    """What both variants have in common: one queue of requests and changes, answered in turn."""
+    """Common part of both variants: one queue of requests and changes, processed in order."""
 
     def __init__(self, world, requests, context, variant):
         self.world = world
@@ -110,7 +110,7 @@ class Stream:
         world.streams.add(self.events)
         context.add_callback(self.end)
         threading.Thread(target=self.listen, args=(requests,), daemon=True).start()
-        tell(event="stream", variant=variant)
+        report(event="stream", variant=variant)
 
     def end(self):
         self.world.streams.discard(self.events)
@@ -121,7 +121,7 @@ class Stream:
             for request in requests:
                 if request.HasField("node"):
                     node = json_format.MessageToDict(request.node)
-                    tell(event="node", node=node, metadata=self.metadata)
+                    report(event="node", node=node, metadata=self.metadata)
                 self.events.put(request)
         except grpc.RpcError:
             pass
@@ -148,7 +148,7 @@ class Stream:
             return
         kind = KIND_OF.get(request.type_url, request.type_url)
         refused = request.HasField("error_detail")
-        tell(
+        report(
             event="nack" if refused else "ack",
             kind=kind,
             variant=self.variant,
@@ -162,7 +162,7 @@ class Stream:
 
 
 class StateStream(Stream):
-    """State of the world: every response holds all that was asked for."""
+    """State of the world: every response has all requested resources."""
 
     def __init__(self, world, requests, context):
         self.wanted = {}
@@ -190,7 +190,7 @@ class StateStream(Stream):
 
 
 class DeltaStream(Stream):
-    """Only what changed since the last response on this stream."""
+    """Delta: a response has only the changes since the last one on this stream."""
 
     def __init__(self, world, requests, context):
         self.wanted = {}
@@ -204,7 +204,7 @@ class DeltaStream(Stream):
         sent = self.sent.setdefault(kind, {})
         if first and kind in WILDCARDS and not request.resource_names_subscribe:
             wanted.add("*")
-        # What the client kept from an earlier stream may be gone by now.
+        # Resources that the client has from an earlier stream may be deleted by now.
         if first:
             sent.update(dict.fromkeys(request.initial_resource_versions, b""))
         wanted.update(request.resource_names_subscribe)
@@ -216,10 +216,10 @@ class DeltaStream(Stream):
         wanted, sent = self.wanted.get(kind, set()), self.sent.get(kind, {})
         present = {n: r for n, r in self.world.of(kind) if "*" in wanted or n in wanted}
         changed = {n for n, r in present.items() if sent.get(n) != r.SerializeToString()}
-        # A name that was asked for and is not there is told of once, with what is gone.
+        # A requested name that does not exist is reported once, as removed.
         gone = {n for n in sent if n not in present and sent[n] is not None}
         gone |= {n for n in wanted if n != "*" and n not in present and n not in sent}
-        # The first answer to a wildcard tells also that there is nothing.
+        # The first response to a wildcard is sent even without resources.
         first = "*" in wanted and kind not in self.answered
         if not changed and not gone and not first:
             return None
@@ -253,14 +253,14 @@ class Service(ads_pb2_grpc.AggregatedDiscoveryServiceServicer):
 
 
 def main(port, file):
-    # Blocked before any thread begins, so that only the loop below hears it.
+    # Blocked before any thread starts, so that only the loop below receives it.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     world = World(pathlib.Path(file))
     server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=8))
     ads_pb2_grpc.add_AggregatedDiscoveryServiceServicer_to_server(Service(world), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
-    tell(event="ready")
+    report(event="ready")
     while True:
         signal.sigwait([signal.SIGHUP])
         world.read()

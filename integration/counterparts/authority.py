@@ -1,9 +1,9 @@
-"""A certificate authority by other hands than ours: Python's `cryptography`.
+"""A certificate authority based on Python's `cryptography`.
 
     authority.py FOLDER TRUST_DOMAIN
 
 writes into FOLDER, all PEM: root.pem; the certificates good, expired and revoked with their keys;
-and list.pem, the revocation list that names the last of them. Unlike `weft ca` it signs whatever a
+and list.pem, the CRL that revokes the last of them. Unlike `weft ca` it signs any certificate that a
 test needs.
 """
 

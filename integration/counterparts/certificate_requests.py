@@ -1,8 +1,8 @@
-"""Certificate requests by other hands than ours: Python's `cryptography`.
+"""Creates certificate requests with Python's `cryptography`.
 
     certificate_requests.py FOLDER IDENTITY
 
-writes requests for IDENTITY into FOLDER, PEM, one for each way in which a request may be odd.
+writes requests for IDENTITY into FOLDER, PEM, one for each unusual or malformed form of a request.
 """
 
 import base64
@@ -80,7 +80,7 @@ def main(folder, identity):
     good = request([uri(identity)]).public_bytes(serialization.Encoding.DER)
     (folder / "bad-signature.csr").write_text(armoured(good[:-1] + bytes([good[-1] ^ 1])))
     other = request([uri(identity + "2")]).public_bytes(serialization.Encoding.DER)
-    # Of the same length but for the digit: what was signed is another identity.
+    # The same length with another digit: the signature covers another identity.
     changed = other.replace(identity.encode() + b"2", identity.encode() + b"3")
     (folder / "changed-name.csr").write_text(armoured(changed))
     (folder / "cut-off.csr").write_text(armoured(good[:-10]))

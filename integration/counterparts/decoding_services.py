@@ -1,9 +1,9 @@
 """Services that read a path in different ways, each in a process of its own. Arguments: which one, its port,
-and a folder with public files and a folder `admin`. Whoever reaches `admin` gets the text `secret`.
+and a folder with public files and a folder `admin`. A request that reaches `admin` gets the text `secret`.
 
 files: http.server, which decodes once and resolves dot segments. wsgi: wsgiref, whose PATH_INFO is decoded once,
 with slashes merged. twice: decodes twice. servlet: cuts path parameters off each segment, then resolves dots and
-merges slashes. raw: compares the path as it came."""
+merges slashes. raw: compares the path as received."""
 import functools
 import http.server
 import posixpath
@@ -39,7 +39,7 @@ def reaches(target):
 
 class Reading(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # An answer goes out at once, head and body.
+    # Sends head and body in one write.
     wbufsize = -1
     disable_nagle_algorithm = True
 
@@ -56,7 +56,7 @@ class Reading(http.server.BaseHTTPRequestHandler):
 
 class Files(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # An answer goes out at once, head and body.
+    # Sends head and body in one write.
     wbufsize = -1
     disable_nagle_algorithm = True
 

@@ -1,5 +1,5 @@
-"""A gRPC client by grpcio, for what is no case of interop_caller.py. Arguments: the port to call, and
-what to check. Exits 0 when it is so."""
+"""A gRPC client based on grpcio, for checks that are not cases of interop_caller.py. Arguments: the port to
+call, and the name of the check. Exits 0 when the check passes."""
 import queue
 import sys
 
@@ -10,7 +10,7 @@ LIMIT = 20
 
 
 def many():
-    """One after the other, then at once: none is lost while connections end."""
+    """Calls in sequence, then concurrently: none fails while connections end."""
     call = channel.unary_unary("/weft.Test/Unary")
     for number in range(40):
         assert call(b"%d" % number, timeout=LIMIT) == b"%d" % number
@@ -86,7 +86,7 @@ def unreachable():
 
 
 def cancel_while_sending():
-    """The service has seen a message and waits for more when the caller gives up."""
+    """The client cancels while the service, which has received a message, waits for more."""
     outbox = queue.Queue()
     call = channel.stream_stream("/weft.Test/Listens")(iter(outbox.get, None), timeout=LIMIT)
     outbox.put(b"first")

@@ -1,6 +1,6 @@
-"""A gRPC service by grpcio: many messages, trailers, errors and cancellation. Argument: its port.
+"""A gRPC service based on grpcio: many messages, trailers, errors and cancellation. Argument: its port.
 
-Messages are plain bytes, so no generated code is needed. It prints a line for what a test waits for."""
+Messages are plain bytes, so no generated code is needed. It prints a line for each event that a test waits for."""
 import sys
 import threading
 from concurrent import futures
@@ -14,7 +14,7 @@ def unary(request, context):
 
 
 def fails(request, context):
-    # As rich errors travel: bytes, which a proxy must not take for text.
+    # Rich errors are binary metadata, which a proxy must not treat as text.
     details = ("grpc-status-details-bin", b"\x00\xff details")
     context.set_trailing_metadata((("x-trailer", "behind"), details))
     context.abort(grpc.StatusCode.FAILED_PRECONDITION, "not today")
@@ -44,7 +44,7 @@ def given_up(context):
 
 
 def waits(request, context):
-    """Sends one message, then nothing until the caller gives up."""
+    """Sends one message, then nothing until the client cancels."""
     gone = given_up(context)
     yield b"waiting"
     if not gone.wait(20):
@@ -52,7 +52,7 @@ def waits(request, context):
 
 
 def listens(requests, context):
-    """Gives the first message back, then reads until there is no more.
+    """Echoes the first message, then reads until the end of the stream.
 
     Reading alone cannot tell a caller that gave up from one that has said everything: grpcio ends it
     either way, as its two events happen to arrive. Only the call's own end can."""

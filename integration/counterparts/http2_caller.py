@@ -1,9 +1,9 @@
-"""A client of HTTP/2 by h2. Arguments: the port, and a file with a JSON list of requests; each has a
+"""An HTTP/2 client based on h2. Arguments: the port, and a file with a JSON list of requests; each has a
 connection of its own.
 
-A request has `fields`; `body`, sent at once; `on_continue`, sent when a 100 has come; `on_answer`, sent when
-the answer has begun; `trailers`; `until`, a text in the body after which it leaves; `tls`, the files of a root,
-a certificate and a key. For each a JSON line is printed: what was answered, as far as it came."""
+A request has `fields`; `body`, sent at once; `on_continue`, sent after a 100 response; `on_answer`, sent when
+the response has begun; `trailers`; `until`, a text in the body after which it disconnects; `tls`, the files of a root,
+a certificate and a key. Prints one JSON line per request: the response, as far as it was received."""
 import json
 import socket
 import ssl
@@ -35,7 +35,7 @@ class Exchange:
     def __init__(self, port, request):
         self.request = request
         self.peer = dial(port, request.get("tls"))
-        # What is right is the other side's to judge.
+        # Sends invalid headers too: the server must check them.
         config = h2.config.H2Configuration(
             header_encoding="latin-1", validate_outbound_headers=False, normalize_outbound_headers=False)
         self.connection = h2.connection.H2Connection(config)
@@ -61,7 +61,7 @@ class Exchange:
         self.connection.initiate_connection()
         self.flush()
         if self.request["fields"][0][1] == "CONNECT":
-            # Whether the other side takes an extended one stands in its settings.
+            # The server's SETTINGS say whether it accepts extended CONNECT.
             self.take(h2.events.RemoteSettingsChanged)
         bare = not any(name in self.request for name in ("body", "trailers", "until")) and not self.waits()
         self.connection.send_headers(1, self.request["fields"], end_stream=bare)
@@ -73,7 +73,7 @@ class Exchange:
         self.peer.sendall(self.connection.data_to_send())
 
     def take(self, awaited=None):
-        """Takes in what comes, until there is no more to wait for."""
+        """Reads until nothing is awaited."""
         while True:
             data = self.peer.recv(65536)
             if not data:

@@ -1,5 +1,5 @@
-"""A service of HTTP/2 by h2, which does what the path says, as `integration/src/origin.rs` does over HTTP/1.1.
-Argument: its port. It prints a line for each request that has come, and for each body."""
+"""An HTTP/2 service based on h2, whose behaviour depends on the path, as `integration/src/origin_server.rs` over HTTP/1.1.
+Argument: its port. It prints a line for each received request head and body."""
 import socket
 import sys
 import threading
@@ -20,8 +20,8 @@ class Stream:
         self.fields = [(name, value) for name, value in fields if not name.startswith(":")]
         self.trailers, self.body, self.talk = [], b"", None
 
-    def told(self):
-        """What it was sent, in the words of HTTP/1.1."""
+    def described(self):
+        """The received request in the form of HTTP/1.1."""
         lines = [f"{self.pseudo[':method']} {self.pseudo.get(':path', '-')}", f"host: {self.pseudo[':authority']}"]
         lines += [f"{name}: {value}" for name, value in self.fields]
         lines += ["", self.body.decode("latin-1")] + [f"trailer {name}: {value}" for name, value in self.trailers]
@@ -114,7 +114,7 @@ class Service:
             fields = [("content-length", "4"), ("trailer", "x-checksum")]
             self.answer(number, "200", "body", fields, [("x-checksum", "1")])
         elif path == "/length":
-            # What a HEAD is told is the length of what is not sent.
+            # The response to HEAD has the length of the body that is not sent.
             body = "" if stream.pseudo[":method"] == "HEAD" else "hello\n"
             self.answer(number, "200", body, [("content-length", "6")])
         elif path == "/empty":
@@ -124,7 +124,7 @@ class Service:
         elif path.startswith("/field/"):
             self.answer(number, "200", fields=[("x-long", "x" * int(path.removeprefix("/field/")))])
         elif not path.startswith("/refuse/"):
-            body = stream.told()
+            body = stream.described()
             self.answer(number, "200", body, [("content-length", str(len(body)))])
 
 

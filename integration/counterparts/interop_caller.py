@@ -1,7 +1,7 @@
-"""The client of gRPC's interoperability tests, by grpcio. Arguments: the port to call, and the case.
+"""The client of gRPC's interoperability tests, based on grpcio. Arguments: the port to call, and the case.
 
-Each case has the name and does what grpc/grpc's doc/interop-test-descriptions.md says of it. It exits 0
-when all that is asserted there holds, and the connection is as good as before."""
+The cases are those of grpc/grpc's doc/interop-test-descriptions.md, by the same names. Exits 0 when all
+assertions of the case hold and the connection still works."""
 import queue
 import sys
 
@@ -49,7 +49,7 @@ def check_responses(responses, sizes):
 
 
 def check_status(call, status, details=None):
-    """A call that has to fail, does so when `call` is made."""
+    """Checks that `call` fails with this status."""
     try:
         call()
         raise AssertionError("it did not fail")
@@ -59,7 +59,7 @@ def check_status(call, status, details=None):
 
 
 class Outbox:
-    """The requests of a call, sent as the case goes on."""
+    """The requests of a call, sent as the case proceeds."""
 
     def __init__(self):
         self.requests = queue.Queue()
@@ -81,7 +81,7 @@ def large_unary():
 
 
 def concurrent_large_unary():
-    """A hundred in parallel, not the thousand of the description: their bytes pass within seconds."""
+    """A hundred concurrent calls instead of the described thousand: they finish within seconds."""
     calls = [unary_call.future(simple_request(), timeout=LIMIT) for _ in range(100)]
     for call in calls:
         check_simple_response(call.result())
@@ -182,5 +182,5 @@ def custom_metadata():
 
 
 globals()[sys.argv[2]]()
-# Some cases end a call early, of which a caller alone would not see that it took the connection along.
+# Some cases end a call early; this checks that the connection still works afterwards.
 empty_unary()

@@ -1,7 +1,7 @@
-"""The messages of gRPC's interoperability tests, as far as our cases need them.
+"""The messages of gRPC's interoperability tests, limited to the cases of interop_caller.py.
 
-Names and numbers of the fields are those of the public grpc/testing/messages.proto, so that any other
-program that speaks it can stand at either end. They are made here, so that nothing need be generated."""
+Names and numbers of the fields are those of the public grpc/testing/messages.proto, so that other
+implementations are compatible with either end. Defined at run time, so no generated code is needed."""
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 FIELD = descriptor_pb2.FieldDescriptorProto
@@ -54,7 +54,7 @@ globals().update(classes())
 
 
 def zeros(size):
-    """A payload, whose content is of no interest."""
+    """A payload of zeros."""
     return globals()["Payload"](body=bytes(size))
 
 

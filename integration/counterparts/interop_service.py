@@ -1,6 +1,6 @@
-"""The server of gRPC's interoperability tests, by grpcio. Argument: its port.
+"""The server of gRPC's interoperability tests, based on grpcio. Argument: its port.
 
-What each method does is said by grpc/grpc's doc/interop-test-descriptions.md, under "Server"."""
+The methods are specified by grpc/grpc's doc/interop-test-descriptions.md, under "Server"."""
 import sys
 from concurrent import futures
 
@@ -14,7 +14,7 @@ STATUSES = {status.value[0]: status for status in grpc.StatusCode}
 
 
 def echo_metadata(context):
-    """Gives back the two pieces of metadata that ask for it."""
+    """Echoes the two metadata entries that the specification names."""
     sent = dict(context.invocation_metadata())
     if ECHO_INITIAL in sent:
         context.send_initial_metadata([(ECHO_INITIAL, sent[ECHO_INITIAL])])
@@ -23,7 +23,7 @@ def echo_metadata(context):
 
 
 def echo_status(request, context):
-    """Ends the call as the request asks."""
+    """Ends the call with the status of the request."""
     if request.HasField("response_status"):
         status = request.response_status
         context.abort(STATUSES[status.code], status.message)
@@ -60,7 +60,7 @@ def handler(make, call, request):
     return make(call, getattr(messages, request).FromString, encoded)
 
 
-# UnimplementedCall is missing for a reason: a case calls it.
+# UnimplementedCall is missing on purpose: a case calls it.
 HANDLERS = {
     "EmptyCall": handler(grpc.unary_unary_rpc_method_handler, empty_call, "Empty"),
     "UnaryCall": handler(grpc.unary_unary_rpc_method_handler, unary_call, "SimpleRequest"),

@@ -1,9 +1,9 @@
-"""An issuer of tokens by other hands than ours: Python's `cryptography`.
+"""A token issuer based on Python's `cryptography`.
 
     issuer.py FOLDER ISSUER AUDIENCE
 
-writes into FOLDER keys.json, a key set of one ES256 key; good.token, signed by it and good for an
-hour; and forged.token, which says the same and is signed by another key.
+writes into FOLDER keys.json, a JWKS with one ES256 key; good.token, signed by it and valid for an
+hour; and forged.token, with the same claims but signed by another key.
 """
 
 import base64

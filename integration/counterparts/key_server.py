@@ -1,10 +1,10 @@
-"""A key server by other hands than ours: Python's `ssl` and `http.server`.
+"""A JWKS server based on Python's `ssl` and `http.server`.
 
     key_server.py FOLDER CERTIFICATE KEY VERSION
 
 serves FOLDER/keys.json over TLS of VERSION (1.2, 1.3 or any) at /keys, prints its port, and a line for
-each request. /moved leads to /keys, /elsewhere to /keys by the address 127.0.0.1, /plain to
-the same without TLS, /loop to itself.
+each request. /moved redirects to /keys, /elsewhere to /keys at 127.0.0.1, /plain to
+/keys without TLS, /loop to itself.
 """
 
 import http.server

@@ -1,8 +1,8 @@
-"""Asks a socket for secrets by each call of the secret discovery service, with grpcio and xds-protos.
+"""An SDS client based on grpcio and xds-protos: calls each method of the service at a Unix socket.
 
     secrets_client.py SOCKET
 
-Prints one JSON line a call: its name, and the names of the secrets that came, or the status.
+Prints one JSON line per call: its name, and the names of the received secrets, or the status.
 """
 
 import json
@@ -27,7 +27,7 @@ def names(resources):
     return sorted(found)
 
 
-def tell(call, ask):
+def report(call, ask):
     try:
         print(json.dumps([call, ask()]), flush=True)
     except grpc.RpcError as error:
@@ -35,7 +35,7 @@ def tell(call, ask):
 
 
 def main():
-    # By itself it would name the path of the socket, which is no authority (RFC 3986, section 3.2.2).
+    # The default would be the path of the socket, which is not a valid authority (RFC 3986, section 3.2.2).
     channel = grpc.insecure_channel(f"unix:{sys.argv[1]}", [("grpc.default_authority", "localhost")])
     stub = sds_pb2_grpc.SecretDiscoveryServiceStub(channel)
 
@@ -50,12 +50,12 @@ def main():
         answer = next(iter(stub.DeltaSecrets(iter([request]), timeout=10)))
         return names(resource.resource for resource in answer.resources)
 
-    tell("stream", lambda: stream(state(["default", "ROOTCA"])))
-    tell("stream of clusters", lambda: stream(state([], type_url=CLUSTERS)))
-    tell("delta", delta)
-    tell("fetch", lambda: names(stub.FetchSecrets(state(["ROOTCA"]), timeout=10).resources))
-    tell("fetch of nothing", lambda: names(stub.FetchSecrets(state(["nobody"]), timeout=10).resources))
-    tell("fetch of clusters", lambda: names(stub.FetchSecrets(state([], type_url=CLUSTERS), timeout=10).resources))
+    report("stream", lambda: stream(state(["default", "ROOTCA"])))
+    report("stream of clusters", lambda: stream(state([], type_url=CLUSTERS)))
+    report("delta", delta)
+    report("fetch", lambda: names(stub.FetchSecrets(state(["ROOTCA"]), timeout=10).resources))
+    report("fetch of nothing", lambda: names(stub.FetchSecrets(state(["nobody"]), timeout=10).resources))
+    report("fetch of clusters", lambda: names(stub.FetchSecrets(state([], type_url=CLUSTERS), timeout=10).resources))
 
 
 main()

@@ -1,6 +1,6 @@
-"""A client of mutual TLS by the standard library's ssl, whose connections wait. Arguments: the port, how many
-connections, the files of a root, a certificate and a key, and paths. Each connection asks for each path in turn;
-when all have had their answers it prints "they wait", and keeps them until it is ended."""
+"""A mutual TLS client based on Python's ssl, which keeps its connections open. Arguments: the port, how many
+connections, the files of a root, a certificate and a key, and paths. Each connection requests each path in turn;
+after all responses it prints "they wait", and keeps the connections until it is terminated."""
 import http.client
 import signal
 import ssl

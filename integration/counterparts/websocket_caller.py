@@ -1,4 +1,4 @@
-"""A WebSocket client by websockets. Argument: the port to call. Exits 0 when all went as it should."""
+"""A WebSocket client based on websockets. Argument: the port to call. Exits 0 when all messages were echoed."""
 import sys
 
 from websockets.exceptions import ConnectionClosed

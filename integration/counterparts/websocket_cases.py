@@ -1,7 +1,7 @@
-"""Runs the cases of the Autobahn suite, by kosoku, against a WebSocket service. Argument: its port.
+"""Runs the cases of the Autobahn suite with kosoku against a WebSocket service. Argument: its port.
 
-It prints a line for each case: its id, a tab, and how it ended. A case that fails is a result like any
-other; whoever reads the lines says what they should be.
+It prints a line for each case: its id, a tab, and its outcome. A failed case is a result like any
+other; the test that reads the lines decides.
 
 All cases on framing, UTF-8 and closing are run (1 to 7, and 10), and all on large and many messages
 (9). Those on compression (12 and 13) are 216 that differ by size, and take minutes: of each of their

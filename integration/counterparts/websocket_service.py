@@ -1,4 +1,4 @@
-"""A WebSocket service by websockets: gives every message back, and closes when told "bye". Argument: its port."""
+"""A WebSocket service based on websockets: echoes every message, and closes after "bye". Argument: its port."""
 import os
 import sys
 
@@ -17,7 +17,7 @@ def echo(connection):
                 return
             connection.send(message)
     except ConnectionClosed:
-        # It was closed by a peer that broke the protocol, or before its message could go back.
+        # The peer violated the protocol, or closed before its message was echoed.
         pass
 
 
