@@ -315,7 +315,7 @@ fn certificate_request_without_valid_proof_is_denied() {
     let check = |name, identity, token, request: &str, wanted| {
         failure(name, &control.ask(identity, token, request), wanted)
     };
-    const UNKNOWN: IssuanceOutcome = Denied("unknown, was used before, or has expired");
+    const UNKNOWN: IssuanceOutcome = Denied("unknown, already used, or expired");
     let padded = format!("{token} ");
     let upper = token.to_uppercase();
     assert_no_failures(vec![
@@ -335,14 +335,14 @@ fn certificate_request_without_valid_proof_is_denied() {
             Some(own),
             None,
             &admin,
-            Denied("may not have"),
+            Denied("may only request a certificate for its own ID"),
         ),
         check(
             "the certificate of another workload, with a token",
             Some(own),
             Some(token),
             &admin,
-            Denied("may not have"),
+            Denied("may only request a certificate for its own ID"),
         ),
         check("a token with a space", None, Some(&padded), &good, UNKNOWN),
         check("a valid token", None, Some(token), &good, Issued),
@@ -379,7 +379,7 @@ fn join_token_is_valid_for_one_identity_only() {
     assert_no_failures(vec![failure(
         "web's token after the failed attempt",
         &got,
-        Denied("was used before"),
+        Denied("already used"),
     )]);
 }
 
