@@ -19,9 +19,9 @@ pub(crate) const SEQUENCE: u8 = 0x30;
 
 /// Reads elements one after the other. None of its methods reads past the end.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Elements<'a>(pub(crate) &'a [u8]);
+pub(crate) struct DerReader<'a>(pub(crate) &'a [u8]);
 
-impl<'a> Elements<'a> {
+impl<'a> DerReader<'a> {
     /// The next element of any tag.
     pub(crate) fn any(&mut self) -> Option<Element<'a>> {
         let (&[tag, first], after) = self.0.split_first_chunk::<2>()?;
@@ -103,14 +103,14 @@ mod tests {
 
     #[test]
     fn a_length_that_lies_reads_nothing() {
-        let check = |bytes: &[u8]| assert!(Elements(bytes).any().is_none(), "{bytes:x?}");
+        let check = |bytes: &[u8]| assert!(DerReader(bytes).any().is_none(), "{bytes:x?}");
         check(&[]);
         check(&[0x30]);
         check(&[0x30, 0x05, 0x00]);
         check(&[0x30, 0x80]);
         check(&[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]);
         check(&[0x30, 0x85, 0, 0, 0, 0, 1, 0]);
-        assert_eq!(Elements(&[0x04, 0x01, 0x07, 0x09]).any().map(|e| e.content), Some(&[7u8][..]));
+        assert_eq!(DerReader(&[0x04, 0x01, 0x07, 0x09]).any().map(|e| e.content), Some(&[7u8][..]));
     }
 
     #[test]

@@ -12,8 +12,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
-use crate::der::{self, Elements};
-use crate::proof::Fields;
+use crate::der::{self, DerReader};
+use crate::proof::CertificateFields;
 use crate::verify::ALGORITHMS;
 
 /// An authority that we know, whether or not its lists count.
@@ -41,7 +41,8 @@ impl Issuer {
     }
 
     fn read(certificate: &X509Certificate<'_>) -> Option<Self> {
-        let name = Elements(certificate.subject().as_raw()).expect(der::SEQUENCE)?.content.to_vec();
+        let name =
+            DerReader(certificate.subject().as_raw()).expect(der::SEQUENCE)?.content.to_vec();
         let public_key = certificate.public_key().raw.to_vec();
         let usage = certificate.key_usage().ok()?.map(|usage| usage.value);
         let fault = usage
@@ -80,7 +81,7 @@ impl Issuer {
     }
 
     /// Whether its lists count.
-    pub(crate) fn may_sign_lists(&self) -> Result<(), &'static str> {
+    pub(crate) fn may_sign_crls(&self) -> Result<(), &'static str> {
         self.fault.map_or(Ok(()), Err)
     }
 
@@ -103,10 +104,11 @@ impl Bundle {
     /// A certificate is an intermediate when another of the bundle signed it, but it did not sign itself, and
     /// the way up leads to an anchor. Certificates that sign one another in a circle are anchors.
     pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
-        let all = Fields::read_all(&certificates);
-        let is_signed = |one: &Fields<'_>| {
-            let is_named =
-                |other: &&Fields<'_>| other.subject == one.issuer && other.whole != one.whole;
+        let all = CertificateFields::read_all(&certificates);
+        let is_signed = |one: &CertificateFields<'_>| {
+            let is_named = |other: &&CertificateFields<'_>| {
+                other.subject == one.issuer && other.whole != one.whole
+            };
             // Most roots have a name of their own, and cost no signature check.
             let mut named = all.iter().filter(is_named).peekable();
             named.peek().is_some()
@@ -129,13 +131,13 @@ impl Bundle {
 /// Those of `rest` that one of `accepted`, or another one taken, has signed, where `is_good` of the certificate and
 /// its signer.
 pub(crate) fn take_below<'c>(
-    mut accepted: Vec<Fields<'c>>,
-    mut rest: Vec<Fields<'c>>,
-    is_good: impl Fn(&Fields<'c>, &Fields<'c>) -> bool,
-) -> Vec<Fields<'c>> {
+    mut accepted: Vec<CertificateFields<'c>>,
+    mut rest: Vec<CertificateFields<'c>>,
+    is_good: impl Fn(&CertificateFields<'c>, &CertificateFields<'c>) -> bool,
+) -> Vec<CertificateFields<'c>> {
     let mut taken = Vec::new();
     while !accepted.is_empty() {
-        let has_signer = |one: &mut Fields<'c>| {
+        let has_signer = |one: &mut CertificateFields<'c>| {
             accepted.iter().any(|above| one.is_signed_by(above) && is_good(one, above))
         };
         let found: Vec<_> = rest.extract_if(.., has_signer).collect();
@@ -196,8 +198,8 @@ pub(crate) fn add_below<'c>(
 
 /// The signed bytes, the algorithm, and the signature of a certificate or list.
 fn parts(structure: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let mut outer = Elements(structure);
-    let mut inner = Elements(outer.expect(der::SEQUENCE)?.content);
+    let mut outer = DerReader(structure);
+    let mut inner = DerReader(outer.expect(der::SEQUENCE)?.content);
     let body = inner.expect(der::SEQUENCE)?;
     let algorithm = inner.expect(der::SEQUENCE)?;
     let signature = inner.expect(der::BIT_STRING)?;

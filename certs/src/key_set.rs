@@ -83,12 +83,12 @@ pub struct KeySet {
 struct Key {
     id: Option<String>,
     algorithms: &'static [SignatureAlgorithm],
-    verifier: Verifier,
+    verifier: KeyVerifier,
     /// The key as JSON; two keys are equal when their texts are.
     text: String,
 }
 
-enum Verifier {
+enum KeyVerifier {
     Library(DecodingKey),
     /// A point of a curve, proved to be on it once; the library does so for every token, and does not know
     /// P-521.
@@ -196,8 +196,8 @@ impl KeySet {
 impl Key {
     fn verifies(&self, signed: SignedText<'_>) -> bool {
         let key = match &self.verifier {
-            Verifier::Library(key) => key,
-            Verifier::Point(key) => {
+            KeyVerifier::Library(key) => key,
+            KeyVerifier::Point(key) => {
                 let signature = URL_SAFE_NO_PAD.decode(signed.signature);
                 return signature
                     .is_ok_and(|bytes| key.verify_sig(signed.text.as_bytes(), &bytes).is_ok());
@@ -252,7 +252,7 @@ fn usable(value: &Value) -> Option<Key> {
         "OKP" if member("crv")? == "Ed25519" => {
             let point = bytes(value, "x").filter(|point| point.len() == ED25519_BYTES)?;
             let key = DecodingKey::from_ed_components(&URL_SAFE_NO_PAD.encode(point)).ok()?;
-            (&[SignatureAlgorithm::EdDsa][..], Verifier::Library(key))
+            (&[SignatureAlgorithm::EdDsa][..], KeyVerifier::Library(key))
         }
         // A shared secret in a published set is a mistake.
         _ => return None,
@@ -284,7 +284,7 @@ fn number(value: &Value, name: &str) -> Option<Vec<u8>> {
     bytes.get(first..).map(<[u8]>::to_vec)
 }
 
-fn rsa(value: &Value) -> Option<(&'static [SignatureAlgorithm], Verifier)> {
+fn rsa(value: &Value) -> Option<(&'static [SignatureAlgorithm], KeyVerifier)> {
     let modulus = number(value, "n")?;
     let exponent = number(value, "e")?;
     let bits = modulus.len() * 8 - modulus.first()?.leading_zeros() as usize;
@@ -301,13 +301,13 @@ fn rsa(value: &Value) -> Option<(&'static [SignatureAlgorithm], Verifier)> {
             SignatureAlgorithm::Ps384,
             SignatureAlgorithm::Ps512,
         ],
-        Verifier::Library(key),
+        KeyVerifier::Library(key),
     ))
 }
 
 /// A point (SEC 1, section 2.3.3) that is on its curve. Coordinates are brought to the length of the field:
 /// some issuers leave zeros out before them.
-fn point(value: &Value) -> Option<(&'static [SignatureAlgorithm], Verifier)> {
+fn point(value: &Value) -> Option<(&'static [SignatureAlgorithm], KeyVerifier)> {
     let (curve, length, signing): (
         &'static EcdsaVerificationAlgorithm,
         usize,
@@ -324,7 +324,7 @@ fn point(value: &Value) -> Option<(&'static [SignatureAlgorithm], Verifier)> {
         Some([vec![0; zeros], digits].concat())
     };
     let uncompressed = [vec![4], coordinate("x")?, coordinate("y")?].concat();
-    Some((signing, Verifier::Point(ParsedPublicKey::new(curve, uncompressed).ok()?)))
+    Some((signing, KeyVerifier::Point(ParsedPublicKey::new(curve, uncompressed).ok()?)))
 }
 
 #[cfg(test)]

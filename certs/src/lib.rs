@@ -10,17 +10,16 @@
 
 mod authority;
 mod der;
+mod external_ca;
 pub mod fault;
-mod foreign;
-mod form;
 mod issuer;
 mod key_set;
 mod key_text;
 mod parameters;
-mod passing;
+mod path_cache;
 mod peer;
+mod profile;
 mod proof;
-mod remembered;
 pub mod request;
 mod revocation;
 pub mod rotation;
@@ -28,13 +27,14 @@ mod store;
 mod system_roots;
 mod text;
 pub mod tls;
+mod unverified;
 mod verify;
 
 pub use authority::{
     Authority, AuthorityError, AuthorityFiles, BACKDATED, IssuedCertificate, RevokedCertificate,
     RootSigner, describe_crl,
 };
-pub use foreign::ExternalCaFiles;
+pub use external_ca::ExternalCaFiles;
 pub use key_set::{
     KEY_SET_LIMIT_BYTES, KeySet, KeySetError, SignatureAlgorithm, SignatureVerdict, SignedText,
 };

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustls_pki_types::CertificateDer;
 use weft_model::SpiffeId;
 
-use crate::{form, text};
+use crate::{profile, text};
 
 /// The peer at the other end of a connection, proved by a finished mutual TLS handshake.
 ///
@@ -31,7 +31,7 @@ impl VerifiedPeer {
     #[must_use]
     pub fn assertion(leaf: &CertificateDer<'_>) -> Option<Self> {
         let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
-        let identity = form::identity(leaf).ok()?;
+        let identity = profile::identity(leaf).ok()?;
         let serial = certificate.serial().into();
         let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
         let digest = sha256.as_ref().try_into().ok()?;
@@ -109,7 +109,7 @@ pub fn random_number() -> Option<u32> {
 /// certificate.
 #[must_use]
 pub fn identity_of(verified: &CertificateDer<'_>) -> Option<SpiffeId> {
-    form::identity(verified).ok()?
+    profile::identity(verified).ok()?
 }
 
 /// From when and until when a certificate is good; none when it cannot be read.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
 
-use crate::der::{self, Elements};
+use crate::der::{self, DerReader};
 use crate::issuer;
 
 /// A certificate by its issuer and serial number, or an authority by its name, key and name constraints.
@@ -119,7 +119,7 @@ impl TrustDelta {
 
 /// What is read of a certificate (RFC 5280, section 4.1).
 #[derive(Clone, Copy)]
-pub(crate) struct Fields<'a> {
+pub(crate) struct CertificateFields<'a> {
     pub(crate) whole: &'a [u8],
     pub(crate) serial: &'a [u8],
     pub(crate) issuer: &'a [u8],
@@ -130,16 +130,16 @@ pub(crate) struct Fields<'a> {
     pub(crate) ends: u64,
 }
 
-impl<'a> Fields<'a> {
+impl<'a> CertificateFields<'a> {
     pub(crate) fn read(certificate: &'a [u8]) -> Option<Self> {
         const VERSION: u8 = 0xa0;
-        let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
-        let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+        let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
+        let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
         fields.optional(VERSION);
         let serial = fields.expect(der::INTEGER)?.content;
         fields.expect(der::SEQUENCE)?;
         let issuer = fields.expect(der::SEQUENCE)?.content;
-        let mut validity = Elements(fields.expect(der::SEQUENCE)?.content);
+        let mut validity = DerReader(fields.expect(der::SEQUENCE)?.content);
         // Before 1970 is early enough.
         let begins = der::time(validity.any()?).unwrap_or_default();
         let ends = der::time(validity.any()?)?;

@@ -13,9 +13,10 @@ use weft_model::{
 };
 
 use crate::issuer::{self, Bundle, Issuer};
-use crate::proof::{Fields, LinkId, TrustDelta};
+use crate::proof::{CertificateFields, LinkId, TrustDelta};
 use crate::{
-    CertificateRole, CrlError, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus, der, form,
+    CertificateRole, CrlError, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus, der,
+    profile,
 };
 
 /// How many intermediates are remembered, and how large each may be.
@@ -173,11 +174,11 @@ impl TrustStore {
             return;
         };
         for certificate in above {
-            let subject = Fields::read(certificate).map(|fields| fields.subject);
-            if subject.is_some_and(|subject| lists.awaits(subject))
+            let subject = CertificateFields::read(certificate).map(|fields| fields.subject);
+            if subject.is_some_and(|subject| lists.has_pending_from(subject))
                 && let Some(authority) = Issuer::of(certificate)
             {
-                lists.prove(&authority, now);
+                lists.verify_pending(&authority, now);
             }
         }
     }
@@ -286,10 +287,11 @@ impl TrustStore {
             // A path that was verified up to the intermediate was not checked against these constraints.
             return trusted;
         }
-        let anchors = Fields::read_all(anchors);
-        let own = Fields::read_all(&self.intermediates);
-        let is_valid =
-            |one: &Fields<'_>, above: &Fields<'_>| self.is_valid_authority(one, above, now);
+        let anchors = CertificateFields::read_all(anchors);
+        let own = CertificateFields::read_all(&self.intermediates);
+        let is_valid = |one: &CertificateFields<'_>, above: &CertificateFields<'_>| {
+            self.is_valid_authority(one, above, now)
+        };
         let valid = issuer::take_below(anchors, own, is_valid);
         trusted.extend(valid.iter().filter_map(|one| LinkId::authority_of(one.whole)));
         trusted
@@ -297,7 +299,12 @@ impl TrustStore {
 
     /// Whether an intermediate that `above` signed may be on a path now, and is for the same trust domain as each
     /// anchor.
-    fn is_valid_authority(&self, one: &Fields<'_>, above: &Fields<'_>, now: UnixTime) -> bool {
+    fn is_valid_authority(
+        &self,
+        one: &CertificateFields<'_>,
+        above: &CertificateFields<'_>,
+        now: UnixTime,
+    ) -> bool {
         let asked = RevocationQuery {
             issuer: one.issuer,
             issuer_key: Some(above.key),
@@ -309,7 +316,7 @@ impl TrustStore {
             self.domains.iter().flatten().all(|of_anchor| domain.as_ref() == Some(of_anchor))
         };
         (one.begins..=one.ends).contains(&now.as_secs())
-            && form::check_authority(one.whole).is_ok()
+            && profile::check_authority(one.whole).is_ok()
             && self.check_revocation(&asked, now).is_ok()
             && domain(one.whole).is_ok_and(is_of_domain)
     }
@@ -335,7 +342,10 @@ impl TrustStore {
     }
 
     pub(crate) fn hints(&self) -> Vec<DistinguishedName> {
-        let below = self.intermediates.iter().filter_map(|certificate| Fields::read(certificate));
+        let below = self
+            .intermediates
+            .iter()
+            .filter_map(|certificate| CertificateFields::read(certificate));
         let below = below.map(|fields| DistinguishedName::from(der::sequence(fields.subject)));
         self.roots.subjects().into_iter().chain(below).collect()
     }
@@ -355,6 +365,6 @@ impl TrustStore {
 
 /// The trust domain of a root that names it (X.509-SVID, section 3.2).
 fn domain(root: &[u8]) -> Result<Option<String>, &'static str> {
-    let id = form::identity(root)?;
+    let id = profile::identity(root)?;
     Ok(id.map(|id| id.trust_domain().to_owned()))
 }

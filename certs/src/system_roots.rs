@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::form;
+use crate::profile;
 
 /// Where distributions keep the bundle: Debian and Alpine, Fedora and RHEL (two places), openSUSE, BSD.
 const PLACES: [&str; 5] = [
@@ -44,7 +44,7 @@ pub fn usable_roots(bundle: &[u8]) -> Vec<u8> {
     let is_usable = |block: &String| {
         CertificateDer::from_pem_slice(block.as_bytes()).is_ok_and(|certificate| {
             webpki::anchor_from_trusted_cert(&certificate).is_ok()
-                && form::identity(&certificate).is_ok()
+                && profile::identity(&certificate).is_ok()
         })
     };
     blocks.filter(is_usable).collect::<String>().into_bytes()

@@ -6,9 +6,9 @@ use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::der::{self, Element, Elements};
-use crate::form;
+use crate::der::{self, DerReader, Element};
 use crate::peer::hex;
+use crate::profile;
 
 /// What a certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,13 +30,13 @@ impl CertificateText {
     #[must_use]
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         const VERSION: u8 = 0xa0;
-        let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
-        let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+        let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
+        let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
         fields.optional(VERSION);
         let serial = fields.expect(der::INTEGER)?.content;
         fields.expect(der::SEQUENCE)?;
         let issuer = name(fields.expect(der::SEQUENCE)?.content)?;
-        let mut validity = Elements(fields.expect(der::SEQUENCE)?.content);
+        let mut validity = DerReader(fields.expect(der::SEQUENCE)?.content);
         let (not_before, not_after) = (date(validity.any()?)?, date(validity.any()?)?);
         let subject = name(fields.expect(der::SEQUENCE)?.content)?;
         Some(Self { subject, issuer, serial: serial_hex(serial), not_before, not_after })
@@ -56,7 +56,7 @@ impl CertificateNames {
     /// The names in a certificate. They prove nothing unless the certificate was verified.
     #[must_use]
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
-        let names = form::alternative_names(certificate).unwrap_or_default();
+        let names = profile::alternative_names(certificate).unwrap_or_default();
         let owned = |names: Vec<&str>| names.into_iter().map(str::to_owned).collect();
         Self { uris: owned(names.uris), dns: owned(names.dns) }
     }
@@ -78,10 +78,10 @@ fn date(element: Element<'_>) -> Option<String> {
 /// A name (RFC 2253, section 2): the last part first.
 fn name(content: &[u8]) -> Option<String> {
     const SET: u8 = 0x31;
-    let mut sets = Elements(content);
+    let mut sets = DerReader(content);
     let mut parts = Vec::new();
     while !sets.is_empty() {
-        let mut attributes = Elements(sets.expect(SET)?.content);
+        let mut attributes = DerReader(sets.expect(SET)?.content);
         let mut values = Vec::new();
         while !attributes.is_empty() {
             values.push(attribute(attributes.expect(der::SEQUENCE)?)?);
@@ -93,7 +93,7 @@ fn name(content: &[u8]) -> Option<String> {
 }
 
 fn attribute(attribute: Element<'_>) -> Option<String> {
-    let mut fields = Elements(attribute.content);
+    let mut fields = DerReader(attribute.content);
     let id = fields.expect(der::OBJECT_IDENTIFIER)?.content;
     let value = fields.any()?;
     match (short(id), text(value)) {

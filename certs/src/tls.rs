@@ -20,8 +20,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use weft_model::{StringMatch, TlsParameters};
 
 use crate::parameters::{PROVIDER, provider, versions};
-use crate::passing::{AnyServer, Passing};
-use crate::remembered::Purpose;
+use crate::path_cache::Purpose;
+use crate::unverified::{AnyClient, AnyServer};
 use crate::verify::Verifier;
 use crate::{Proof, TrustStore};
 
@@ -164,7 +164,7 @@ pub struct ServerTls {
 enum Clients {
     Unasked,
     Checked(Arc<Verifier>),
-    Unchecked(Arc<Passing>),
+    Unchecked(Arc<AnyClient>),
 }
 
 impl ServerTls {
@@ -429,7 +429,7 @@ impl ClientAuthentication {
         let (trust, names, mandatory) = match self {
             Self::None => return Clients::Unasked,
             Self::Unchecked { required } => {
-                return Clients::Unchecked(Arc::new(Passing { mandatory: required }));
+                return Clients::Unchecked(Arc::new(AnyClient { mandatory: required }));
             }
             Self::Optional(trust, names) => (trust, names, false),
             Self::Required(trust, names) => (trust, names, true),
@@ -450,7 +450,7 @@ fn server_config(
     let builder = match clients {
         Clients::Unasked => builder.with_no_client_auth(),
         Clients::Checked(verifier) => builder.with_client_cert_verifier(verifier.clone()),
-        Clients::Unchecked(passing) => builder.with_client_cert_verifier(passing.clone()),
+        Clients::Unchecked(verifier) => builder.with_client_cert_verifier(verifier.clone()),
     };
     let mut config = builder
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.0.clone())));

@@ -16,9 +16,9 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::{SpiffeId, StringMatch};
 
 use crate::fault::{self, PeerFault};
-use crate::proof::{Fields, LinkId};
-use crate::remembered::{self, Path, Purpose, Remembered, Shown};
-use crate::{CertificateRole, Proof, RevocationQuery, RevocationStatus, TrustStore, der, form};
+use crate::path_cache::{self, CachedPath, ChainDigest, PathCache, Purpose};
+use crate::proof::{CertificateFields, LinkId};
+use crate::{CertificateRole, Proof, RevocationQuery, RevocationStatus, TrustStore, der, profile};
 
 pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
     std::sync::LazyLock::new(|| {
@@ -71,16 +71,16 @@ pub(crate) struct Verifier {
     names: Vec<StringMatch>,
     hints: Vec<DistinguishedName>,
     mandatory: bool,
-    remembered: Remembered,
+    path_cache: PathCache,
 }
 
 /// How many certificates beside its own a peer may show, whether or not they are on its path.
-pub(crate) const SHOWN_LIMIT: usize = 16;
+pub(crate) const PRESENTED_LIMIT: usize = 16;
 
 impl Verifier {
     pub(crate) fn new(trust: Arc<TrustStore>, names: Vec<StringMatch>, mandatory: bool) -> Self {
         let hints = trust.hints();
-        Self { trust, names, hints, mandatory, remembered: Remembered::default() }
+        Self { trust, names, hints, mandatory, path_cache: PathCache::default() }
     }
 
     pub(crate) fn trust(&self) -> &TrustStore {
@@ -95,8 +95,8 @@ impl Verifier {
         now: UnixTime,
         purpose: Purpose,
     ) -> Result<webpki::EndEntityCert<'a>, Error> {
-        let shown = remembered::shown(purpose, end_entity, intermediates);
-        if self.known_path(&shown, end_entity, intermediates, now).is_some()
+        let digest = path_cache::chain_digest(purpose, end_entity, intermediates);
+        if self.known_path(&digest, end_entity, intermediates, now).is_some()
             && let Ok(known) = webpki::EndEntityCert::try_from(end_entity)
         {
             return Ok(known);
@@ -104,7 +104,7 @@ impl Verifier {
         let verified =
             self.verify_chain(end_entity, intermediates, now, purpose).map(|(leaf, path)| {
                 if let Some(path) = path {
-                    self.remembered.put(shown, path);
+                    self.path_cache.put(digest, path);
                 }
                 leaf
             });
@@ -124,8 +124,8 @@ impl Verifier {
         now: UnixTime,
     ) -> Option<Proof> {
         let (leaf, above) = chain.split_first()?;
-        let shown = remembered::shown(purpose, leaf, above);
-        let path = match self.known_path(&shown, leaf, above, now) {
+        let digest = path_cache::chain_digest(purpose, leaf, above);
+        let path = match self.known_path(&digest, leaf, above, now) {
             Some(known) => known,
             None => self.verify_chain(leaf, above, now, purpose).ok()?.1?,
         };
@@ -136,12 +136,12 @@ impl Verifier {
     /// another path.
     fn known_path(
         &self,
-        shown: &Shown,
+        digest: &ChainDigest,
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
-    ) -> Option<Path> {
-        let path = self.remembered.get(shown)?;
+    ) -> Option<CachedPath> {
+        let path = self.path_cache.get(digest)?;
         if !(path.from..=path.proof.expires_at()).contains(&now.as_secs()) {
             return None;
         }
@@ -153,7 +153,7 @@ impl Verifier {
         Some(path)
     }
 
-    /// The certificates that may be on the path above a leaf, in the order that [`Path::above`] counts: those that
+    /// The certificates that may be on the path above a leaf, in the order that [`CachedPath::above`] counts: those that
     /// the peer shows, then the intermediates of the trust bundle.
     fn candidates<'c>(&'c self, shown: &'c [CertificateDer<'_>]) -> impl Iterator<Item = &'c [u8]> {
         shown.iter().map(AsRef::as_ref).chain(self.trust.intermediates().iter().map(AsRef::as_ref))
@@ -165,17 +165,17 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         purpose: Purpose,
-    ) -> Result<(webpki::EndEntityCert<'a>, Option<Path>), Error> {
-        if intermediates.len() > SHOWN_LIMIT {
+    ) -> Result<(webpki::EndEntityCert<'a>, Option<CachedPath>), Error> {
+        if intermediates.len() > PRESENTED_LIMIT {
             return Err(
                 PeerFault::MaxChainDepthExceeded.refuse("it shows a chain that is too long")
             );
         }
         let certificate = webpki::EndEntityCert::try_from(end_entity)
             .map_err(|_| PeerFault::Invalid.refuse("its certificate cannot be read"))?;
-        form::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
+        profile::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
         let identity =
-            form::identity(end_entity).map_err(|detail| PeerFault::Rejected.refuse(detail))?;
+            profile::identity(end_entity).map_err(|detail| PeerFault::Rejected.refuse(detail))?;
         let both: Vec<CertificateDer<'_>>;
         let intermediates = match self.trust.intermediates() {
             [] => intermediates,
@@ -221,7 +221,7 @@ impl Verifier {
     ) -> Result<(), (PeerFault, &'static str)> {
         let mut depth = 1;
         for authority in path.intermediate_certificates() {
-            form::check_authority(&authority.der())
+            profile::check_authority(&authority.der())
                 .map_err(|detail| (PeerFault::Invalid, detail))?;
             depth += 1;
         }
@@ -256,7 +256,7 @@ impl Verifier {
             return Ok(());
         }
         let unreadable = (PeerFault::Invalid, "its certificate cannot be read");
-        let fields = certificates.iter().map(|certificate| Fields::read(certificate));
+        let fields = certificates.iter().map(|certificate| CertificateFields::read(certificate));
         let fields = fields.collect::<Option<Vec<_>>>().ok_or(unreadable)?;
         let keys = fields.iter().skip(1).map(|issuer| issuer.key).chain([root_key]);
         for (at, (certificate, issuer_key)) in fields.iter().zip(keys).enumerate() {
@@ -363,22 +363,22 @@ fn found_path(
     path: &webpki::VerifiedPath<'_>,
     leaf: &CertificateDer<'_>,
     candidates: &[CertificateDer<'_>],
-) -> Option<Path> {
+) -> Option<CachedPath> {
     let mut above = Vec::new();
-    let leaf = Fields::read(leaf)?;
+    let leaf = CertificateFields::read(leaf)?;
     let mut from = leaf.begins;
     let mut ends = leaf.ends;
     let mut links = vec![leaf.id()];
     for certificate in path.intermediate_certificates() {
         let der = certificate.der();
         above.push(candidates.iter().position(|candidate| **candidate == *der)?);
-        let fields = Fields::read(&der)?;
+        let fields = CertificateFields::read(&der)?;
         (from, ends) = (from.max(fields.begins), ends.min(fields.ends));
         links.extend([fields.id(), LinkId::authority_of(&der)?]);
     }
     links.push(LinkId::authority(path.anchor()));
     let root_key = der::sequence(&path.anchor().subject_public_key_info).into();
-    Some(Path { above: above.into(), root_key, from, proof: Proof::new(links, ends) })
+    Some(CachedPath { above: above.into(), root_key, from, proof: Proof::new(links, ends) })
 }
 
 fn explain(error: &webpki::Error) -> (PeerFault, &'static str) {

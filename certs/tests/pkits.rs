@@ -1,7 +1,7 @@
 //! Our check of clients held against NIST's PKITS: its certificates, its revocation lists, its verdicts.
 //!
 //! The suite has no keys for TLS 1.3, so each chain goes to `tls::check_client`, the check of a handshake without
-//! the handshake (`limbo.rs` shows that they are one). The data comes with the Python package
+//! the handshake (`limbo_handshakes.rs` shows that they are one). The data comes with the Python package
 //! `cryptography-vectors`, by `integration/setup`. The verdict stands in the name of each last certificate;
 //! `pkits-exceptions.txt` lists the valid ones that we refuse, and why. No invalid one may be let in.
 //!

@@ -4,8 +4,8 @@ use std::fmt;
 
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::list::Scope;
-use super::{CrlIndex, IssuerList, digits, name};
+use super::parse::Scope;
+use super::{Crl, CrlIndex, digits, name};
 use crate::issuer;
 
 /// What a list says of itself.
@@ -71,7 +71,7 @@ impl CrlIndex {
         for issuer in issuer::known(roots, beside, now) {
             let lists = in_force.get(&issuer.name).map_or(&[][..], Vec::as_slice);
             let own = lists.iter().filter(|list| list.public_key == issuer.public_key);
-            let whole = own.clone().filter(|list| list.speaks_of_all(now)).map(|list| &list.scope);
+            let whole = own.clone().filter(|list| list.covers_all(now)).map(|list| &list.scope);
             let found = IssuerCoverage {
                 issuer: name(&issuer.name),
                 leaves: whole.clone().any(|scope| scope.leaves),
@@ -94,9 +94,9 @@ impl CrlIndex {
     }
 }
 
-impl IssuerList {
+impl Crl {
     /// Whether it is in force, and not for a part that only a certificate can tell.
-    fn speaks_of_all(&self, now: UnixTime) -> bool {
+    fn covers_all(&self, now: UnixTime) -> bool {
         self.scope.points.is_empty() && self.next_update > now.as_secs()
     }
 }

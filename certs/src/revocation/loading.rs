@@ -4,20 +4,20 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 use weft_model::{RevocationMode, RevocationPolicy};
 
-use super::list::{List, Number};
-use super::pending::{PENDING_LIMIT, PendingList};
+use super::parse::{Number, RawCrl};
+use super::pending::{PENDING_LIMIT, PendingCrl};
 use super::serials::Serials;
-use super::{CrlError, IssuerList, name};
+use super::{Crl, CrlError, name};
 use crate::der;
 use crate::issuer::{self, Issuer};
 
 /// A list that could be read, whoever signed it.
-pub(super) struct Read {
+pub(super) struct ParsedCrl {
     /// Its number among the lists.
     pub(super) position: usize,
     /// The content of its issuer's name.
     pub(super) issuer: Vec<u8>,
-    pub(super) list: IssuerList,
+    pub(super) list: Crl,
     /// For a list of changes (a delta list; RFC 5280, section 5.2.4): what it changes.
     pub(super) changes: Option<Changes>,
 }
@@ -29,9 +29,9 @@ pub(super) struct Changes {
 }
 
 /// What became of a list.
-pub(super) enum Loaded {
-    Proved(Read),
-    Pending(PendingList),
+pub(super) enum LoadedCrl {
+    Verified(ParsedCrl),
+    Pending(PendingCrl),
 }
 
 /// Whether there is a list in it, and nothing that only looks like one. Who signed it is another matter.
@@ -43,13 +43,13 @@ pub fn check_crls(bytes: &[u8]) -> Result<(), String> {
     if lists.is_empty() {
         return Err("there is no revocation list in it".into());
     }
-    lists.iter().try_for_each(|list| List::read(list, usize::MAX).map(drop))
+    lists.iter().try_for_each(|list| RawCrl::read(list, usize::MAX).map(drop))
 }
 
 /// The lists in PEM, or those in DER.
 pub(super) fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
     if bytes.first() == Some(&der::SEQUENCE) {
-        let (mut lists, mut rest) = (Vec::new(), der::Elements(bytes));
+        let (mut lists, mut rest) = (Vec::new(), der::DerReader(bytes));
         while !rest.is_empty() {
             let list = rest.expect(der::SEQUENCE).ok_or("it is malformed")?;
             lists.push(list.whole.to_vec().into());
@@ -63,15 +63,15 @@ pub(super) fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'st
 
 /// The lists of a load by what became of them.
 #[derive(Default)]
-pub(super) struct Sorted {
-    pub(super) proved: Vec<Read>,
-    pub(super) waiting: Vec<PendingList>,
+pub(super) struct LoadedCrls {
+    pub(super) verified: Vec<ParsedCrl>,
+    pub(super) waiting: Vec<PendingCrl>,
     /// Those that do not count, and hold up no others.
     pub(super) left_out: Vec<CrlError>,
     pub(super) errors: Vec<CrlError>,
 }
 
-impl Sorted {
+impl LoadedCrls {
     pub(super) fn of(
         lists: Vec<CertificateRevocationListDer<'static>>,
         issuers: &[Issuer],
@@ -80,7 +80,7 @@ impl Sorted {
         warnings: &mut Vec<String>,
     ) -> Self {
         let is_known = |list: &[u8]| {
-            List::issuer(list).is_none_or(|name| issuers.iter().any(|known| known.name == name))
+            RawCrl::issuer(list).is_none_or(|name| issuers.iter().any(|known| known.name == name))
         };
         // Those of known issuers first: what others bring takes no room from them.
         let lists =
@@ -89,15 +89,15 @@ impl Sorted {
         let (mut sorted, mut room) = (Self::default(), policy.entries_limit);
         for (index, is_known, list) in own.into_iter().chain(others) {
             match load_one(list, index, issuers, room, now) {
-                Ok(Loaded::Proved(read)) => {
+                Ok(LoadedCrl::Verified(read)) => {
                     room = room.saturating_sub(read.entries());
-                    sorted.proved.push(read);
+                    sorted.verified.push(read);
                 }
-                Ok(Loaded::Pending(list)) if sorted.waiting.len() < PENDING_LIMIT => {
+                Ok(LoadedCrl::Pending(list)) if sorted.waiting.len() < PENDING_LIMIT => {
                     room = room.saturating_sub(list.read.entries());
                     sorted.waiting.push(list);
                 }
-                Ok(Loaded::Pending(_)) => warnings.push(format!(
+                Ok(LoadedCrl::Pending(_)) => warnings.push(format!(
                     "revocation list {index}: {PENDING_LIMIT} lists wait for their issuer already; it does \
                      not count"
                 )),
@@ -123,23 +123,23 @@ fn load_one(
     issuers: &[Issuer],
     room: usize,
     now: UnixTime,
-) -> Result<Loaded, String> {
-    let read = Read::new(&der, position, room)?;
+) -> Result<LoadedCrl, String> {
+    let read = ParsedCrl::new(&der, position, room)?;
     Ok(match signer(&der, &read.issuer, issuers)? {
         Ok(_) if read.list.this_update > now.as_secs() => {
             return Err("its thisUpdate is in the future".into());
         }
-        Ok(signer) => Loaded::Proved(read.signed_by(signer)),
-        Err(reason) => Loaded::Pending(PendingList::new(read, der, reason)),
+        Ok(signer) => LoadedCrl::Verified(read.signed_by(signer)),
+        Err(reason) => LoadedCrl::Pending(PendingCrl::new(read, der, reason)),
     })
 }
 
-impl Read {
+impl ParsedCrl {
     fn new(der: &[u8], position: usize, limit: usize) -> Result<Self, String> {
-        let List { issuer, this_update, next_update, number, base, scope, revoked, restored } =
-            List::read(der, limit)?;
+        let RawCrl { issuer, this_update, next_update, number, base, scope, revoked, restored } =
+            RawCrl::read(der, limit)?;
         let set = |serials| Serials::new(serials).map_err(|_| "a serial number has over 20 bytes");
-        let list = IssuerList {
+        let list = Crl {
             public_key: Vec::new(),
             scope,
             number,
@@ -179,9 +179,9 @@ fn signer<'a>(
     }
     let signers: Vec<_> = named.filter(|known| known.signed(list)).collect();
     // One authority may have several certificates; one that lets it sign lists is enough.
-    let may_sign = signers.iter().find(|signer| signer.may_sign_lists().is_ok());
+    let may_sign = signers.iter().find(|signer| signer.may_sign_crls().is_ok());
     match may_sign.or_else(|| signers.first()) {
-        Some(signer) => signer.may_sign_lists().map(|()| Ok(*signer)).map_err(str::to_owned),
+        Some(signer) => signer.may_sign_crls().map(|()| Ok(*signer)).map_err(str::to_owned),
         None => Ok(Err(format!("its signature is not by {}", name(issuer)))),
     }
 }

@@ -1,18 +1,18 @@
 //! Which certificates were revoked.
 //!
-//! A list is read once, when it arrives: its form, its issuer and signature against the roots, its scope and
+//! A list is read once, when it arrives: its profile, its issuer and signature against the roots, its scope and
 //! its age. What remains is a sorted array of serial numbers per issuer, so a handshake pays for a binary
 //! search and not for the list.
 
 mod coverage;
-mod list;
 mod loading;
+mod parse;
 mod pending;
 mod serials;
 
 pub use coverage::{CrlInfo, IssuerCoverage};
-pub(crate) use list::distribution_points;
 pub use loading::check_crls;
+pub(crate) use parse::distribution_points;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,9 +24,9 @@ use weft_model::RevocationPolicy;
 
 use crate::issuer::{self, Issuer};
 use crate::proof::LinkId;
-use list::{Number, Scope};
-use loading::{Changes, Read, Sorted, split};
-use pending::Pending;
+use loading::{Changes, LoadedCrls, ParsedCrl, split};
+use parse::{Number, Scope};
+use pending::PendingCrls;
 use serials::Serials;
 
 /// What is known of a certificate.
@@ -63,7 +63,7 @@ pub struct RevocationQuery<'a> {
     pub serial: &'a [u8],
     /// The part that it plays.
     pub role: CertificateRole,
-    /// All of it, for where a list speaks of a part of its issuer's certificates; empty: such lists prove
+    /// All of it, for where a list speaks of a part of its issuer's certificates; empty: such lists verify_pending
     /// nothing good.
     pub certificate: &'a [u8],
 }
@@ -71,8 +71,8 @@ pub struct RevocationQuery<'a> {
 /// The revoked serial numbers by issuer. Replaced whole; only lists that wait for their issuer are added to it.
 #[derive(Debug, Clone, Default)]
 pub struct CrlIndex {
-    issuers: BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>>,
-    pending: Arc<Pending>,
+    issuers: BTreeMap<Vec<u8>, Vec<Arc<Crl>>>,
+    pending: Arc<PendingCrls>,
     warnings: Vec<String>,
 }
 
@@ -88,7 +88,7 @@ pub struct CrlSigners<'a> {
     pub seen: &'a [CertificateDer<'static>],
 }
 
-struct IssuerList {
+struct Crl {
     /// The key that signed it: lists count their numbers per key and scope.
     public_key: Vec<u8>,
     scope: Scope,
@@ -99,7 +99,7 @@ struct IssuerList {
     serials: Serials,
 }
 
-impl fmt::Debug for IssuerList {
+impl fmt::Debug for Crl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} serials, next update {}", self.serials.len(), self.next_update)
     }
@@ -119,7 +119,7 @@ impl CrlIndex {
     /// Reads lists in PEM, or any number in DER, one behind the other. Certificates of intermediate issuers
     /// may stand beside those in PEM; they are used only when one of `signers` signed them. Of several lists
     /// of an issuer with the same scope the newest wins, also against those in `previous`; a list of changes
-    /// is applied to it. A list that none of these authorities signed counts once [`Self::prove`] is given
+    /// is applied to it. A list that none of these authorities signed counts once [`Self::verify_pending`] is given
     /// the one that did.
     ///
     /// # Errors
@@ -149,9 +149,9 @@ impl CrlIndex {
         issuer::add_below(&mut issuers, rest, now);
         let (own, seen) = issuers.split_at(own);
         let mut index = Self::default();
-        let Sorted { proved, mut waiting, mut left_out, mut errors } =
-            Sorted::of(lists, own, policy, now, &mut index.warnings);
-        errors.extend(index.take(proved));
+        let LoadedCrls { verified, mut waiting, mut left_out, mut errors } =
+            LoadedCrls::of(lists, own, policy, now, &mut index.warnings);
+        errors.extend(index.take(verified));
         let signed = seen.iter().flat_map(|issuer| pending::take_signed(&mut waiting, issuer, now));
         let signed = signed.collect();
         let problems: Vec<_> = index.take(signed).iter().map(ToString::to_string).collect();
@@ -167,19 +167,19 @@ impl CrlIndex {
         if let Some(previous) = previous {
             index.keep_newer_of(previous, &issuers, is_unverified);
         }
-        index.pending = Arc::new(Pending::new(waiting, problems, &mut index.issuers));
+        index.pending = Arc::new(PendingCrls::new(waiting, problems, &mut index.issuers));
         Ok(index)
     }
 
     /// Verifies the lists that wait for an authority of this name by its key, once. The authority must be on a
     /// path that was verified up to a root.
-    pub(crate) fn prove(&self, issuer: &Issuer, now: UnixTime) {
-        self.pending.prove(issuer, now);
+    pub(crate) fn verify_pending(&self, issuer: &Issuer, now: UnixTime) {
+        self.pending.verify_pending(issuer, now);
     }
 
     /// Whether a list waits for an issuer of this name (the content of the name, DER). Takes no lock.
-    pub(crate) fn awaits(&self, issuer: &[u8]) -> bool {
-        self.pending.awaits(issuer)
+    pub(crate) fn has_pending_from(&self, issuer: &[u8]) -> bool {
+        self.pending.has_pending_from(issuer)
     }
 
     /// How many lists wait for their issuer.
@@ -189,11 +189,11 @@ impl CrlIndex {
     }
 
     /// Takes lists whose signatures were verified.
-    fn take(&mut self, proved: Vec<Read>) -> Vec<CrlError> {
+    fn take(&mut self, verified: Vec<ParsedCrl>) -> Vec<CrlError> {
         let mut changes = Vec::new();
-        for read in proved {
+        for read in verified {
             match read {
-                Read { issuer, list, changes: None, .. } => self.add(issuer, list),
+                ParsedCrl { issuer, list, changes: None, .. } => self.add(issuer, list),
                 changing => changes.push(changing),
             }
         }
@@ -206,10 +206,10 @@ impl CrlIndex {
     }
 
     /// Takes a list, unless a newer one of its kind stands in the same set.
-    fn add(&mut self, issuer: Vec<u8>, list: IssuerList) {
+    fn add(&mut self, issuer: Vec<u8>, list: Crl) {
         let readable = name(&issuer);
         let lists = self.issuers.entry(issuer).or_default();
-        let Some(held) = lists.iter_mut().find(|held| held.is_of_a_kind_with(&list)) else {
+        let Some(held) = lists.iter_mut().find(|held| held.has_same_key_and_scope(&list)) else {
             lists.push(Arc::new(list));
             return;
         };
@@ -224,12 +224,12 @@ impl CrlIndex {
     }
 
     /// Applies a list of changes to the list that it changes.
-    fn change(&mut self, read: Read) -> Result<(), String> {
-        let Read { issuer, list, changes: Some(Changes { base, restored }), .. } = read else {
+    fn change(&mut self, read: ParsedCrl) -> Result<(), String> {
+        let ParsedCrl { issuer, list, changes: Some(Changes { base, restored }), .. } = read else {
             return Ok(());
         };
         let lists = self.issuers.get_mut(&issuer).map_or(&mut [][..], Vec::as_mut_slice);
-        let held = lists.iter_mut().find(|held| held.is_of_a_kind_with(&list));
+        let held = lists.iter_mut().find(|held| held.has_same_key_and_scope(&list));
         let Some(held) = held.filter(|held| held.number >= base) else {
             let (issuer, base) = (name(&issuer), digits(&base));
             return Err(format!(
@@ -241,7 +241,7 @@ impl CrlIndex {
             let serials = Serials::new(kept.chain(list.serials.iter()).collect());
             let serials = serials.map_err(|_| "a serial number has over 20 bytes")?;
             let next_update = held.next_update.min(list.next_update);
-            *held = Arc::new(IssuerList { serials, next_update, ..list });
+            *held = Arc::new(Crl { serials, next_update, ..list });
         }
         Ok(())
     }
@@ -253,10 +253,10 @@ impl CrlIndex {
         for (issuer, lists) in &previous {
             let now = self.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
             // Of whom we trust no more there need be none.
-            let is_missed = |held: &&Arc<IssuerList>| {
+            let is_missed = |held: &&Arc<Crl>| {
                 let signer = (issuer.as_slice(), held.public_key.as_slice());
                 issuers.iter().any(|known| (&known.name[..], &known.public_key[..]) == signer)
-                    && !now.iter().any(|new| new.is_of_a_kind_with(held))
+                    && !now.iter().any(|new| new.has_same_key_and_scope(held))
             };
             let missed: Vec<_> = lists.iter().filter(is_missed).cloned().collect();
             if missed.is_empty() {
@@ -272,7 +272,7 @@ impl CrlIndex {
         for (issuer, lists) in &mut self.issuers {
             let in_force = previous.get(issuer).map_or(&[][..], Vec::as_slice);
             for list in lists {
-                let held = in_force.iter().find(|held| held.is_of_a_kind_with(list));
+                let held = in_force.iter().find(|held| held.has_same_key_and_scope(list));
                 let Some(held) = held.filter(|held| held.age() >= list.age()) else {
                     continue;
                 };
@@ -296,14 +296,13 @@ impl CrlIndex {
     /// only once. For the opposite, each list that speaks of such certificates must be in force.
     #[must_use]
     pub fn status(&self, asked: &RevocationQuery<'_>, now: UnixTime) -> RevocationStatus {
-        let proved = self.pending.proved(asked.issuer);
+        let verified = self.pending.verified(asked.issuer);
         let loaded = self.issuers.get(asked.issuer).map_or(&[][..], Vec::as_slice);
-        let lists = || loaded.iter().chain(&proved);
+        let lists = || loaded.iter().chain(&verified);
         if lists().any(|list| list.serials.contain(asked.serial)) {
             return RevocationStatus::Revoked;
         }
-        let is_own =
-            |list: &&Arc<IssuerList>| asked.issuer_key.is_none_or(|key| list.public_key == key);
+        let is_own = |list: &&Arc<Crl>| asked.issuer_key.is_none_or(|key| list.public_key == key);
         let own = lists().filter(is_own);
         let mut covering = own.filter(|list| list.scope.covers(asked)).peekable();
         if covering.peek().is_none() {
@@ -316,9 +315,9 @@ impl CrlIndex {
     }
 
     /// The lists that count now, by the name of their issuer.
-    fn in_force(&self) -> BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>> {
+    fn in_force(&self) -> BTreeMap<Vec<u8>, Vec<Arc<Crl>>> {
         let mut all = self.issuers.clone();
-        for (issuer, lists) in self.pending.all_proved() {
+        for (issuer, lists) in self.pending.all_verified() {
             all.entry(issuer).or_default().extend(lists);
         }
         all
@@ -331,8 +330,7 @@ impl CrlIndex {
         for (issuer, lists) in &self.in_force() {
             let before = before.get(issuer).map_or(&[][..], Vec::as_slice);
             // Most lists stay as they are.
-            let is_held =
-                |list: &&Arc<IssuerList>| before.iter().any(|held| Arc::ptr_eq(held, list));
+            let is_held = |list: &&Arc<Crl>| before.iter().any(|held| Arc::ptr_eq(held, list));
             let was_revoked =
                 |serial: &&[u8]| before.iter().any(|list| list.serials.contain(serial));
             let new = lists.iter().filter(|list| !is_held(list));
@@ -368,13 +366,13 @@ impl CrlIndex {
     }
 }
 
-impl IssuerList {
+impl Crl {
     fn age(&self) -> (&Number, u64) {
         (&self.number, self.this_update)
     }
 
     /// Whether the newer one of the two replaces the other.
-    fn is_of_a_kind_with(&self, other: &Self) -> bool {
+    fn has_same_key_and_scope(&self, other: &Self) -> bool {
         self.public_key == other.public_key && self.scope == other.scope
     }
 }

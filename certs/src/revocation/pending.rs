@@ -14,8 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 
-use super::loading::Read;
-use super::{CrlIndex, IssuerList};
+use super::loading::ParsedCrl;
+use super::{Crl, CrlIndex};
 use crate::issuer::Issuer;
 
 /// The most lists that wait for their issuer.
@@ -24,30 +24,30 @@ pub(super) const PENDING_LIMIT: usize = 256;
 /// issuers of one name, each of which costs the digest of the whole list.
 const KEYS_LIMIT: usize = 256;
 
-/// Lists by the name of their issuer.
-pub(super) type Lists = BTreeMap<Vec<u8>, Vec<Arc<IssuerList>>>;
+/// CrlsByIssuer by the name of their issuer.
+pub(super) type CrlsByIssuer = BTreeMap<Vec<u8>, Vec<Arc<Crl>>>;
 
-/// The lists that wait, and those that were proved since they were loaded.
+/// The lists that wait, and those that were verified since they were loaded.
 #[derive(Default)]
-pub(super) struct Pending {
+pub(super) struct PendingCrls {
     /// The names of all issuers that were waited for, so that others take no lock.
     names: Box<[Vec<u8>]>,
     /// Whether any list still waits, so that no lock is taken once none does.
     is_open: AtomicBool,
     waiting: Mutex<Waiting>,
-    proved: RwLock<Lists>,
+    verified: RwLock<CrlsByIssuer>,
 }
 
 #[derive(Default)]
 struct Waiting {
-    lists: Vec<PendingList>,
-    /// Why lists that were proved do not count all the same.
+    lists: Vec<PendingCrl>,
+    /// Why lists that were verified do not count all the same.
     problems: Vec<String>,
 }
 
 /// A list that was read, and whose signature was not verified.
-pub(super) struct PendingList {
-    pub(super) read: Read,
+pub(super) struct PendingCrl {
+    pub(super) read: ParsedCrl,
     pub(super) der: CertificateRevocationListDer<'static>,
     /// Why no known authority has signed it.
     pub(super) reason: String,
@@ -55,29 +55,30 @@ pub(super) struct PendingList {
     tried: HashSet<[u8; 32]>,
 }
 
-impl fmt::Debug for Pending {
+impl fmt::Debug for PendingCrls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} lists wait for their issuer", self.waiting().lists.len())
     }
 }
 
-impl Pending {
+impl PendingCrls {
     /// Takes the lists that wait, why some that were verified do not count, and from `in_force` all lists that one
     /// of those that wait may replace.
     pub(super) fn new(
-        lists: Vec<PendingList>,
+        lists: Vec<PendingCrl>,
         problems: Vec<String>,
-        in_force: &mut Lists,
+        in_force: &mut CrlsByIssuer,
     ) -> Self {
         let mut names: Vec<_> = lists.iter().map(|list| list.read.issuer.clone()).collect();
         names.sort_unstable();
         names.dedup();
-        let proved: Lists = names.iter().filter_map(|name| in_force.remove_entry(name)).collect();
+        let verified: CrlsByIssuer =
+            names.iter().filter_map(|name| in_force.remove_entry(name)).collect();
         Self {
             names: names.into(),
             is_open: AtomicBool::new(!lists.is_empty()),
             waiting: Mutex::new(Waiting { lists, problems }),
-            proved: RwLock::new(proved),
+            verified: RwLock::new(verified),
         }
     }
 
@@ -91,14 +92,14 @@ impl Pending {
     }
 
     /// Whether a list waits for an issuer of this name.
-    pub(super) fn awaits(&self, issuer: &[u8]) -> bool {
+    pub(super) fn has_pending_from(&self, issuer: &[u8]) -> bool {
         self.is_open.load(Acquire) && self.names.iter().any(|name| name == issuer)
     }
 
     /// Verifies the lists that have the name of an authority by its key, unless that was done before. The
     /// authority must be on a path that was verified.
-    pub(super) fn prove(&self, issuer: &Issuer, now: UnixTime) {
-        if !self.awaits(&issuer.name) {
+    pub(super) fn verify_pending(&self, issuer: &Issuer, now: UnixTime) {
+        if !self.has_pending_from(&issuer.name) {
             return;
         }
         // Locked while signatures are verified: another handshake with the same issuer needs the outcome.
@@ -108,36 +109,36 @@ impl Pending {
             return;
         }
         // With the lists that count already, since of several of a kind only the newest counts.
-        let issuers = Lists::from([(issuer.name.clone(), self.proved(&issuer.name))]);
+        let issuers = CrlsByIssuer::from([(issuer.name.clone(), self.verified(&issuer.name))]);
         let mut index = CrlIndex { issuers, ..CrlIndex::default() };
         let errors = index.take(signed);
         waiting.problems.extend(errors.iter().map(ToString::to_string).chain(index.warnings));
-        let mut proved = self.proved.write().unwrap_or_else(PoisonError::into_inner);
-        proved.extend(index.issuers);
+        let mut verified = self.verified.write().unwrap_or_else(PoisonError::into_inner);
+        verified.extend(index.issuers);
         // After the lists count: who sees that none waits sees these as well.
         self.is_open.store(!waiting.lists.is_empty(), Release);
     }
 
-    /// The proved lists of an issuer of this name.
-    pub(super) fn proved(&self, issuer: &[u8]) -> Vec<Arc<IssuerList>> {
+    /// The verified lists of an issuer of this name.
+    pub(super) fn verified(&self, issuer: &[u8]) -> Vec<Arc<Crl>> {
         if !self.names.iter().any(|name| name == issuer) {
             return Vec::new();
         }
-        let proved = self.proved.read().unwrap_or_else(PoisonError::into_inner);
-        proved.get(issuer).cloned().unwrap_or_default()
+        let verified = self.verified.read().unwrap_or_else(PoisonError::into_inner);
+        verified.get(issuer).cloned().unwrap_or_default()
     }
 
-    /// All proved lists.
-    pub(super) fn all_proved(&self) -> Lists {
+    /// All verified lists.
+    pub(super) fn all_verified(&self) -> CrlsByIssuer {
         if self.is_empty() {
-            return Lists::new();
+            return CrlsByIssuer::new();
         }
-        self.proved.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.verified.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What an operator should know of the lists that still wait.
     pub(super) fn warnings(&self) -> Vec<String> {
-        let one = |list: &PendingList| {
+        let one = |list: &PendingCrl| {
             let (position, reason) = (list.read.position, &list.reason);
             format!(
                 "revocation list {position}: {reason}; the list counts as soon as a verified chain brings \
@@ -153,9 +154,9 @@ impl Pending {
     }
 }
 
-impl PendingList {
+impl PendingCrl {
     pub(super) fn new(
-        read: Read,
+        read: ParsedCrl,
         der: CertificateRevocationListDer<'static>,
         reason: String,
     ) -> Self {
@@ -175,11 +176,11 @@ impl PendingList {
 
 /// Takes the lists that this issuer signed out of those that wait. The issuer must be on a path that was verified.
 pub(super) fn take_signed(
-    lists: &mut Vec<PendingList>,
+    lists: &mut Vec<PendingCrl>,
     issuer: &Issuer,
     now: UnixTime,
-) -> Vec<Read> {
-    if issuer.may_sign_lists().is_err() {
+) -> Vec<ParsedCrl> {
+    if issuer.may_sign_crls().is_err() {
         return Vec::new();
     }
     let signed = lists.extract_if(.., |list| list.is_signed_by(issuer, now));

@@ -11,7 +11,7 @@ use rustls_pki_types::CertificateDer;
 
 use crate::Proof;
 
-/// How many paths are remembered at most: those used lately, and those before them.
+/// How many paths are cache at most: those used lately, and those before them.
 const LIMIT: usize = 1024;
 
 /// What a peer shows its certificates for.
@@ -31,11 +31,11 @@ impl Purpose {
 }
 
 /// The SHA-256 of all that a peer shows, and for what.
-pub(crate) type Shown = [u8; 32];
+pub(crate) type ChainDigest = [u8; 32];
 
 /// A path that was found good.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Path {
+pub(crate) struct CachedPath {
     /// The certificates above the leaf, in the order of the path. Each number is an index into the certificates
     /// that the peer showed above its leaf, followed by the intermediates of the trust bundle.
     pub(crate) above: Box<[usize]>,
@@ -49,57 +49,57 @@ pub(crate) struct Path {
 
 /// The paths of one store.
 #[derive(Debug, Default)]
-pub(crate) struct Remembered(Mutex<Generations>);
+pub(crate) struct PathCache(Mutex<Generations>);
 
 #[derive(Debug, Default)]
 struct Generations {
-    young: HashMap<Shown, Path>,
-    old: HashMap<Shown, Path>,
+    young: HashMap<ChainDigest, CachedPath>,
+    old: HashMap<ChainDigest, CachedPath>,
 }
 
 /// What names the certificates that a peer shows.
-pub(crate) fn shown(
+pub(crate) fn chain_digest(
     purpose: Purpose,
     leaf: &CertificateDer<'_>,
     above: &[CertificateDer<'_>],
-) -> Shown {
+) -> ChainDigest {
     let mut context = Context::new(&SHA256);
     context.update(&[purpose as u8]);
     for certificate in std::iter::once(leaf).chain(above) {
         context.update(&certificate.len().to_be_bytes());
         context.update(certificate);
     }
-    let mut name = Shown::default();
-    name.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
-    name
+    let mut digest = ChainDigest::default();
+    digest.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
+    digest
 }
 
-impl Remembered {
+impl PathCache {
     /// The cached path of a chain. None also while another thread holds the lock: the lookup never blocks.
-    pub(crate) fn get(&self, shown: &Shown) -> Option<Path> {
+    pub(crate) fn get(&self, digest: &ChainDigest) -> Option<CachedPath> {
         let mut paths = self.0.try_lock().ok()?;
-        if let Some(path) = paths.young.get(shown) {
+        if let Some(path) = paths.young.get(digest) {
             return Some(path.clone());
         }
-        let path = paths.old.remove(shown)?;
-        paths.put(*shown, path.clone());
+        let path = paths.old.remove(digest)?;
+        paths.put(*digest, path.clone());
         Some(path)
     }
 
     /// Remembers a path.
-    pub(crate) fn put(&self, shown: Shown, path: Path) {
+    pub(crate) fn put(&self, digest: ChainDigest, path: CachedPath) {
         if let Ok(mut paths) = self.0.try_lock() {
-            paths.put(shown, path);
+            paths.put(digest, path);
         }
     }
 }
 
 impl Generations {
-    fn put(&mut self, shown: Shown, path: Path) {
+    fn put(&mut self, digest: ChainDigest, path: CachedPath) {
         if self.young.len() >= LIMIT / 2 {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(shown, path);
+        self.young.insert(digest, path);
     }
 }
 
@@ -107,39 +107,40 @@ impl Generations {
 mod tests {
     use super::*;
 
-    fn path(from: u64) -> Path {
+    fn path(from: u64) -> CachedPath {
         let proof = Proof::new(Vec::new(), from + 1);
-        Path { above: Box::new([0]), root_key: Box::default(), from, proof }
+        CachedPath { above: Box::new([0]), root_key: Box::default(), from, proof }
     }
 
     #[test]
-    fn it_is_bounded_and_keeps_what_is_used() {
-        let remembered = Remembered::default();
-        let name = |number: u64| {
-            let mut name = Shown::default();
-            name.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
-            name
+    fn path_cache_is_bounded_and_keeps_recently_used_paths() {
+        let cache = PathCache::default();
+        let digest_of = |number: u64| {
+            let mut digest = ChainDigest::default();
+            digest.iter_mut().zip(number.to_be_bytes()).for_each(|(to, from)| *to = from);
+            digest
         };
-        remembered.put(name(u64::MAX), path(7));
+        cache.put(digest_of(u64::MAX), path(7));
         for number in 0..10_000 {
-            remembered.put(name(number), path(number));
-            assert_eq!(remembered.get(&name(u64::MAX)), Some(path(7)), "{number}");
+            cache.put(digest_of(number), path(number));
+            assert_eq!(cache.get(&digest_of(u64::MAX)), Some(path(7)), "{number}");
         }
-        let paths = remembered.0.lock().unwrap();
+        let paths = cache.0.lock().unwrap();
         assert!(paths.young.len() + paths.old.len() <= LIMIT);
-        assert!(!paths.young.contains_key(&name(5)) && !paths.old.contains_key(&name(5)));
+        assert!(!paths.young.contains_key(&digest_of(5)) && !paths.old.contains_key(&digest_of(5)));
     }
 
     #[test]
-    fn what_is_shown_is_named_by_all_of_it_and_where_it_is_cut() {
+    fn chain_digest_covers_purpose_and_certificate_boundaries() {
         let der = |bytes: &[u8]| CertificateDer::from(bytes.to_vec());
-        let shown =
-            |purpose, leaf: &[u8], above: &[CertificateDer<'_>]| shown(purpose, &der(leaf), above);
-        let one = shown(Purpose::Client, b"ab", &[der(b"c")]);
-        assert_eq!(one, shown(Purpose::Client, b"ab", &[der(b"c")]));
-        assert_ne!(one, shown(Purpose::Server, b"ab", &[der(b"c")]));
-        assert_ne!(one, shown(Purpose::Client, b"a", &[der(b"bc")]));
-        assert_ne!(one, shown(Purpose::Client, b"ab", &[]));
-        assert_ne!(one, shown(Purpose::Client, b"ab", &[der(b"c"), der(b"")]));
+        let digest_of = |purpose, leaf: &[u8], above: &[CertificateDer<'_>]| {
+            chain_digest(purpose, &der(leaf), above)
+        };
+        let one = digest_of(Purpose::Client, b"ab", &[der(b"c")]);
+        assert_eq!(one, digest_of(Purpose::Client, b"ab", &[der(b"c")]));
+        assert_ne!(one, digest_of(Purpose::Server, b"ab", &[der(b"c")]));
+        assert_ne!(one, digest_of(Purpose::Client, b"a", &[der(b"bc")]));
+        assert_ne!(one, digest_of(Purpose::Client, b"ab", &[]));
+        assert_ne!(one, digest_of(Purpose::Client, b"ab", &[der(b"c"), der(b"")]));
     }
 }

@@ -7,18 +7,18 @@ use rustls::{DistinguishedName, Error};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::fault::{self, PeerFault};
-use crate::verify::{SHOWN_LIMIT, signatures};
+use crate::verify::{PRESENTED_LIMIT, signatures};
 
 /// The maximum size of a chain in bytes. The whole chain is forwarded in one header, where it is about 1.5 times as large.
-const BYTES_LIMIT: usize = 32 * 1024;
+const CHAIN_BYTES_LIMIT: usize = 32 * 1024;
 
 /// Accepts any client chain that is small enough to be forwarded.
 #[derive(Debug)]
-pub(crate) struct Passing {
+pub(crate) struct AnyClient {
     pub(crate) mandatory: bool,
 }
 
-impl ClientCertVerifier for Passing {
+impl ClientCertVerifier for AnyClient {
     fn client_auth_mandatory(&self) -> bool {
         self.mandatory
     }
@@ -38,10 +38,10 @@ impl ClientCertVerifier for Passing {
             Err(fault.refuse(detail))
         };
         let bytes = std::iter::once(end_entity).chain(intermediates).map(|one| one.len());
-        if bytes.sum::<usize>() > BYTES_LIMIT {
+        if bytes.sum::<usize>() > CHAIN_BYTES_LIMIT {
             return refuse(PeerFault::MaxSizeExceeded, "its chain is too large to be passed on");
         }
-        if intermediates.len() > SHOWN_LIMIT {
+        if intermediates.len() > PRESENTED_LIMIT {
             return refuse(PeerFault::MaxChainDepthExceeded, "it shows a chain that is too long");
         }
         match webpki::EndEntityCert::try_from(end_entity) {

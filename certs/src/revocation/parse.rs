@@ -1,7 +1,7 @@
 //! One revocation list (RFC 5280, section 5), read strictly: a kind that we cannot judge by is refused
 //! here, with its reason, and never when somebody comes.
 
-use crate::der::{self, Element, Elements};
+use crate::der::{self, DerReader, Element};
 
 const CRL_NUMBER: &[u8] = &[0x55, 0x1d, 0x14];
 const REASON: &[u8] = &[0x55, 0x1d, 0x15];
@@ -15,7 +15,7 @@ const DISTRIBUTION_POINTS: &[u8] = &[0x55, 0x1d, 0x1f];
 pub(super) type Number = [u8; 20];
 
 /// A list, as it says.
-pub(super) struct List<'a> {
+pub(super) struct RawCrl<'a> {
     /// The content of the issuer's name.
     pub(super) issuer: &'a [u8],
     pub(super) this_update: u64,
@@ -43,7 +43,7 @@ const MALFORMED: &str = "it is malformed";
 const INDIRECT: &str = "indirect lists are not supported";
 const CRITICAL: &str = "it has a critical extension that is not supported";
 
-impl<'a> List<'a> {
+impl<'a> RawCrl<'a> {
     /// Reads a list. Who signed it is not looked at.
     ///
     /// # Errors
@@ -67,10 +67,10 @@ impl<'a> List<'a> {
         if !fields.is_empty() {
             return Err(MALFORMED.into());
         }
-        let Extensions { number, base, scope } = extensions_of_list(extensions)?;
+        let Extensions { number, base, scope } = crl_extensions(extensions)?;
         let number = number.ok_or("it has no CRL number that is not critical")?;
         let (mut revoked, mut restored) = (Vec::new(), Vec::new());
-        let mut entries = Elements(entries);
+        let mut entries = DerReader(entries);
         while !entries.is_empty() {
             let (serial, is_restored) = entry(entries.expect(der::SEQUENCE).ok_or(MALFORMED)?)?;
             // In a whole list it would mean nothing, so that it is not left out there.
@@ -83,7 +83,7 @@ impl<'a> List<'a> {
     }
 }
 
-impl List<'_> {
+impl RawCrl<'_> {
     /// The content of the name that a list gives its issuer; none when it cannot be read.
     pub(super) fn issuer(der: &[u8]) -> Option<&[u8]> {
         let (mut fields, _) = outer(der)?;
@@ -94,10 +94,10 @@ impl List<'_> {
 }
 
 /// The fields of the signed part, and the algorithm that the signature is by.
-fn outer(list: &[u8]) -> Option<(Elements<'_>, &[u8])> {
-    let mut whole = Elements(list);
-    let mut parts = Elements(whole.expect(der::SEQUENCE)?.content);
-    let fields = Elements(parts.expect(der::SEQUENCE)?.content);
+fn outer(list: &[u8]) -> Option<(DerReader<'_>, &[u8])> {
+    let mut whole = DerReader(list);
+    let mut parts = DerReader(whole.expect(der::SEQUENCE)?.content);
+    let fields = DerReader(parts.expect(der::SEQUENCE)?.content);
     let algorithm = parts.expect(der::SEQUENCE)?.content;
     parts.expect(der::BIT_STRING)?;
     (whole.is_empty() && parts.is_empty()).then_some((fields, algorithm))
@@ -106,11 +106,11 @@ fn outer(list: &[u8]) -> Option<(Elements<'_>, &[u8])> {
 /// An entry: its serial number, and whether it takes an earlier entry back.
 fn entry(entry: Element<'_>) -> Result<(&[u8], bool), String> {
     const REMOVE_FROM_CRL: &[u8] = &[0x0a, 1, 8];
-    let mut fields = Elements(entry.content);
+    let mut fields = DerReader(entry.content);
     let serial = fields.expect(der::INTEGER).ok_or(MALFORMED)?.content;
     fields.any().and_then(der::time).ok_or(MALFORMED)?;
     let mut extensions =
-        Elements(fields.optional(der::SEQUENCE).map_or(&[][..], |extensions| extensions.content));
+        DerReader(fields.optional(der::SEQUENCE).map_or(&[][..], |extensions| extensions.content));
     let mut is_restored = false;
     while !extensions.is_empty() {
         let extension = Extension::read(&mut extensions).ok_or(MALFORMED)?;
@@ -136,8 +136,8 @@ struct Extension<'a> {
 }
 
 impl<'a> Extension<'a> {
-    fn read(list: &mut Elements<'a>) -> Option<Self> {
-        let mut fields = Elements(list.expect(der::SEQUENCE)?.content);
+    fn read(list: &mut DerReader<'a>) -> Option<Self> {
+        let mut fields = DerReader(list.expect(der::SEQUENCE)?.content);
         let id = fields.expect(der::OBJECT_IDENTIFIER)?.content;
         let critical = match fields.optional(der::BOOLEAN) {
             Some(flag) => boolean(flag.content)?,
@@ -154,11 +154,11 @@ struct Extensions {
     scope: Scope,
 }
 
-fn extensions_of_list(extensions: &[u8]) -> Result<Extensions, String> {
+fn crl_extensions(extensions: &[u8]) -> Result<Extensions, String> {
     let whole = Scope { leaves: true, authorities: true, points: Box::default() };
     let mut found = Extensions { number: None, base: None, scope: whole };
-    let mut outer = Elements(extensions);
-    let mut list = Elements(outer.expect(der::SEQUENCE).ok_or(MALFORMED)?.content);
+    let mut outer = DerReader(extensions);
+    let mut list = DerReader(outer.expect(der::SEQUENCE).ok_or(MALFORMED)?.content);
     let mut seen: Vec<&[u8]> = Vec::new();
     while !list.is_empty() {
         let extension = Extension::read(&mut list).ok_or(MALFORMED)?;
@@ -189,8 +189,8 @@ fn scope(value: &[u8]) -> Result<Scope, String> {
     const ONLY_SOME_REASONS: u8 = 0x83;
     const IS_INDIRECT: u8 = 0x84;
     let mut found = Scope { leaves: true, authorities: true, points: Box::default() };
-    let mut outer = Elements(value);
-    let mut fields = Elements(outer.expect(der::SEQUENCE).ok_or(MALFORMED)?.content);
+    let mut outer = DerReader(value);
+    let mut fields = DerReader(outer.expect(der::SEQUENCE).ok_or(MALFORMED)?.content);
     let mut last = 0;
     while !fields.is_empty() {
         let field = fields.any().ok_or(MALFORMED)?;
@@ -222,7 +222,7 @@ fn scope(value: &[u8]) -> Result<Scope, String> {
 fn full_name(name: &[u8]) -> Result<Box<[Box<[u8]>]>, String> {
     const FULL_NAME: u8 = 0xa0;
     const RELATIVE_NAME: u8 = 0xa1;
-    let names = match Elements(name).any() {
+    let names = match DerReader(name).any() {
         Some(names) if names.tag == FULL_NAME => general_names(names.content),
         Some(names) if names.tag == RELATIVE_NAME => {
             return Err("its distribution point has no full name, which is not supported".into());
@@ -238,7 +238,7 @@ fn full_name(name: &[u8]) -> Result<Box<[Box<[u8]>]>, String> {
 fn general_names(content: &[u8]) -> Option<Vec<&[u8]>> {
     // RFC 5280, section 4.2.1.6: nine kinds, of which four are constructed.
     const KINDS: [u8; 9] = [0xa0, 0x81, 0x82, 0xa3, 0xa4, 0xa5, 0x86, 0x87, 0x88];
-    let mut list = Elements(content);
+    let mut list = DerReader(content);
     let mut names = Vec::new();
     while !list.is_empty() {
         let name = list.any().filter(|name| KINDS.contains(&name.tag))?;
@@ -257,15 +257,15 @@ fn points(certificate: &[u8]) -> Option<Vec<&[u8]>> {
     const EXTENSIONS: u8 = 0xa3;
     const POINT: u8 = 0xa0;
     const FULL_NAME: u8 = 0xa0;
-    let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
-    let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+    let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
+    let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
     let extensions = loop {
         let field = fields.any()?;
         if field.tag == EXTENSIONS {
             break field.content;
         }
     };
-    let mut list = Elements(Elements(extensions).expect(der::SEQUENCE)?.content);
+    let mut list = DerReader(DerReader(extensions).expect(der::SEQUENCE)?.content);
     let value = loop {
         let extension = Extension::read(&mut list)?;
         if extension.id == DISTRIBUTION_POINTS {
@@ -273,15 +273,15 @@ fn points(certificate: &[u8]) -> Option<Vec<&[u8]>> {
         }
     };
     let mut found = Vec::new();
-    let mut points = Elements(Elements(value).expect(der::SEQUENCE)?.content);
+    let mut points = DerReader(DerReader(value).expect(der::SEQUENCE)?.content);
     while !points.is_empty() {
-        let mut fields = Elements(points.expect(der::SEQUENCE)?.content);
+        let mut fields = DerReader(points.expect(der::SEQUENCE)?.content);
         let name = fields.optional(POINT);
         // With reasons, or another issuer, it says less than all, or somebody else does.
         let Some(name) = name.filter(|_| fields.is_empty()) else {
             continue;
         };
-        if let Some(names) = Elements(name.content).optional(FULL_NAME) {
+        if let Some(names) = DerReader(name.content).optional(FULL_NAME) {
             found.extend(general_names(names.content)?);
         }
     }
@@ -290,7 +290,7 @@ fn points(certificate: &[u8]) -> Option<Vec<&[u8]>> {
 
 /// A number that is not negative.
 fn number(value: &[u8]) -> Option<Number> {
-    let mut outer = Elements(value);
+    let mut outer = DerReader(value);
     let digits = outer.expect(der::INTEGER).filter(|_| outer.is_empty())?.content;
     if digits.first()? & 0x80 != 0 {
         return None;

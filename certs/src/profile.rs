@@ -3,7 +3,7 @@
 
 use weft_model::SpiffeId;
 
-use crate::der::{self, Elements};
+use crate::der::{self, DerReader};
 use crate::proof::shortest;
 
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
@@ -19,12 +19,12 @@ const SERIAL_BYTES: usize = 21;
 /// # Errors
 /// What is wrong.
 pub(crate) fn check_leaf(certificate: &[u8]) -> Result<(), &'static str> {
-    let found = Found::read(certificate).ok_or("it cannot be read")?;
-    found.check_serial()?;
-    if found.constrains_names {
+    let profile = CertificateProfile::read(certificate).ok_or("it cannot be read")?;
+    profile.check_serial()?;
+    if profile.constrains_names {
         return Err("a leaf constrains names");
     }
-    match found.usage {
+    match profile.usage {
         Some(usage) if usage.signs_certificates => Err("a leaf's key is for signing certificates"),
         Some(usage) if !usage.signs => Err("its key is not for signatures"),
         _ => Ok(()),
@@ -36,15 +36,15 @@ pub(crate) fn check_leaf(certificate: &[u8]) -> Result<(), &'static str> {
 /// # Errors
 /// What is wrong.
 pub(crate) fn check_authority(certificate: &[u8]) -> Result<(), &'static str> {
-    let found = Found::read(certificate).ok_or("it cannot be read")?;
-    found.check_serial()?;
-    if found.usage.is_some_and(|usage| !usage.signs_certificates) {
+    let profile = CertificateProfile::read(certificate).ok_or("it cannot be read")?;
+    profile.check_serial()?;
+    if profile.usage.is_some_and(|usage| !usage.signs_certificates) {
         return Err("an authority's key is not for signing certificates");
     }
-    if found.names_are_malformed {
+    if profile.names_are_malformed {
         return Err("an authority's constraints on names are malformed");
     }
-    if found.constrains_policies {
+    if profile.constrains_policies {
         return Err("an authority's constraints on policies are not understood");
     }
     Ok(())
@@ -89,9 +89,9 @@ pub(crate) fn alternative_names(certificate: &[u8]) -> Result<AlternativeNames<'
     let Some(names) = extension(certificate, ALTERNATIVE_NAMES) else {
         return Ok(found);
     };
-    let mut outer = Elements(names);
+    let mut outer = DerReader(names);
     let names = outer.expect(der::SEQUENCE).filter(|_| outer.is_empty()).ok_or(unreadable)?;
-    let mut names = Elements(names.content);
+    let mut names = DerReader(names.content);
     while !names.is_empty() {
         let name = names.any().ok_or(unreadable)?;
         let text = std::str::from_utf8(name.content);
@@ -107,17 +107,17 @@ pub(crate) fn alternative_names(certificate: &[u8]) -> Result<AlternativeNames<'
 /// The value of an extension.
 fn extension<'a>(certificate: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     const EXTENSIONS: u8 = 0xa3;
-    let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
-    let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+    let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
+    let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
     let extensions = loop {
         let field = fields.any()?;
         if field.tag == EXTENSIONS {
             break field.content;
         }
     };
-    let mut list = Elements(Elements(extensions).expect(der::SEQUENCE)?.content);
+    let mut list = DerReader(DerReader(extensions).expect(der::SEQUENCE)?.content);
     loop {
-        let mut extension = Elements(list.expect(der::SEQUENCE)?.content);
+        let mut extension = DerReader(list.expect(der::SEQUENCE)?.content);
         let id = extension.expect(der::OBJECT_IDENTIFIER)?.content;
         extension.optional(der::BOOLEAN);
         if id == wanted {
@@ -127,7 +127,7 @@ fn extension<'a>(certificate: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
 }
 
 #[derive(Default)]
-struct Found<'a> {
+struct CertificateProfile<'a> {
     serial: &'a [u8],
     usage: Option<Usage>,
     constrains_names: bool,
@@ -141,27 +141,27 @@ struct Usage {
     signs_certificates: bool,
 }
 
-impl<'a> Found<'a> {
+impl<'a> CertificateProfile<'a> {
     fn read(certificate: &'a [u8]) -> Option<Self> {
         const VERSION: u8 = 0xa0;
         const EXTENSIONS: u8 = 0xa3;
-        let mut outer = Elements(Elements(certificate).expect(der::SEQUENCE)?.content);
-        let mut fields = Elements(outer.expect(der::SEQUENCE)?.content);
+        let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
+        let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
         fields.optional(VERSION);
-        let mut found = Self { serial: fields.expect(der::INTEGER)?.content, ..Self::default() };
+        let mut profile = Self { serial: fields.expect(der::INTEGER)?.content, ..Self::default() };
         while !fields.is_empty() {
             let field = fields.any()?;
             if field.tag == EXTENSIONS {
-                found.read_extensions(field.content)?;
+                profile.read_extensions(field.content)?;
             }
         }
-        Some(found)
+        Some(profile)
     }
 
     fn read_extensions(&mut self, extensions: &[u8]) -> Option<()> {
-        let mut list = Elements(Elements(extensions).expect(der::SEQUENCE)?.content);
+        let mut list = DerReader(DerReader(extensions).expect(der::SEQUENCE)?.content);
         while !list.is_empty() {
-            let mut extension = Elements(list.expect(der::SEQUENCE)?.content);
+            let mut extension = DerReader(list.expect(der::SEQUENCE)?.content);
             let id = extension.expect(der::OBJECT_IDENTIFIER)?.content;
             extension.optional(der::BOOLEAN);
             let value = extension.expect(der::OCTET_STRING)?.content;
@@ -169,7 +169,7 @@ impl<'a> Found<'a> {
                 KEY_USAGE => self.usage = Some(usage(value)?),
                 NAME_CONSTRAINTS => {
                     self.constrains_names = true;
-                    self.names_are_malformed = !constrains_well(value);
+                    self.names_are_malformed = !name_constraints_are_valid(value);
                 }
                 POLICY_CONSTRAINTS => self.constrains_policies = true,
                 _ => {}
@@ -189,23 +189,23 @@ impl<'a> Found<'a> {
 
 /// `KeyUsage` (RFC 5280, section 4.2.1.3): the first bit is the highest.
 fn usage(value: &[u8]) -> Option<Usage> {
-    let bits = Elements(value).expect(der::BIT_STRING)?.content;
+    let bits = DerReader(value).expect(der::BIT_STRING)?.content;
     let first = bits.get(1).copied().unwrap_or(0);
     Some(Usage { signs: first & 0x80 != 0, signs_certificates: first & 0x04 != 0 })
 }
 
 /// Whether `NameConstraints` say something, and DNS names in them are names.
-fn constrains_well(value: &[u8]) -> bool {
+fn name_constraints_are_valid(value: &[u8]) -> bool {
     fn read(value: &[u8]) -> Option<bool> {
         const DNS_NAME: u8 = 0x82;
-        let mut outer = Elements(value);
-        let mut kinds = Elements(outer.expect(der::SEQUENCE)?.content);
+        let mut outer = DerReader(value);
+        let mut kinds = DerReader(outer.expect(der::SEQUENCE)?.content);
         let mut good = outer.is_empty() && !kinds.is_empty();
         while !kinds.is_empty() {
-            let mut subtrees = Elements(kinds.any()?.content);
+            let mut subtrees = DerReader(kinds.any()?.content);
             good &= !subtrees.is_empty();
             while !subtrees.is_empty() {
-                let base = Elements(subtrees.expect(der::SEQUENCE)?.content).any()?;
+                let base = DerReader(subtrees.expect(der::SEQUENCE)?.content).any()?;
                 good &= base.tag != DNS_NAME || base.content.first() != Some(&b'.');
             }
         }
