@@ -1,7 +1,7 @@
-//! The authority: a root that stays at home and an intermediate that signs.
+//! The CA: an offline root and an intermediate that signs.
 //!
-//! Certificates are P-256, short-lived, and carry one SPIFFE id. Each has a random 128-bit serial
-//! number, so that revoking one never touches another of the same key.
+//! Leaf certificates have a P-256 key, a short lifetime and one SPIFFE ID. Each has a random 128-bit serial number,
+//! so a revocation affects one certificate and not others of the same key.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -23,33 +23,33 @@ use crate::{KeyText, validity};
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const ROOT_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const INTERMEDIATE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// Certificates are good from a little before they are issued, for clocks that are slow.
+/// Certificates are valid from this long before they are issued, for peers whose clocks are slow.
 pub const BACKDATED: Duration = Duration::from_secs(300);
 
-/// What an authority consists of, PEM. The keys are secrets.
+/// The files of a CA, PEM. The keys are secret.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AuthorityFiles {
     /// The root's certificate.
     pub root_certificate: String,
-    /// Who signs for the root: new intermediates, and its revocation list.
+    /// The signer for the root: signs new intermediates and the root's CRL.
     pub root: RootSigner,
-    /// The intermediate's certificate; where the root is somebody else's, those between the two behind it.
+    /// The intermediate's certificate; with an external root, followed by those between the two.
     pub intermediate_certificate: String,
     /// The intermediate's key.
     pub intermediate_key: KeyText,
 }
 
-/// Who signs for a root.
+/// The signer for a root.
 #[derive(Clone, PartialEq, Eq)]
 pub enum RootSigner {
-    /// We do.
+    /// This CA has the root's key.
     Local {
         /// The root's key, PEM.
         key: KeyText,
     },
-    /// Somebody else, who keeps the key.
+    /// An external CA has the root's key.
     External {
-        /// The revocation lists of all authorities above ours, PEM; empty where there are none.
+        /// The CRLs of all CAs above the intermediate, PEM; empty if they publish none.
         crls: String,
     },
 }
@@ -69,12 +69,12 @@ impl std::fmt::Debug for AuthorityFiles {
     }
 }
 
-/// Signs certificates and revocation lists of one trust domain.
+/// Signs certificates and CRLs of one trust domain.
 pub struct Authority {
     files: AuthorityFiles,
-    /// None where it is somebody else's.
+    /// None if the root is external.
     root: Option<Issuer<'static, KeyPair>>,
-    /// When the intermediate's certificate ends: nothing that it signs is good for longer.
+    /// When the intermediate's certificate expires: certificates that it signs expire no later.
     expires_at: SystemTime,
     intermediate: Issuer<'static, KeyPair>,
     trust_domain: String,
@@ -88,58 +88,60 @@ impl std::fmt::Debug for Authority {
     }
 }
 
-/// A certificate that was just signed.
+/// A newly signed certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IssuedCertificate {
     /// PEM, the leaf first, the root last.
     pub chain: Vec<String>,
     /// The serial number in lower-case hex.
     pub serial: String,
-    /// When it ends.
+    /// When the certificate expires.
     pub not_after: SystemTime,
 }
 
-/// An entry of a revocation list.
+/// An entry of a CRL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevokedCertificate {
     /// The serial number in hex.
     pub serial: String,
-    /// Since when.
+    /// The time of the revocation.
     pub at: SystemTime,
 }
 
-/// Why the authority cannot do what it is asked.
+/// An error of the CA.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AuthorityError {
-    /// A file of the authority cannot be read.
-    #[error("the authority's {part} cannot be read: {reason}")]
+    /// A file of the CA cannot be read.
+    #[error("the CA's {part} cannot be read: {reason}")]
     Unreadable {
         /// Which file.
         part: &'static str,
         /// Why.
         reason: String,
     },
-    /// The id is of another trust domain.
-    #[error("{id} is not of the trust domain {trust_domain:?}")]
+    /// The SPIFFE ID is in another trust domain.
+    #[error("{id} is not in the trust domain {trust_domain:?}")]
     WrongTrustDomain {
-        /// The id.
+        /// The SPIFFE ID.
         id: SpiffeId,
-        /// Ours.
+        /// The trust domain of the CA.
         trust_domain: String,
     },
-    /// The intermediate's certificate has ended.
-    #[error("the intermediate's certificate has ended; have another follow it: weft ca rotate")]
+    /// The intermediate's certificate has expired.
+    #[error("the intermediate certificate has expired: run weft ca rotate")]
     IntermediateExpired,
-    /// The root's key is not here.
+    /// The root is external, so its key is not available.
     #[error(
-        "the root's key is kept elsewhere: give a certificate that its keeper has signed, and its key"
+        "the root key is external: pass an intermediate certificate that the external root signed, and its key"
     )]
     NoRootKey,
-    /// What is given makes no authority that anybody would trust.
+    /// Peers would not accept certificates of this CA.
     #[error("{0}")]
     Unusable(String),
-    /// The serial number is no hexadecimal number of at most 20 bytes.
-    #[error("{0:?} is no serial number: hexadecimal digits, at most 40")]
+    /// The serial number is not hexadecimal, or is longer than 20 bytes.
+    #[error(
+        "invalid serial number {0:?}: must be an even number of hexadecimal digits, 40 at most"
+    )]
     Serial(String),
     /// The signing library failed.
     #[error("signing failed: {0}")]
@@ -153,10 +155,10 @@ impl From<rcgen::Error> for AuthorityError {
 }
 
 impl Authority {
-    /// Makes a new authority.
+    /// Creates a CA with a new root.
     ///
     /// # Errors
-    /// When keys cannot be made.
+    /// The trust domain is invalid, or key generation or signing fails.
     pub fn create(trust_domain: &str, now: SystemTime) -> Result<AuthorityFiles, AuthorityError> {
         let id = format!("spiffe://{trust_domain}");
         SpiffeId::parse(&id).map_err(|e| AuthorityError::Unreadable {
@@ -170,10 +172,10 @@ impl Authority {
         Self::below(root_certificate, root_key.serialize_pem().into(), trust_domain, now)
     }
 
-    /// Makes an authority with the same root and a new intermediate.
+    /// Creates a CA with the same root and a new intermediate.
     ///
     /// # Errors
-    /// When a key cannot be made, or the root's not be read.
+    /// The root is external, its files cannot be read, or key generation or signing fails.
     pub fn renew_intermediate(&self, now: SystemTime) -> Result<AuthorityFiles, AuthorityError> {
         let RootSigner::Local { key } = &self.files.root else {
             return Err(AuthorityError::NoRootKey);
@@ -181,7 +183,7 @@ impl Authority {
         Self::below(self.files.root_certificate.clone(), key.clone(), &self.trust_domain, now)
     }
 
-    /// An intermediate below a root.
+    /// Creates an intermediate below a root.
     fn below(
         root_certificate: String,
         root_key: KeyText,
@@ -206,10 +208,10 @@ impl Authority {
         })
     }
 
-    /// Reads an authority back.
+    /// Loads a CA from its files.
     ///
     /// # Errors
-    /// Which part cannot be read.
+    /// A file cannot be read.
     pub fn load(files: AuthorityFiles, trust_domain: &str) -> Result<Self, AuthorityError> {
         let root = match &files.root {
             RootSigner::Local { key } => Some(issuer("root", &files.root_certificate, key)?),
@@ -219,7 +221,7 @@ impl Authority {
             issuer("intermediate", &files.intermediate_certificate, &files.intermediate_key)?;
         let unreadable = || AuthorityError::Unreadable {
             part: "intermediate",
-            reason: "its dates cannot be read".into(),
+            reason: "validity dates cannot be read".into(),
         };
         let certificate = CertificateDer::from_pem_slice(files.intermediate_certificate.as_bytes());
         let dates = certificate.ok().and_then(|certificate| validity(&certificate));
@@ -227,29 +229,28 @@ impl Authority {
         Ok(Self { files, root, expires_at, intermediate, trust_domain: trust_domain.to_owned() })
     }
 
-    /// When the intermediate's certificate ends.
+    /// When the intermediate's certificate expires.
     #[must_use]
     pub fn expires_at(&self) -> SystemTime {
         self.expires_at
     }
 
-    /// The intermediate's certificate, PEM: the second of each chain that it signs.
+    /// The intermediate's certificate, PEM: the second of each chain that the CA signs.
     #[must_use]
     pub fn certificate(&self) -> &str {
         &self.files.intermediate_certificate
     }
 
-    /// What others trust: the root, PEM.
+    /// The trust bundle: the root, PEM.
     #[must_use]
     pub fn trust_bundle(&self) -> &str {
         &self.files.root_certificate
     }
 
-    /// Signs a request for the id that it asks for. Whether the applicant may have that id is
-    /// decided before.
+    /// Signs a request for its SPIFFE ID. The caller has checked that the applicant may have that ID.
     ///
     /// # Errors
-    /// When the id is foreign or signing fails.
+    /// The ID is in another trust domain, the intermediate has expired, or signing fails.
     pub fn issue(
         &self,
         request: &CheckedRequest,
@@ -289,10 +290,10 @@ impl Authority {
         Ok(IssuedCertificate { chain, serial: hex(&serial), not_after })
     }
 
-    /// The revocation lists of one authority; see [`Self::crls_of`].
+    /// The CRLs of one CA; see [`Self::crls_of`].
     ///
     /// # Errors
-    /// When a serial number is none, or signing fails.
+    /// A serial number is invalid, or signing fails.
     pub fn crls(
         &self,
         revoked: &[RevokedCertificate],
@@ -303,12 +304,12 @@ impl Authority {
         Self::crls_of(&[self], revoked, number, now, life)
     }
 
-    /// The revocation lists of several authorities: each intermediate's with `revoked`, whichever of them
-    /// signed it, since no number is given twice; each root's, without entries where we sign it; and the intermediates'
-    /// certificates beside them, so that a reader can tell who signed. PEM.
+    /// The CRLs of several CAs, PEM. The CRL of each intermediate contains all of `revoked`, whichever of them signed
+    /// it, because serial numbers are unique among the CAs. The CRL of each local root is empty; those of external
+    /// roots are copied. The intermediates' certificates are included, so a reader can verify the signatures.
     ///
     /// # Errors
-    /// When a serial number is none, or signing fails.
+    /// A serial number is invalid, or signing fails.
     pub fn crls_of(
         authorities: &[&Self],
         revoked: &[RevokedCertificate],
@@ -327,7 +328,7 @@ impl Authority {
         };
         let mut parts = Vec::new();
         let mut roots = BTreeSet::new();
-        // What is below an intermediate that has ended is refused without a list.
+        // Certificates below an expired intermediate are rejected without a CRL.
         for authority in authorities.iter().filter(|authority| authority.expires_at > now) {
             parts.push(list(entries.clone()).signed_by(&authority.intermediate)?.pem()?);
             if roots.insert(authority.files.root_certificate.as_str()) {
@@ -386,7 +387,7 @@ fn entry(revoked: &RevokedCertificate) -> Result<RevokedCertParams, AuthorityErr
 
 fn serial_bytes(text: &str) -> Option<Vec<u8>> {
     let even = text.len().is_multiple_of(2);
-    // Asked here, since `from_str_radix` takes a sign for a digit.
+    // Checked here, because `from_str_radix` accepts a sign.
     let digits = text.bytes().all(|byte| byte.is_ascii_hexdigit());
     if text.is_empty() || text.len() > 40 || !digits || !even {
         return None;
@@ -397,18 +398,18 @@ fn serial_bytes(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// 128 random bits, the first of them 0 so that the number is positive in 16 bytes, and not 0.
+/// 128 random bits. The first two bits are 01, so the number is positive in 16 bytes and not 0.
 fn random_serial() -> Result<[u8; 16], AuthorityError> {
     let mut serial = [0; 16];
     aws_lc_rs::rand::fill(&mut serial)
-        .map_err(|_| AuthorityError::Signing("no random numbers".into()))?;
+        .map_err(|_| AuthorityError::Signing("no random numbers available".into()))?;
     if let Some(first) = serial.first_mut() {
         *first = (*first & 0x7f) | 0x40;
     }
     Ok(serial)
 }
 
-/// The number of entries and the end of each list in a PEM text, for people.
+/// Describes each CRL of a PEM text: its issuer, its number, its next update and its entries.
 #[must_use]
 pub fn describe_crl(pem: &str) -> Vec<String> {
     use x509_parser::prelude::FromDer;
@@ -440,7 +441,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_bytes_of_hexadecimal_digits_are_a_serial_number() {
+    fn serial_number_must_be_whole_hexadecimal_bytes() {
         let check = |text: &str, expected: Option<&[u8]>| {
             assert_eq!(serial_bytes(text).as_deref(), expected, "{text:?}");
         };

@@ -1,6 +1,6 @@
-//! As much of DER (X.690) as a revocation list needs.
+//! A reader for the subset of DER (X.690) that certificates and CRLs use.
 
-/// An element: its tag, its content, and the whole of it with its header.
+/// An element: its tag, its content, and all its bytes including the header.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Element<'a> {
     pub(crate) tag: u8,
@@ -17,7 +17,7 @@ pub(crate) const UTC_TIME: u8 = 0x17;
 pub(crate) const GENERALIZED_TIME: u8 = 0x18;
 pub(crate) const SEQUENCE: u8 = 0x30;
 
-/// Reads elements one after the other. None of its methods reads past the end.
+/// Reads elements in order. No method reads past the end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DerReader<'a>(pub(crate) &'a [u8]);
 
@@ -50,7 +50,7 @@ impl<'a> DerReader<'a> {
         self.any().filter(|element| element.tag == tag)
     }
 
-    /// The next element when it has this tag; otherwise nothing is read.
+    /// The next element if it has this tag; otherwise nothing is read.
     pub(crate) fn optional(&mut self, tag: u8) -> Option<Element<'a>> {
         if self.0.first() == Some(&tag) { self.any() } else { None }
     }
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_length_that_lies_reads_nothing() {
+    fn element_with_invalid_length_is_rejected() {
         let check = |bytes: &[u8]| assert!(DerReader(bytes).any().is_none(), "{bytes:x?}");
         check(&[]);
         check(&[0x30]);
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn both_kinds_of_time_are_read() {
+    fn utc_time_and_generalized_time_are_read() {
         let check = |tag, text: &str, expected| {
             let element = Element { tag, content: text.as_bytes(), whole: &[] };
             assert_eq!(time(element), expected, "{text}");

@@ -20,12 +20,12 @@ use crate::{
 pub struct ExternalCaFiles {
     /// The root's certificate.
     pub root: String,
-    /// The certificate of ours that it signed; those between the two behind it.
+    /// The certificate of the intermediate CA, followed by those between the root and it.
     pub certificate: String,
-    /// The key of ours.
+    /// The private key of the intermediate CA.
     pub key: KeyText,
-    /// The revocation lists of the root and of those between; empty where there are none.
-    pub lists: String,
+    /// The CRLs of the root and of the CAs between; empty if they publish none.
+    pub crls: String,
 }
 
 impl std::fmt::Debug for ExternalCaFiles {
@@ -35,36 +35,37 @@ impl std::fmt::Debug for ExternalCaFiles {
 }
 
 impl ExternalCaFiles {
-    /// The authority that it makes, tried out: a certificate of it for the trust domain would be taken now.
+    /// Builds the CA and tests that peers would accept its certificates for the trust domain now.
     ///
     /// # Errors
-    /// Which part cannot be read, or why nobody would take what it signs.
+    /// A part cannot be read, the key does not match the certificate, or peers would reject the certificates that the
+    /// CA signs.
     pub fn into_authority(
         self,
         trust_domain: &str,
         now: SystemTime,
     ) -> Result<AuthorityFiles, AuthorityError> {
-        let Self { root, certificate, key, lists } = self;
+        let Self { root, certificate, key, crls } = self;
         let roots = certificates("root", &root)?;
         let [(root_text, root)] = &roots[..] else {
-            return Err(unreadable("root", "it must be one certificate"));
+            return Err(unreadable("root", "must be exactly one certificate"));
         };
         let mut chain = certificates("certificate", &certificate)?;
-        // Some give the root behind it as well.
+        // The file may contain the root too.
         chain.retain(|(_, one)| one != root);
         let Some((_, own)) = chain.first() else {
-            return Err(unreadable("certificate", "it holds none beside the root"));
+            return Err(unreadable("certificate", "no certificate other than the root"));
         };
         let own_key = webpki::EndEntityCert::try_from(own)
             .map_err(|error| unreadable("certificate", &error.to_string()))?;
         let pair = rcgen::KeyPair::from_pem(&key)
-            .map_err(|error| unreadable("key", &format!("{error}; PEM of PKCS #8 is read")))?;
+            .map_err(|error| unreadable("key", &format!("{error}: must be PKCS #8 in PEM")))?;
         if own_key.subject_public_key_info().as_ref() != pair.subject_public_key_info() {
-            return Err(AuthorityError::Unusable("the key is not that of the certificate".into()));
+            return Err(AuthorityError::Unusable("the key does not match the certificate".into()));
         }
         let files = AuthorityFiles {
             root_certificate: root_text.clone(),
-            root: RootSigner::External { crls: lists },
+            root: RootSigner::External { crls },
             intermediate_certificate: chain.into_iter().map(|(text, _)| text).collect(),
             intermediate_key: key,
         };
@@ -79,14 +80,16 @@ impl AuthorityFiles {
     /// # Errors
     /// A file cannot be read, or a peer would reject the certificate.
     pub fn self_test(&self, trust_domain: &str, now: SystemTime) -> Result<(), AuthorityError> {
-        const TRIED: Duration = Duration::from_secs(60);
-        let unfit = |reason: &dyn std::fmt::Display| AuthorityError::Unusable(reason.to_string());
+        const TEST_LIFETIME: Duration = Duration::from_secs(60);
+        let unusable =
+            |reason: &dyn std::fmt::Display| AuthorityError::Unusable(reason.to_string());
         let authority = Authority::load(self.clone(), trust_domain)?;
-        let id = SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/weft/sa/tried"))
-            .map_err(|error| unfit(&error))?;
-        let pending = request::make(&id).map_err(|error| unfit(&error))?;
-        let asked = CheckedRequest::parse(&pending.request_pem).map_err(|error| unfit(&error))?;
-        let issued = authority.issue(&asked, TRIED, now)?;
+        let id = SpiffeId::parse(&format!("spiffe://{trust_domain}/ns/weft/sa/self-test"))
+            .map_err(|error| unusable(&error))?;
+        let pending = request::make(&id).map_err(|error| unusable(&error))?;
+        let request =
+            CheckedRequest::parse(&pending.request_pem).map_err(|error| unusable(&error))?;
+        let issued = authority.issue(&request, TEST_LIFETIME, now)?;
         let at = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
         let mut policy = RevocationPolicy::default();
         match &self.root {
@@ -94,21 +97,24 @@ impl AuthorityFiles {
                 policy.depth = RevocationDepth::Leaf;
             }
             RootSigner::External { crls } => {
-                check_crls(crls.as_bytes()).map_err(|reason| unreadable("root's list", &reason))?;
+                check_crls(crls.as_bytes()).map_err(|reason| unreadable("root CRL", &reason))?;
             }
             RootSigner::Local { .. } => {}
         }
-        let lists = authority.crls(&[], 1, now, TRIED)?;
-        let (roots, revocations) = (self.root_certificate.as_bytes(), Some(lists.as_bytes()));
+        let crls = authority.crls(&[], 1, now, TEST_LIFETIME)?;
+        let roots = self.root_certificate.as_bytes();
+        let revocations = Some(crls.as_bytes());
         let parts = TrustParts { roots, revocations, names: Vec::new(), policy };
-        let store = TrustStore::build(parts, None, at).map_err(|error| unfit(&error))?;
+        let store = TrustStore::build(parts, None, at).map_err(|error| unusable(&error))?;
         let mut chain = certificates("chain", &issued.chain.concat())?;
-        // A peer knows the root already.
+        // Peers have the root in their trust bundle.
         chain.pop();
         let chain: Vec<_> = chain.into_iter().map(|(_, certificate)| certificate).collect();
         check_client(Arc::new(store), &chain, at).map_err(|error| {
             let (reason, detail) = fault::last(&error);
-            unfit(&format!("nobody would take what it signs: {reason} ({detail})"))
+            unusable(&format!(
+                "peers would reject the certificates of this CA: {reason} ({detail})"
+            ))
         })
     }
 }

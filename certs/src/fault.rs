@@ -9,29 +9,29 @@ use rustls_pki_types::CertificateDer;
 /// The reason for rejecting a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PeerFault {
-    /// It shows a longer chain than is looked at.
+    /// The chain has too many certificates.
     MaxChainDepthExceeded,
-    /// What it sends is larger than a handshake may be.
+    /// The handshake message or the certificate chain is too large.
     MaxSizeExceeded,
-    /// A revocation list names one of its certificates.
+    /// A CRL revokes a certificate of the chain.
     CrlHit,
-    /// The revocation lists do not say that it is good.
+    /// A CRL is missing or has expired.
     CrlProcessingError,
-    /// Its chain ends in none of our roots, or a signature in it is wrong.
+    /// The chain does not end in a trusted root, or a signature in the chain is invalid.
     Untrusted,
-    /// A certificate of it is not good yet.
+    /// A certificate of the chain is not valid yet.
     NotYetValid,
-    /// A certificate of it is good no longer.
+    /// A certificate of the chain has expired.
     Expired,
-    /// Its key, or a signature of its chain, is of a kind that is not taken.
+    /// The algorithm of a key or signature in the chain is not supported.
     TypeUnsupported,
-    /// One of its certificates is none, or not as it must be.
+    /// A certificate of the chain cannot be read or has an invalid profile.
     Invalid,
-    /// Its certificate is for something else.
+    /// The extended key usage does not allow this use.
     PurposeInvalid,
     /// The names of the peer are not accepted.
     Rejected,
-    /// Something else.
+    /// Any other error.
     Unmapped,
 }
 
@@ -52,7 +52,7 @@ impl PeerFault {
         Self::Unmapped,
     ];
 
-    /// Its word in logs and metrics.
+    /// The name of the fault in logs and metrics.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
@@ -71,8 +71,8 @@ impl PeerFault {
         }
     }
 
-    /// The error that has rustls send the right alert (RFC 8446, section 6.2). What exactly was wrong stays
-    /// with [`last`].
+    /// Returns the error for which rustls sends the matching alert (RFC 8446, section 6.2). [`last`] returns the
+    /// detail.
     pub(crate) fn refuse(self, detail: &'static str) -> Error {
         LAST.set(Some((self, detail)));
         Error::InvalidCertificate(match self {
@@ -120,7 +120,7 @@ thread_local! {
     static SHOWN: Cell<Option<CertificateDer<'static>>> = const { Cell::new(None) };
 }
 
-/// Remembers the certificate of a peer that is refused.
+/// Records the certificate of a rejected peer.
 pub(crate) fn note(certificate: &CertificateDer<'_>) {
     SHOWN.set(Some(certificate.clone().into_owned()));
 }
@@ -131,8 +131,8 @@ pub fn refused_certificate() -> Option<CertificateDer<'static>> {
     SHOWN.take()
 }
 
-/// Why the peer was refused whose handshake has just failed on this thread with `error`, and what exactly was
-/// wrong. A verifier can hand nothing but an alert through rustls, so the rest goes round it.
+/// Returns the fault and the detail of the handshake that has just failed on this thread with `error`. rustls errors
+/// carry only an alert, so the verifier stores the rest in a thread local.
 #[must_use]
 pub fn last(error: &Error) -> (PeerFault, &'static str) {
     let last = LAST.take();
@@ -141,11 +141,11 @@ pub fn last(error: &Error) -> (PeerFault, &'static str) {
     }
     match error {
         Error::InvalidCertificate(CertificateError::NotValidForName) => {
-            (PeerFault::Rejected, "it has not the name that it was called by")
+            (PeerFault::Rejected, "certificate does not have the requested name")
         }
-        // Of the handshake itself: no verifier of ours says so.
+        // rustls itself reports this error in the handshake; the verifier does not.
         Error::InvalidCertificate(CertificateError::BadSignature) => {
-            (PeerFault::Untrusted, "it has not the key of its certificate")
+            (PeerFault::Untrusted, "peer does not have the private key of its certificate")
         }
         Error::InvalidCertificate(_) => last.unwrap_or((PeerFault::Invalid, "")),
         _ => (PeerFault::Unmapped, ""),

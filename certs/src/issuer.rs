@@ -1,9 +1,8 @@
-//! Who may sign revocation lists (RFC 5280, section 6.3.3 (f)).
+//! CAs whose CRLs are accepted (RFC 5280, section 6.3.3 (f)).
 //!
-//! A list counts when the authority that numbered the certificates signed it: one of our roots, or
-//! an intermediate below one of them, whose certificate is in force and says that it is an
-//! authority. Where either names its key's usages, signing lists must be among them. A root's dates
-//! do not count, as they do not count in a path.
+//! A CRL is accepted if the CA that issued the certificates signed it: a root of the trust bundle, or a valid
+//! intermediate CA below one. If the CA certificate has a key usage extension, it must allow CRL signing. The
+//! validity dates of a root are not checked, as in path validation.
 
 use std::collections::HashSet;
 
@@ -16,26 +15,26 @@ use crate::der::{self, DerReader};
 use crate::proof::CertificateFields;
 use crate::verify::ALGORITHMS;
 
-/// An authority that we know, whether or not its lists count.
+/// A CA of the trust bundle or of a verified path. Its CRLs are accepted unless `fault` is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Issuer {
-    /// The content of its name, as the certificates that it signs carry it.
+    /// The content of the CA's name, DER, as in the issuer field of the certificates that it signs.
     pub(crate) name: Vec<u8>,
-    /// Its `SubjectPublicKeyInfo`.
+    /// The CA's `SubjectPublicKeyInfo`.
     pub(crate) public_key: Vec<u8>,
-    /// Why its lists do not count.
+    /// Why the CA's CRLs are not accepted.
     fault: Option<&'static str>,
-    /// How many authorities may stand below it, one below the other.
+    /// The maximum number of CAs in a path below this one.
     below: u32,
 }
 
-/// The deepest that intermediates stand below a root.
+/// The maximum number of intermediates below a root.
 const DEPTH_LIMIT: u32 = 7;
-/// The fault of an authority whose time is over, or has not come.
-pub(crate) const NOT_IN_FORCE: &str = "its issuer's certificate is not in force";
+/// The fault of a CA whose certificate has expired or is not valid yet.
+pub(crate) const NOT_IN_FORCE: &str = "issuer certificate has expired or is not valid yet";
 
 impl Issuer {
-    /// A root, or an authority whose certificate is on a verified path.
+    /// Reads a root, or a CA certificate of a verified path.
     pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
         Self::read(&X509Certificate::from_der(certificate).ok()?.1)
     }
@@ -47,7 +46,7 @@ impl Issuer {
         let usage = certificate.key_usage().ok()?.map(|usage| usage.value);
         let fault = usage
             .is_some_and(|usage| !usage.crl_sign())
-            .then_some("its issuer's key is not for signing lists");
+            .then_some("key usage of the issuer does not allow CRL signing");
         let constraints = certificate.basic_constraints().ok()?.map(|found| found.value);
         let longest = constraints.and_then(|found| found.path_len_constraint);
         let below = match usage.is_some_and(|usage| !usage.key_cert_sign()) {
@@ -57,13 +56,13 @@ impl Issuer {
         Some(Self { name, public_key, fault, below })
     }
 
-    /// An intermediate that one of those above signed.
+    /// Reads an intermediate that one of `above` signed.
     fn read_intermediate(
         certificate: &CertificateDer<'_>,
         above: &[Self],
         now: UnixTime,
     ) -> Option<Self> {
-        // webpki refuses what a path may not hold, such as a critical extension that it ignores.
+        // webpki rejects certificates that cannot be in a path, for example for an unsupported critical extension.
         let form = webpki::EndEntityCert::try_from(certificate).ok()?;
         let may_sign = |known: &&Self| known.below > 0 && known.name == form.issuer();
         let signer = above.iter().filter(may_sign).find(|known| known.signed(certificate))?;
@@ -71,21 +70,21 @@ impl Issuer {
         let intermediate = Self::read(&certificate)?;
         let at = ASN1Time::from_timestamp(i64::try_from(now.as_secs()).ok()?).ok()?;
         let fault = if certificate.validity().is_valid_at(at) {
-            (!certificate.is_ca()).then_some("its issuer is no authority")
+            (!certificate.is_ca()).then_some("issuer is not a CA")
         } else {
             Some(NOT_IN_FORCE)
         };
-        // Whoever is no authority, or not now, makes nobody one.
+        // A certificate that is not a valid CA now cannot issue CAs.
         let below = if fault.is_some() { 0 } else { intermediate.below.min(signer.below - 1) };
         Some(Self { fault: fault.or(intermediate.fault), below, ..intermediate })
     }
 
-    /// Whether its lists count.
+    /// Checks that the CA's CRLs are accepted.
     pub(crate) fn may_sign_crls(&self) -> Result<(), &'static str> {
         self.fault.map_or(Ok(()), Err)
     }
 
-    /// Whether it signed this certificate or list.
+    /// Whether this CA signed the certificate or CRL.
     pub(crate) fn signed(&self, structure: &[u8]) -> bool {
         signed(&self.public_key, structure)
     }
@@ -94,22 +93,23 @@ impl Issuer {
 /// The certificates of a trust bundle.
 #[derive(Debug, Default)]
 pub(crate) struct Bundle {
-    /// Where a path may end.
+    /// The roots in which a path may end.
     pub(crate) anchors: Vec<CertificateDer<'static>>,
-    /// Those that others of the bundle vouch for: a path goes on above them, and they can be revoked.
+    /// Certificates that others of the bundle signed: a path continues above them, and they can be revoked.
     pub(crate) intermediates: Vec<CertificateDer<'static>>,
 }
 
 impl Bundle {
-    /// A certificate is an intermediate when another of the bundle signed it, but it did not sign itself, and
-    /// the way up leads to an anchor. Certificates that sign one another in a circle are anchors.
+    /// Sorts a trust bundle into anchors and intermediates. A certificate is an intermediate if another certificate
+    /// of the bundle signed it, it is not self-signed, and its chain leads to an anchor. Certificates that sign one
+    /// another in a circle are anchors.
     pub(crate) fn of(certificates: Vec<CertificateDer<'static>>) -> Self {
         let all = CertificateFields::read_all(&certificates);
         let is_signed = |one: &CertificateFields<'_>| {
             let is_named = |other: &&CertificateFields<'_>| {
                 other.subject == one.issuer && other.whole != one.whole
             };
-            // Most roots have a name of their own, and cost no signature check.
+            // Most roots have a unique name, so the name comparison avoids a signature check.
             let mut named = all.iter().filter(is_named).peekable();
             named.peek().is_some()
                 && !one.is_signed_by(one)
@@ -128,8 +128,8 @@ impl Bundle {
     }
 }
 
-/// Those of `rest` that one of `accepted`, or another one taken, has signed, where `is_good` of the certificate and
-/// its signer.
+/// Returns the certificates of `rest` that a certificate of `accepted`, or another returned certificate, has signed,
+/// and for which `is_good` accepts the certificate and its signer.
 pub(crate) fn take_below<'c>(
     mut accepted: Vec<CertificateFields<'c>>,
     mut rest: Vec<CertificateFields<'c>>,
@@ -147,7 +147,7 @@ pub(crate) fn take_below<'c>(
     taken
 }
 
-/// Whether the key (`SubjectPublicKeyInfo`) signed this certificate or list.
+/// Whether the key (`SubjectPublicKeyInfo`) signed this certificate or CRL.
 pub(crate) fn signed(public_key: &[u8], structure: &[u8]) -> bool {
     let key = SubjectPublicKeyInfoDer::from(public_key);
     let Ok(key) = webpki::RawPublicKeyEntity::try_from(&key) else {
@@ -162,7 +162,7 @@ pub(crate) fn signed(public_key: &[u8], structure: &[u8]) -> bool {
     })
 }
 
-/// The roots, and those of `beside` that stand below one of them.
+/// Returns the roots, and the CAs of `beside` that are below one of them.
 pub(crate) fn known(
     roots: &[CertificateDer<'_>],
     beside: &[CertificateDer<'_>],
@@ -173,7 +173,7 @@ pub(crate) fn known(
     known
 }
 
-/// Adds the authorities of `rest` that stand below one of `known`, and returns the other certificates.
+/// Adds the CAs of `rest` that are below one of `known`, and returns the other certificates.
 pub(crate) fn add_below<'c>(
     known: &mut Vec<Issuer>,
     mut rest: Vec<&'c CertificateDer<'c>>,
@@ -196,7 +196,7 @@ pub(crate) fn add_below<'c>(
     rest
 }
 
-/// The signed bytes, the algorithm, and the signature of a certificate or list.
+/// Splits a certificate or CRL into the signed bytes, the algorithm and the signature.
 fn parts(structure: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
     let mut outer = DerReader(structure);
     let mut inner = DerReader(outer.expect(der::SEQUENCE)?.content);

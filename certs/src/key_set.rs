@@ -1,4 +1,4 @@
-//! Key sets (RFC 7517) of issuers: which keys of a set may verify a token, and whether one does.
+//! Key sets (RFC 7517): selects the keys that can verify tokens, and verifies signatures with them.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,11 +14,12 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use serde_json::Value;
 
-/// The most keys of a set.
+/// The maximum number of keys in a set.
 const KEY_LIMIT: usize = 100;
-/// The largest key set.
+/// The maximum size of a key set in bytes.
 pub const KEY_SET_LIMIT_BYTES: usize = 1024 * 1024;
-/// The bits of a modulus: at least what RFC 7518, section 3.3, asks for, and at most what a verification may cost.
+/// The accepted size of an RSA modulus in bits: the minimum of RFC 7518, section 3.3, and a maximum that bounds the
+/// cost of a verification.
 const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
 /// The length of a public key of Ed25519 (RFC 8032, section 5.1.5).
 const ED25519_BYTES: usize = 32;
@@ -41,7 +42,7 @@ pub enum SignatureAlgorithm {
 }
 
 impl SignatureAlgorithm {
-    /// The algorithm with this name (`alg`); none for those that are not accepted.
+    /// Parses the name of an algorithm (`alg`). None if the algorithm is not accepted.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
@@ -60,14 +61,14 @@ impl SignatureAlgorithm {
     }
 }
 
-/// A text with its signature, as a token holds them (RFC 7515, section 7.1).
+/// A text with its signature, from a token (RFC 7515, section 7.1).
 #[derive(Debug, Clone, Copy)]
 pub struct SignedText<'a> {
-    /// The algorithm that the token names.
+    /// The algorithm that the token's header names.
     pub algorithm: SignatureAlgorithm,
-    /// The name of the key (`kid`).
+    /// The key ID (`kid`).
     pub key_id: Option<&'a str>,
-    /// What is signed.
+    /// The signed text.
     pub text: &'a str,
     /// The signature, base64url.
     pub signature: &'a str,
@@ -79,7 +80,7 @@ pub struct KeySet {
     keys: Vec<Key>,
 }
 
-/// A key, and the algorithms it may be used with.
+/// A key with its permitted algorithms.
 struct Key {
     id: Option<String>,
     algorithms: &'static [SignatureAlgorithm],
@@ -90,28 +91,28 @@ struct Key {
 
 enum KeyVerifier {
     Library(DecodingKey),
-    /// A point of a curve, proved to be on it once; the library does so for every token, and does not know
-    /// P-521.
+    /// An EC public key, checked once to be on its curve. The library repeats the check for every token and does not
+    /// support P-521.
     Point(ParsedPublicKey),
 }
 
-/// Why a set cannot be used.
+/// An error of [`KeySet::parse`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySetError {
-    /// It is too long, or has too many keys.
+    /// The set has too many bytes or keys.
     TooLarge(String),
-    /// It is none, or has no key that can be used.
+    /// The text is not a key set, or has no usable key.
     Invalid(String),
 }
 
-/// What a set says of a token.
+/// The result of verifying a token with a key set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignatureVerdict {
-    /// One of its keys has signed it.
+    /// A key of the set made the signature.
     Signed,
-    /// None has.
+    /// No key of the set made the signature.
     Unsigned,
-    /// It has no key of that name.
+    /// The set has no key with this key ID.
     UnknownKey,
 }
 
@@ -141,7 +142,7 @@ impl KeySet {
     /// Reads a set. Keys that cannot verify a token are left out.
     ///
     /// # Errors
-    /// The bytes are no key set, exceed a limit, or have no key for the verification of signatures.
+    /// The bytes are not a key set, exceed a limit, or have no key for the verification of signatures.
     pub fn parse(bytes: &[u8]) -> Result<Self, KeySetError> {
         #[derive(Deserialize)]
         struct Set {
@@ -172,8 +173,8 @@ impl KeySet {
         }
     }
 
-    /// Whether a key of the set has signed a text, by an algorithm of its own. Keys may share a name, or
-    /// have none.
+    /// Verifies a signature with the keys of the set and their permitted algorithms. Several keys may have the same
+    /// key ID, and keys without an ID match every token.
     #[must_use]
     pub fn verify(&self, signed: SignedText<'_>) -> SignatureVerdict {
         let named = |key: &&Key| match (signed.key_id, &key.id) {
@@ -220,7 +221,7 @@ impl Key {
     }
 }
 
-/// Says that none of these keys can be used.
+/// Describes a set without usable keys.
 fn without_usable(keys: &[Value]) -> String {
     let kinds: BTreeSet<&str> = keys.iter().filter_map(|key| key.get("kty")?.as_str()).collect();
     let found = match kinds.len() {
@@ -235,8 +236,8 @@ fn without_usable(keys: &[Value]) -> String {
     )
 }
 
-/// A key that can verify a token. A member that is null counts as absent; members that are of no use here, such
-/// as `x5c`, are not looked at.
+/// Returns the key if it can verify tokens. A member that is null is treated as absent; members that are not needed,
+/// such as `x5c`, are ignored.
 fn usable(value: &Value) -> Option<Key> {
     let member = |name: &str| value.get(name).filter(|member| !member.is_null());
     if member("use").is_some_and(|used| used != "sig") {
@@ -254,7 +255,7 @@ fn usable(value: &Value) -> Option<Key> {
             let key = DecodingKey::from_ed_components(&URL_SAFE_NO_PAD.encode(point)).ok()?;
             (&[SignatureAlgorithm::EdDsa][..], KeyVerifier::Library(key))
         }
-        // A shared secret in a published set is a mistake.
+        // Symmetric keys are rejected: a secret in a published set is a mistake.
         _ => return None,
     };
     let algorithms = match member("alg") {
@@ -270,14 +271,14 @@ fn usable(value: &Value) -> Option<Key> {
     Some(Key { id, algorithms, verifier, text: value.to_string() })
 }
 
-/// A member in base64url. Some issuers pad it, or write the other base64.
+/// Decodes a base64url member. Padding and the standard alphabet are accepted, because some issuers use them.
 fn bytes(value: &Value, name: &str) -> Option<Vec<u8>> {
     let text = value.get(name)?.as_str()?.trim_end_matches('=');
     URL_SAFE_NO_PAD.decode(text.replace('+', "-").replace('/', "_")).ok()
 }
 
-/// A number without the zeros before it: some issuers write a byte for the sign (RFC 7518, section 6.3.1.1, has
-/// none).
+/// Decodes a number and strips leading zeros: some issuers write a sign byte, which RFC 7518, section 6.3.1.1, does
+/// not allow.
 fn number(value: &Value, name: &str) -> Option<Vec<u8>> {
     let bytes = bytes(value, name)?;
     let first = bytes.iter().position(|byte| *byte != 0)?;
@@ -305,8 +306,8 @@ fn rsa(value: &Value) -> Option<(&'static [SignatureAlgorithm], KeyVerifier)> {
     ))
 }
 
-/// A point (SEC 1, section 2.3.3) that is on its curve. Coordinates are brought to the length of the field:
-/// some issuers leave zeros out before them.
+/// Reads a point (SEC 1, section 2.3.3) and checks that it is on its curve. Coordinates are padded to the length of
+/// the field, because some issuers omit leading zeros.
 fn point(value: &Value) -> Option<(&'static [SignatureAlgorithm], KeyVerifier)> {
     let (curve, length, signing): (
         &'static EcdsaVerificationAlgorithm,

@@ -1,4 +1,4 @@
-//! The versions, cipher suites and groups of rustls that a handshake may agree on.
+//! TLS versions, cipher suites and key exchange groups for rustls.
 
 use std::sync::{Arc, LazyLock};
 
@@ -7,7 +7,7 @@ use rustls::crypto::{CryptoProvider, SupportedKxGroup};
 use rustls::{SupportedCipherSuite, SupportedProtocolVersion};
 use weft_model::{CipherSuite, KeyExchangeGroup, TlsParameters, TlsVersion};
 
-/// The versions that a handshake may agree on.
+/// The protocol versions that the parameters allow.
 pub(crate) fn versions(parameters: &TlsParameters) -> Vec<&'static SupportedProtocolVersion> {
     let version = |version| match version {
         TlsVersion::V1_2 => &rustls::version::TLS12,
@@ -17,8 +17,8 @@ pub(crate) fn versions(parameters: &TlsParameters) -> Vec<&'static SupportedProt
     all.filter(|version| parameters.allows(*version)).map(version).collect()
 }
 
-/// All suites and groups. Suites with AES-128-GCM come first: they are as strong as anything that they protect,
-/// and the cheapest; the order among the others stays. X25519MLKEM768 is the first group.
+/// All cipher suites and groups. AES-128-GCM suites come first, because they are secure and the fastest; the order of
+/// the others is that of the library. X25519MLKEM768 is the first group.
 pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     let mut provider = aws_lc_rs::default_provider();
     let preferred = [
@@ -30,7 +30,7 @@ pub(crate) static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     Arc::new(provider)
 });
 
-/// Our suites and groups, or those of them that the parameters name, in that order.
+/// The suites and groups of [`PROVIDER`], or those that the parameters name, in that order.
 pub(crate) fn provider(parameters: &TlsParameters) -> Arc<CryptoProvider> {
     if parameters.groups.is_empty() && parameters.cipher_suites.is_empty() {
         return PROVIDER.clone();
@@ -40,7 +40,7 @@ pub(crate) fn provider(parameters: &TlsParameters) -> Arc<CryptoProvider> {
         provider.kx_groups = parameters.groups.iter().map(|group| key_exchange(*group)).collect();
     }
     if !parameters.cipher_suites.is_empty() {
-        // The parameters do not name suites of TLS 1.3.
+        // The parameters have no TLS 1.3 suites.
         provider.cipher_suites.retain(|suite| suite.tls13().is_some());
         let named = parameters.cipher_suites.iter().map(|suite| supported_suite(*suite));
         provider.cipher_suites.extend(named);

@@ -11,10 +11,10 @@ use rustls_pki_types::CertificateDer;
 
 use crate::Proof;
 
-/// How many paths are cache at most: those used lately, and those before them.
+/// The maximum number of cached paths, in two generations of equal size.
 const LIMIT: usize = 1024;
 
-/// What a peer shows its certificates for.
+/// The role in which a peer presents its certificates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Client = 0,
@@ -30,24 +30,24 @@ impl Purpose {
     }
 }
 
-/// The SHA-256 of all that a peer shows, and for what.
+/// The SHA-256 of the presented certificates and the purpose.
 pub(crate) type ChainDigest = [u8; 32];
 
-/// A path that was found good.
+/// A verified path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CachedPath {
-    /// The certificates above the leaf, in the order of the path. Each number is an index into the certificates
-    /// that the peer showed above its leaf, followed by the intermediates of the trust bundle.
+    /// The certificates above the leaf, in the order of the path. Each number is an index into the presented
+    /// certificates above the leaf, followed by the intermediates of the trust bundle.
     pub(crate) above: Box<[usize]>,
     /// The root's `SubjectPublicKeyInfo`.
     pub(crate) root_key: Box<[u8]>,
-    /// When the last of its certificates becomes valid, in seconds since 1970.
+    /// When all certificates of the path are valid from, in seconds since 1970.
     pub(crate) from: u64,
-    /// The path as a proof, with the time at which the first of its certificates ends.
+    /// The proof, with the time at which the first certificate of the path expires.
     pub(crate) proof: Proof,
 }
 
-/// The paths of one store.
+/// The cached paths of one trust store.
 #[derive(Debug, Default)]
 pub(crate) struct PathCache(Mutex<Generations>);
 
@@ -57,7 +57,7 @@ struct Generations {
     old: HashMap<ChainDigest, CachedPath>,
 }
 
-/// What names the certificates that a peer shows.
+/// Computes the cache key of the presented certificates.
 pub(crate) fn chain_digest(
     purpose: Purpose,
     leaf: &CertificateDer<'_>,
@@ -86,7 +86,7 @@ impl PathCache {
         Some(path)
     }
 
-    /// Remembers a path.
+    /// Adds a path. Does nothing while another thread holds the lock.
     pub(crate) fn put(&self, digest: ChainDigest, path: CachedPath) {
         if let Ok(mut paths) = self.0.try_lock() {
             paths.put(digest, path);

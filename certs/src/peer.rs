@@ -1,4 +1,4 @@
-//! The peer at the other end of a connection, proved.
+//! The verified peer of a TLS connection.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,25 +9,25 @@ use weft_model::SpiffeId;
 
 use crate::{profile, text};
 
-/// The peer at the other end of a connection, proved by a finished mutual TLS handshake.
+/// The peer of a connection, verified by a finished mutual TLS handshake.
 ///
-/// Holding one means: the chain ended in one of our roots, was inside its dates, and was revoked by
-/// no list at that moment. Stages behind the handshake take this type, so none of them can be
-/// reached with an identity that somebody merely claimed.
+/// At the time of the handshake, the certificate chain ended in a root of the trust bundle, was within its validity,
+/// and was not revoked by a CRL. Code after the handshake takes this type, so it cannot run with an unverified
+/// identity.
 #[derive(Clone)]
 pub struct VerifiedPeer {
-    /// Of the certificate, by SHA-256.
+    /// The SHA-256 of the certificate.
     digest: [u8; 32],
     identity: Option<SpiffeId>,
     serial: Arc<[u8]>,
 }
 
 impl VerifiedPeer {
-    /// Asserts that a handshake just proved the holder of `leaf`. None when the certificate cannot
-    /// be read, or claims a SPIFFE id as none may be claimed: neither is verified.
+    /// Creates the peer from the leaf certificate of a finished handshake. None if the certificate cannot be read, or
+    /// its SPIFFE ID is invalid: neither is verified.
     ///
-    /// Named to be searched for: outside tests it has one caller, the TLS acceptor, and the tidy
-    /// test keeps it so.
+    /// The name is easy to search for: outside tests the only caller is the TLS acceptor, and the tidy test enforces
+    /// that.
     #[must_use]
     pub fn assertion(leaf: &CertificateDer<'_>) -> Option<Self> {
         let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
@@ -38,13 +38,13 @@ impl VerifiedPeer {
         Some(Self { identity, serial, digest })
     }
 
-    /// The SPIFFE id; none for a certificate that has no such name.
+    /// The SPIFFE ID; none if the certificate has none.
     #[must_use]
     pub fn identity(&self) -> Option<&SpiffeId> {
         self.identity.as_ref()
     }
 
-    /// The serial number as the certificate has it: two's complement, big-endian.
+    /// The serial number as in the certificate: two's complement, big-endian.
     #[must_use]
     pub fn serial(&self) -> &[u8] {
         &self.serial
@@ -56,14 +56,13 @@ impl VerifiedPeer {
         &self.digest
     }
 
-    /// The SHA-256 of the certificate in lower-case hex, as `x-forwarded-client-cert` wants it.
+    /// The SHA-256 of the certificate in lower-case hex, the form of `x-forwarded-client-cert`.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         hex(&self.digest)
     }
 
-    /// The serial number in upper-case hex, as `x-amzn-mtls-clientcert-serial-number` wants it:
-    /// without the zero byte that only keeps a large number positive.
+    /// The serial number in upper-case hex without the sign byte, the form of `x-amzn-mtls-clientcert-serial-number`.
     #[must_use]
     pub fn serial_hex(&self) -> String {
         text::serial_hex(&self.serial)
@@ -105,14 +104,13 @@ pub fn random_number() -> Option<u32> {
     Some(u32::from_ne_bytes(bytes))
 }
 
-/// The SPIFFE id in a certificate. It proves nothing by itself: the caller must have verified the
-/// certificate.
+/// The SPIFFE ID of a certificate that the caller has verified.
 #[must_use]
 pub fn identity_of(verified: &CertificateDer<'_>) -> Option<SpiffeId> {
     profile::identity(verified).ok()?
 }
 
-/// From when and until when a certificate is good; none when it cannot be read.
+/// The validity of a certificate: its start and its end; none if it cannot be read.
 #[must_use]
 pub fn validity(certificate: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {
     use x509_parser::prelude::FromDer;

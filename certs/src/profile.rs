@@ -1,5 +1,4 @@
-//! Whether a certificate is one that may stand in a path, beyond what webpki asks (RFC 5280, section 4.2;
-//! X.509-SVID, sections 2 and 4).
+//! Certificate profile checks in addition to those of webpki (RFC 5280, section 4.2; X.509-SVID, sections 2 and 4).
 
 use weft_model::SpiffeId;
 
@@ -11,80 +10,87 @@ const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
 const POLICY_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x24];
 
-/// The longest serial number: with one that is longer a certificate could never be revoked.
+/// The maximum length of a serial number in bytes: 20 (RFC 5280, section 4.1.2.2) and one for the sign. CRL entries
+/// have the same limit, so a longer serial number could not be revoked.
 const SERIAL_BYTES: usize = 21;
 
-/// Whether a leaf is as it must be.
+/// Checks the profile of a leaf certificate.
 ///
 /// # Errors
-/// What is wrong.
+/// The certificate cannot be read, its serial number is too long, it has name constraints, or its key usage is not
+/// that of a leaf.
 pub(crate) fn check_leaf(certificate: &[u8]) -> Result<(), &'static str> {
-    let profile = CertificateProfile::read(certificate).ok_or("it cannot be read")?;
+    let profile = CertificateProfile::read(certificate).ok_or("certificate cannot be read")?;
     profile.check_serial()?;
     if profile.constrains_names {
-        return Err("a leaf constrains names");
+        return Err("leaf certificate has name constraints");
     }
     match profile.usage {
-        Some(usage) if usage.signs_certificates => Err("a leaf's key is for signing certificates"),
-        Some(usage) if !usage.signs => Err("its key is not for signatures"),
+        Some(usage) if usage.signs_certificates => {
+            Err("key usage of the leaf certificate allows certificate signing")
+        }
+        Some(usage) if !usage.signs => {
+            Err("key usage of the leaf certificate does not allow signatures")
+        }
         _ => Ok(()),
     }
 }
 
-/// Whether an intermediate is as it must be.
+/// Checks the profile of an intermediate certificate.
 ///
 /// # Errors
-/// What is wrong.
+/// The certificate cannot be read, its serial number is too long, its key usage does not allow certificate signing,
+/// its name constraints are malformed, or it has policy constraints.
 pub(crate) fn check_authority(certificate: &[u8]) -> Result<(), &'static str> {
-    let profile = CertificateProfile::read(certificate).ok_or("it cannot be read")?;
+    let profile = CertificateProfile::read(certificate).ok_or("certificate cannot be read")?;
     profile.check_serial()?;
     if profile.usage.is_some_and(|usage| !usage.signs_certificates) {
-        return Err("an authority's key is not for signing certificates");
+        return Err("key usage of a CA does not allow certificate signing");
     }
     if profile.names_are_malformed {
-        return Err("an authority's constraints on names are malformed");
+        return Err("malformed name constraints of a CA");
     }
     if profile.constrains_policies {
-        return Err("an authority's constraints on policies are not understood");
+        return Err("unsupported policy constraints of a CA");
     }
     Ok(())
 }
 
-/// The id that a certificate proves. None: it has no URI that claims to be one.
+/// Returns the SPIFFE ID of a certificate. None if no URI has the `spiffe` scheme.
 ///
 /// # Errors
-/// When a name is a SPIFFE id, but not the only URI, or not as one must be; or when a name cannot be read.
+/// A name cannot be read, a SPIFFE ID is invalid, or there are other URIs besides the SPIFFE ID.
 pub(crate) fn identity(certificate: &[u8]) -> Result<Option<SpiffeId>, &'static str> {
     let AlternativeNames { uris, .. } = alternative_names(certificate)?;
     let claims = |name: &&str| {
         name.split(':').next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("spiffe"))
     };
     match uris.as_slice() {
-        [only] if claims(only) => {
-            SpiffeId::parse(only).map(Some).map_err(|_| "its SPIFFE id is none")
+        [only] if claims(only) => SpiffeId::parse(only).map(Some).map_err(|_| "invalid SPIFFE ID"),
+        several if several.iter().any(claims) => {
+            Err("certificate has another URI besides the SPIFFE ID")
         }
-        several if several.iter().any(claims) => Err("it has a URI beside its SPIFFE id"),
         _ => Ok(None),
     }
 }
 
-/// The names of a certificate's subject that can be written into a header (RFC 5280, section 4.2.1.6).
+/// The subject alternative names that can be written into a header (RFC 5280, section 4.2.1.6).
 #[derive(Debug, Default)]
 pub(crate) struct AlternativeNames<'a> {
     /// All URIs.
     pub(crate) uris: Vec<&'a str>,
-    /// The DNS names that are ASCII, as they must be.
+    /// The DNS names. Names that are not ASCII are invalid and left out.
     pub(crate) dns: Vec<&'a str>,
 }
 
-/// The URIs and DNS names of a certificate's subject, in their order.
+/// Returns the URIs and DNS names of a certificate in their order.
 ///
 /// # Errors
-/// When the extension is not well formed, or a URI is not UTF-8.
+/// The extension is malformed, or a URI is not UTF-8.
 pub(crate) fn alternative_names(certificate: &[u8]) -> Result<AlternativeNames<'_>, &'static str> {
     const DNS: u8 = 0x82;
     const URI: u8 = 0x86;
-    let unreadable = "a name of it cannot be read";
+    let unreadable = "subject alternative names cannot be read";
     let mut found = AlternativeNames::default();
     let Some(names) = extension(certificate, ALTERNATIVE_NAMES) else {
         return Ok(found);
@@ -104,7 +110,7 @@ pub(crate) fn alternative_names(certificate: &[u8]) -> Result<AlternativeNames<'
     Ok(found)
 }
 
-/// The value of an extension.
+/// Returns the value of an extension.
 fn extension<'a>(certificate: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     const EXTENSIONS: u8 = 0xa3;
     let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
@@ -180,7 +186,7 @@ impl<'a> CertificateProfile<'a> {
 
     fn check_serial(&self) -> Result<(), &'static str> {
         if shortest(self.serial).len() > SERIAL_BYTES {
-            Err("its serial number is too long")
+            Err("serial number is longer than 20 bytes")
         } else {
             Ok(())
         }
@@ -194,7 +200,7 @@ fn usage(value: &[u8]) -> Option<Usage> {
     Some(Usage { signs: first & 0x80 != 0, signs_certificates: first & 0x04 != 0 })
 }
 
-/// Whether `NameConstraints` say something, and DNS names in them are names.
+/// Whether `NameConstraints` has at least one subtree in each list, and no DNS name begins with a dot.
 fn name_constraints_are_valid(value: &[u8]) -> bool {
     fn read(value: &[u8]) -> Option<bool> {
         const DNS_NAME: u8 = 0x82;

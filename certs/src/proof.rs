@@ -12,18 +12,18 @@ use rustls_pki_types::{CertificateDer, TrustAnchor};
 use crate::der::{self, DerReader};
 use crate::issuer;
 
-/// A certificate by its issuer and serial number, or an authority by its name, key and name constraints.
+/// Identifies a certificate by issuer and serial number, or a CA by name, key and name constraints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LinkId([u8; 16]);
 
 impl LinkId {
-    /// The certificate that `issuer` (the content of its name, DER) numbered `serial`.
+    /// The ID of the certificate with serial number `serial` that `issuer` (the content of its name, DER) signed.
     #[must_use]
     pub fn certificate(issuer: &[u8], serial: &[u8]) -> Self {
         Self::of(&[&issuer.len().to_be_bytes(), issuer, shortest(serial)].concat())
     }
 
-    /// An authority, whichever certificate names it: the same as a root and as an intermediate.
+    /// The ID of a CA: the same for each certificate of the CA, and for a root and an intermediate.
     #[must_use]
     pub fn authority(anchor: &TrustAnchor<'_>) -> Self {
         let name: &[u8] = &anchor.subject;
@@ -38,13 +38,13 @@ impl LinkId {
         )
     }
 
-    /// The authority that a certificate (DER) is for. None when it cannot be read.
+    /// The ID of the CA that a certificate (DER) belongs to. None if the certificate cannot be read.
     pub(crate) fn authority_of(certificate: &[u8]) -> Option<Self> {
         let certificate = CertificateDer::from(certificate);
         Some(Self::authority(&webpki::anchor_from_trusted_cert(&certificate).ok()?))
     }
 
-    /// Half of a SHA-256 is more than enough: who finds two alike ends a connection of their own.
+    /// 128 bits of a SHA-256 are enough: a peer that finds a collision only closes a connection of its own.
     fn of(text: &[u8]) -> Self {
         let mut id = [0; 16];
         id.iter_mut().zip(digest(&SHA256, text).as_ref()).for_each(|(id, byte)| *id = *byte);
@@ -52,12 +52,12 @@ impl LinkId {
     }
 }
 
-/// The certificates and authorities, up to the root, that the verified path of a peer consists of. Other
-/// certificates that the peer shows, or that the trust bundle holds, are not part of it.
+/// The certificates and CAs of a verified path, including the root. Other certificates that the peer presents, or
+/// that the trust bundle contains, are not part of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     links: Box<[LinkId]>,
-    /// When the first of the certificates ends, in seconds since 1970.
+    /// When the first of the certificates expires, in seconds since 1970.
     ends: u64,
 }
 
@@ -66,58 +66,58 @@ impl Proof {
         Self { links: links.into(), ends }
     }
 
-    /// What it rests on.
+    /// The certificates and CAs of the path.
     #[must_use]
     pub fn links(&self) -> &[LinkId] {
         &self.links
     }
 
-    /// When the first of its certificates ends, in seconds since 1970.
+    /// When the first of the certificates expires, in seconds since 1970.
     #[must_use]
     pub fn expires_at(&self) -> u64 {
         self.ends
     }
 }
 
-/// What a trust store no longer vouches for that the one before it did.
+/// The certificates and CAs that a trust store no longer accepts, compared with the store before it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustDelta {
-    /// Certificates that are revoked.
+    /// Revoked certificates.
     pub(crate) revoked: HashSet<LinkId>,
-    /// Authorities that are no longer trusted by themselves.
+    /// CAs that were trusted directly before and are not now.
     pub(crate) gone: HashSet<LinkId>,
-    /// Authorities that are trusted now: a path through one of them does not need what is above it.
+    /// CAs that are trusted now: a path through one of them does not need the certificates above it.
     pub(crate) trusted: Arc<HashSet<LinkId>>,
 }
 
 impl TrustDelta {
-    /// Whether nothing was withdrawn.
+    /// Whether no certificate is revoked and no CA is removed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// How many certificates and authorities were withdrawn.
+    /// The number of revoked certificates and removed CAs.
     #[must_use]
     pub fn len(&self) -> usize {
         self.revoked.len() + self.gone.len()
     }
 
-    /// Whether the proof no longer holds: a certificate of it was revoked, or an authority of it is gone and no
-    /// other one of it is trusted.
+    /// Whether the proof has become invalid: one of its certificates is revoked, or one of its CAs is removed and
+    /// no CA of the proof is trusted.
     #[must_use]
     pub fn invalidates(&self, proof: &Proof) -> bool {
         let has = |links: &HashSet<LinkId>| proof.links.iter().any(|link| links.contains(link));
         has(&self.revoked) || (has(&self.gone) && !has(&self.trusted))
     }
 
-    /// Each certificate and authority that was withdrawn. A proof that [`Self::invalidates`] has one of them.
+    /// The revoked certificates and removed CAs. A proof that [`Self::invalidates`] has at least one of them.
     pub fn links(&self) -> impl Iterator<Item = &LinkId> {
         self.revoked.iter().chain(&self.gone)
     }
 }
 
-/// What is read of a certificate (RFC 5280, section 4.1).
+/// The fields of a certificate (RFC 5280, section 4.1).
 #[derive(Clone, Copy)]
 pub(crate) struct CertificateFields<'a> {
     pub(crate) whole: &'a [u8],
@@ -140,7 +140,7 @@ impl<'a> CertificateFields<'a> {
         fields.expect(der::SEQUENCE)?;
         let issuer = fields.expect(der::SEQUENCE)?.content;
         let mut validity = DerReader(fields.expect(der::SEQUENCE)?.content);
-        // Before 1970 is early enough.
+        // A time before 1970 is treated as 1970.
         let begins = der::time(validity.any()?).unwrap_or_default();
         let ends = der::time(validity.any()?)?;
         let subject = fields.expect(der::SEQUENCE)?.content;
@@ -148,12 +148,12 @@ impl<'a> CertificateFields<'a> {
         Some(Self { whole: certificate, serial, issuer, subject, key, begins, ends })
     }
 
-    /// Of those certificates that can be read.
+    /// The fields of all certificates that can be read.
     pub(crate) fn read_all(certificates: &'a [CertificateDer<'_>]) -> Vec<Self> {
         certificates.iter().filter_map(|certificate| Self::read(certificate)).collect()
     }
 
-    /// Whether it names the other as its issuer, and the other's key signed it.
+    /// Whether `above` is the named issuer, and its key signed this certificate.
     pub(crate) fn is_signed_by(&self, above: &Self) -> bool {
         self.issuer == above.subject && issuer::signed(above.key, self.whole)
     }
@@ -163,7 +163,7 @@ impl<'a> CertificateFields<'a> {
     }
 }
 
-/// A two's complement integer without bytes that say nothing.
+/// Strips redundant sign bytes of a two's complement integer.
 pub(crate) fn shortest(integer: &[u8]) -> &[u8] {
     let mut rest = integer;
     while let [sign @ (0 | 0xff), after @ ..] = rest

@@ -1,11 +1,11 @@
-//! Certificate requests (PKCS #10): made by a workload, checked by the authority.
+//! Certificate signing requests (PKCS #10): created by workloads, checked by the CA.
 
 use rcgen::{CertificateParams, CertificateSigningRequestParams, KeyPair, PublicKey, SanType};
 use weft_model::SpiffeId;
 
 use crate::KeyText;
 
-/// A request with the key it was made with. The key never leaves this process.
+/// A request with its private key. The key stays in this process.
 pub struct PendingRequest {
     /// The request, PEM.
     pub request_pem: String,
@@ -19,17 +19,17 @@ impl std::fmt::Debug for PendingRequest {
     }
 }
 
-/// Why a request cannot be made or used.
+/// An error in creating or checking a request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// It is no certificate request, or its signature is not by its own key.
+    /// The request cannot be read, or its signature does not match its key.
     #[error("the certificate request cannot be used: {0}")]
     Malformed(String),
-    /// It asks for something else than one SPIFFE id.
+    /// The request does not have exactly one SPIFFE ID.
     #[error("the certificate request must ask for exactly one SPIFFE id: {0}")]
     Identity(String),
-    /// No key could be made.
-    #[error("no key could be made: {0}")]
+    /// Key generation failed.
+    #[error("key generation failed: {0}")]
     Key(String),
 }
 
@@ -51,8 +51,8 @@ pub fn make(identity: &SpiffeId) -> Result<PendingRequest, RequestError> {
     })
 }
 
-/// A request whose signature was verified, with the one id that it asks for. Nothing else in it
-/// counts: what the certificate says, the authority decides.
+/// A request with a verified signature and its SPIFFE ID. Other fields of the request are ignored: the CA decides the
+/// contents of the certificate.
 pub struct CheckedRequest {
     pub(crate) public_key: PublicKey,
     identity: SpiffeId,
@@ -62,23 +62,24 @@ impl CheckedRequest {
     /// Reads and verifies a PEM request.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// The request is larger than 64 KiB, cannot be read, has an invalid signature, or does not have exactly one
+    /// SPIFFE ID.
     pub fn parse(pem: &str) -> Result<Self, RequestError> {
         let malformed = |error: rcgen::Error| RequestError::Malformed(error.to_string());
         if pem.len() > 64 * 1024 {
-            return Err(RequestError::Malformed("it is larger than 64 KiB".into()));
+            return Err(RequestError::Malformed("larger than 64 KiB".into()));
         }
         let request = CertificateSigningRequestParams::from_pem(pem).map_err(malformed)?;
         let names = &request.params.subject_alt_names;
         let identity = match names.as_slice() {
             [SanType::URI(uri)] => SpiffeId::parse(uri.as_str())
                 .map_err(|error| RequestError::Identity(error.to_string()))?,
-            others => return Err(RequestError::Identity(format!("it has {} names", others.len()))),
+            others => return Err(RequestError::Identity(format!("has {} names", others.len()))),
         };
         Ok(Self { public_key: request.public_key, identity })
     }
 
-    /// The id it asks for.
+    /// The requested SPIFFE ID.
     #[must_use]
     pub fn identity(&self) -> &SpiffeId {
         &self.identity

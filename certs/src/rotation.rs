@@ -1,18 +1,18 @@
-//! When a certificate is due for renewal. Sans-io: `now` and the randomness are arguments.
+//! Schedules certificate renewal. Sans-io: `now` and the randomness are arguments.
 
 use std::time::{Duration, SystemTime};
 
-/// The shortest wait between two attempts.
+/// The minimum time between two attempts.
 const SHORTEST_RETRY: Duration = Duration::from_secs(1);
-/// The longest.
+/// The maximum time between two attempts.
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
-/// How many attempts fit at least into what is left of the certificate's life.
+/// The minimum number of attempts that fit into the remaining lifetime of the certificate.
 const ATTEMPTS_LEFT: u32 = 4;
 
-/// A clock that is set back by more has left the time in which the certificate came.
-const SET_BACK: Duration = Duration::from_secs(300);
+/// If the clock is set back to more than this before the certificate's arrival, the certificate is renewed.
+const CLOCK_STEP_LIMIT: Duration = Duration::from_secs(300);
 
-/// The life of one certificate, from when we got it to when it must be replaced.
+/// The renewal schedule of one certificate.
 #[derive(Debug, Clone)]
 pub struct Rotation {
     since: SystemTime,
@@ -22,11 +22,11 @@ pub struct Rotation {
 }
 
 impl Rotation {
-    /// A certificate that we have from `since` on, and that is good until `not_after`: due at half of
-    /// that, moved by up to a tenth of it either way. `random` is between 0 and 1.
+    /// Schedules the renewal of a certificate that arrived at `since` and expires at `not_after`: at half of that
+    /// time, plus or minus up to a tenth of it. `random` is between 0 and 1.
     ///
-    /// Not from when it says that it is good: authorities date that back, so half of a short life would be
-    /// over before it began. One that is over as we get it, by our clock, is no reason to hurry either.
+    /// The schedule does not use `notBefore`: CAs backdate it, so half of a short lifetime could be over on arrival.
+    /// A certificate that is already expired on arrival, by the local clock, is renewed after the minimum time.
     #[must_use]
     pub fn new(since: SystemTime, not_after: SystemTime, random: f64) -> Self {
         let life = not_after.duration_since(since).unwrap_or_default();
@@ -39,34 +39,34 @@ impl Rotation {
         }
     }
 
-    /// When the first attempt should be made.
+    /// The time of the first attempt.
     #[must_use]
     pub fn due(&self) -> SystemTime {
         self.due
     }
 
-    /// Whether the first attempt should be made now: the time for it has come, or the clock shows a time well
-    /// before the certificate came, so that it was wrong then or is now.
+    /// Whether the first attempt is due: its time has come, or the clock is well before the arrival of the
+    /// certificate, so it was wrong then or is wrong now.
     #[must_use]
     pub fn is_due(&self, now: SystemTime) -> bool {
-        self.due <= now || now + SET_BACK < self.since
+        self.due <= now || now + CLOCK_STEP_LIMIT < self.since
     }
 
-    /// Whether the certificate is no longer good.
+    /// Whether the certificate has expired.
     #[must_use]
     pub fn expired(&self, now: SystemTime) -> bool {
         self.not_after <= now
     }
 
-    /// An attempt failed at `now`: how long to wait before the next one, longer each time, but never so
-    /// long that the certificate could end before some more were made. `random` is between 0 and 1.
+    /// Records an attempt that failed at `now`, and returns the time until the next one. The time doubles with each
+    /// failure, but several attempts fit into the remaining lifetime. `random` is between 0 and 1.
     ///
-    /// A wait and no time of day: by a clock that is set back meanwhile, that would lie in the far future.
+    /// The result is a duration and not a time of day, because the clock may be set back before the next attempt.
     #[must_use]
     pub fn failed(&mut self, now: SystemTime, random: f64) -> Duration {
         let mut ceiling =
             SHORTEST_RETRY.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_RETRY);
-        // For one that is over there is nothing to be late for.
+        // An expired certificate has no remaining lifetime to fit attempts into.
         if let Ok(left) = self.not_after.duration_since(now) {
             ceiling = ceiling.min((left / ATTEMPTS_LEFT).max(SHORTEST_RETRY));
         }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn renewal_is_due_around_half_life_and_retried_ever_more_slowly() {
+    fn renewal_is_due_around_half_life_and_retried_with_backoff() {
         let start = SystemTime::UNIX_EPOCH;
         let day = Duration::from_secs(86_400);
         assert_eq!(Rotation::new(start, start + day, 0.5).due(), start + day / 2);
@@ -99,19 +99,22 @@ mod tests {
     }
 
     #[test]
-    fn certificate_that_came_in_the_future_is_due_now() {
+    fn certificate_from_a_future_clock_is_due_immediately() {
         let (day, second) = (Duration::from_secs(86_400), Duration::from_secs(1));
         let now = SystemTime::UNIX_EPOCH + 20_000 * day;
         let rotation = Rotation::new(now + day, now + 2 * day, 0.5);
         assert!(rotation.is_due(now));
-        assert!(!rotation.is_due(now + day - SET_BACK), "a clock that is slewed is no reason");
-        assert!(rotation.is_due(now + day - SET_BACK - second));
+        assert!(
+            !rotation.is_due(now + day - CLOCK_STEP_LIMIT),
+            "a small clock step causes no renewal"
+        );
+        assert!(rotation.is_due(now + day - CLOCK_STEP_LIMIT - second));
         assert!(!rotation.is_due(now + day + day / 2 - second));
         assert!(rotation.is_due(now + day + day / 2));
     }
 
     #[test]
-    fn no_wait_outlasts_the_certificate() {
+    fn retry_delay_does_not_outlast_the_certificate() {
         let (start, second) = (SystemTime::UNIX_EPOCH, Duration::from_secs(1));
         let mut rotation = Rotation::new(start, start + 60 * second, 1.0);
         let (mut now, mut attempts) = (rotation.due(), 0);
@@ -121,11 +124,15 @@ mod tests {
             assert!(now <= start + 61 * second, "the last attempt is made {now:?}");
         }
         assert!((8..30).contains(&attempts), "{attempts} attempts within 24 s");
-        assert_eq!(rotation.failed(now, 1.0), LONGEST_RETRY, "there is no hurry any more");
+        assert_eq!(
+            rotation.failed(now, 1.0),
+            LONGEST_RETRY,
+            "an expired certificate has the maximum delay"
+        );
     }
 
     #[test]
-    fn one_that_is_over_as_it_comes_is_renewed_without_haste() {
+    fn certificate_expired_on_arrival_is_renewed_after_the_minimum_delay() {
         let (start, second) = (SystemTime::UNIX_EPOCH, Duration::from_secs(1));
         let now = start + 100 * second;
         assert_eq!(Rotation::new(now, start + 50 * second, 0.0).due(), now + SHORTEST_RETRY);

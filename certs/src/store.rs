@@ -1,4 +1,4 @@
-//! What the certificates of peers are checked against.
+//! Trust stores: roots, CRLs and accepted names for the verification of peers.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicU64;
@@ -19,47 +19,47 @@ use crate::{
     profile,
 };
 
-/// How many intermediates are remembered, and how large each may be.
+/// The maximum number of learned intermediates, and the maximum size of each in bytes.
 const SEEN_LIMIT: usize = 64;
 const SEEN_BYTES: usize = 16 * 1024;
 
-/// Roots, revocation lists and names, read and checked: never half-built.
+/// Roots, CRLs and accepted names. A store is complete and checked when it is built.
 #[derive(Debug)]
 pub struct TrustStore {
     version: TrustStoreVersion,
     roots: RootCertStore,
-    /// Those of the bundle that are below a root of it.
+    /// The certificates of the trust bundle that are below one of its roots.
     intermediates: Vec<CertificateDer<'static>>,
-    /// The intermediates of verified paths, by which the next lists are verified when they are loaded.
+    /// The intermediates of verified paths. They verify the next CRLs on load.
     seen: RwLock<Vec<CertificateDer<'static>>>,
-    /// The trust domain of each root, where it names one.
+    /// The trust domain of each root, if its certificate has one.
     domains: Vec<Option<String>>,
-    /// The authorities in which a path may end, or could if they were anchors.
+    /// The CAs in which a path may end, or could if they were anchors.
     trusted: Arc<HashSet<LinkId>>,
     revocations: Option<Arc<CrlIndex>>,
     names: Vec<StringMatch>,
     policy: RevocationPolicy,
 }
 
-/// What a trust store is made of.
+/// The parts of a trust store.
 #[derive(Debug, Clone)]
 pub struct TrustParts<'a> {
-    /// The roots, PEM.
+    /// The trust bundle, PEM.
     pub roots: &'a [u8],
-    /// The revocation lists, PEM or DER; none: revocation is not checked.
+    /// The CRLs, PEM or DER; none: revocation is not checked.
     pub revocations: Option<&'a [u8]>,
-    /// The names of which a peer must have one; empty: any.
+    /// The accepted names: a peer must have one of them. Empty: any name.
     pub names: Vec<StringMatch>,
-    /// What the lists decide.
+    /// The revocation policy.
     pub policy: RevocationPolicy,
 }
 
-/// Which store it is of those that replace one another.
+/// The version of a trust store. Each update of a store has the next version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TrustStoreVersion {
-    /// The same for all that replace one another, and nobody else's.
+    /// The same for a store and all its updates; unique among independent stores.
     pub lineage: u64,
-    /// One more each time.
+    /// Increases by one with each update.
     pub generation: u64,
 }
 
@@ -75,28 +75,30 @@ impl TrustStoreVersion {
     }
 }
 
-/// Why a trust store cannot be built.
+/// An error in building a trust store.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TrustError {
-    /// The roots are no PEM, or one is no certificate.
-    #[error("the roots cannot be read: {0}")]
+    /// The trust bundle is not PEM, or contains an invalid certificate.
+    #[error("the trust bundle cannot be read: {0}")]
     Roots(String),
-    /// There is no root, so nobody could be trusted.
-    #[error("there is no root certificate")]
+    /// The trust bundle has no root.
+    #[error("no root certificate in the trust bundle")]
     NoRoots,
-    /// There is no revocation list where some should be.
-    #[error("there is no revocation list in it; leave crl out, or set mode off, to do without")]
+    /// The CRL file has no CRL.
+    #[error(
+        "no CRL found: must have at least one; omit crl or set mode off to disable revocation checks"
+    )]
     NoCrls,
-    /// A list cannot be used.
+    /// CRLs were rejected.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Revocations(Vec<CrlError>),
 }
 
 impl TrustStore {
-    /// Builds a store whose lists decide strictly; see [`Self::build`].
+    /// Builds a store with the strict revocation policy; see [`Self::build`].
     ///
     /// # Errors
-    /// Why it cannot be built.
+    /// The same as for [`Self::build`].
     pub fn load(
         roots: &[u8],
         revocations: Option<&[u8]>,
@@ -108,10 +110,11 @@ impl TrustStore {
         Self::build(TrustParts { roots, revocations, names, policy }, previous, now)
     }
 
-    /// Builds a store. `previous` is the store that this one replaces: a list in it that is newer stays.
+    /// Builds a store. `previous` is the store that this one replaces: its CRLs stay in force where they are newer.
     ///
     /// # Errors
-    /// Why it cannot be built; the previous store should then stay in force.
+    /// The trust bundle cannot be read or has no root, or a CRL is missing or rejected. The caller should then keep
+    /// the previous store.
     pub fn build(
         parts: TrustParts<'_>,
         previous: Option<&Self>,
@@ -144,7 +147,7 @@ impl TrustStore {
             .transpose()
             .map_err(TrustError::Revocations)?;
         if revocations.as_ref().is_some_and(|lists| lists.is_empty()) {
-            // It may be half written. Who wants no lists says so.
+            // The file may be incomplete. A user who needs no CRLs omits the setting.
             return Err(TrustError::NoCrls);
         }
         let version = TrustStoreVersion::after(previous);
@@ -166,8 +169,8 @@ impl TrustStore {
         Ok(store)
     }
 
-    /// Takes the intermediates of a path that was verified up to a root: lists that wait for one of them are
-    /// verified now.
+    /// Learns the intermediates of a path that was verified up to a root, and verifies the CRLs that wait for one of
+    /// them.
     pub(crate) fn learn(&self, above: &[CertificateDer<'_>], now: UnixTime) {
         self.note_seen(above);
         let Some(lists) = &self.revocations else {
@@ -183,7 +186,7 @@ impl TrustStore {
         }
     }
 
-    /// Most paths have intermediates that were seen before: workers that only look do not wait for one another.
+    /// Records the intermediates. Most are known already, and a shared lock is enough for these.
     fn note_seen(&self, above: &[CertificateDer<'_>]) {
         let seen = self.seen.read().unwrap_or_else(PoisonError::into_inner);
         let is_new = |one: &&CertificateDer<'_>| one.len() <= SEEN_BYTES && !seen.contains(one);
@@ -207,12 +210,12 @@ impl TrustStore {
         self.seen.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Those of the bundle that are below a root of it.
+    /// The certificates of the trust bundle that are below one of its roots.
     pub(crate) fn intermediates(&self) -> &[CertificateDer<'static>] {
         &self.intermediates
     }
 
-    /// What the lists say; none when revocation is not checked at all.
+    /// The revocation status of a certificate; none when revocation is not checked.
     #[must_use]
     pub fn revocation_status(
         &self,
@@ -222,10 +225,10 @@ impl TrustStore {
         self.revocations.as_ref().map(|index| index.status(asked, now))
     }
 
-    /// Whether the lists let a certificate pass.
+    /// Checks a certificate against the CRLs and the revocation policy.
     ///
     /// # Errors
-    /// What they say of it that the policy does not let pass.
+    /// The revocation status, if the policy rejects it.
     pub fn check_revocation(
         &self,
         asked: &RevocationQuery<'_>,
@@ -245,7 +248,7 @@ impl TrustStore {
         }
     }
 
-    /// What an operator should know of the lists, as things stand.
+    /// Warnings about the CRLs for the operator.
     #[must_use]
     pub fn warnings(&self, now: UnixTime) -> Vec<String> {
         let Some(lists) = &self.revocations else {
@@ -258,14 +261,14 @@ impl TrustStore {
         [lists.warnings(), expired].concat()
     }
 
-    /// Which store it is.
+    /// The version of the store.
     #[must_use]
     pub fn version(&self) -> TrustStoreVersion {
         self.version
     }
 
-    /// What `previous` vouched for and this one does not: what the lists revoke now, and the authorities that are
-    /// gone or have another key.
+    /// The certificates and CAs that `previous` accepted and this store does not: new revocations, and CAs that were
+    /// removed or have another key.
     #[must_use]
     pub fn delta_since(&self, previous: &Self) -> TrustDelta {
         let revoked = self
@@ -279,12 +282,12 @@ impl TrustStore {
         }
     }
 
-    /// The anchors, and the intermediates of the bundle that are valid now. A path that ended in such an
-    /// intermediate while it was an anchor still ends in an anchor.
+    /// The anchors, and the intermediates of the bundle that are valid now. A path that ended in such an intermediate
+    /// while it was an anchor still ends in an anchor.
     fn find_trusted(&self, anchors: &[CertificateDer<'_>], now: UnixTime) -> HashSet<LinkId> {
         let mut trusted: HashSet<_> = self.roots.roots.iter().map(LinkId::authority).collect();
         if self.roots.roots.iter().any(|anchor| anchor.name_constraints.is_some()) {
-            // A path that was verified up to the intermediate was not checked against these constraints.
+            // A path that ended in the intermediate was not checked against these constraints.
             return trusted;
         }
         let anchors = CertificateFields::read_all(anchors);
@@ -297,7 +300,7 @@ impl TrustStore {
         trusted
     }
 
-    /// Whether an intermediate that `above` signed may be on a path now, and is for the same trust domain as each
+    /// Whether an intermediate that `above` signed may be on a path now, and has the same trust domain as each
     /// anchor.
     fn is_valid_authority(
         &self,
@@ -321,7 +324,7 @@ impl TrustStore {
             && domain(one.whole).is_ok_and(is_of_domain)
     }
 
-    /// The revocation lists.
+    /// The CRLs.
     #[must_use]
     pub fn revocations(&self) -> Option<&CrlIndex> {
         self.revocations.as_deref()
@@ -331,7 +334,7 @@ impl TrustStore {
         &self.roots.roots
     }
 
-    /// The trust domain that a root is for; none where it names none.
+    /// The trust domain of a root; none if its certificate has none.
     pub(crate) fn domain_of(&self, root: &TrustAnchor<'_>) -> Option<&str> {
         let is_it = |known: &TrustAnchor<'_>| {
             known.subject == root.subject
@@ -350,20 +353,20 @@ impl TrustStore {
         self.roots.subjects().into_iter().chain(below).collect()
     }
 
-    /// The names of which a peer must have one; empty: any.
+    /// The accepted names: a peer must have one of them. Empty: any name.
     #[must_use]
     pub fn names(&self) -> &[StringMatch] {
         &self.names
     }
 
-    /// What the lists decide.
+    /// The revocation policy.
     #[must_use]
     pub fn policy(&self) -> &RevocationPolicy {
         &self.policy
     }
 }
 
-/// The trust domain of a root that names it (X.509-SVID, section 3.2).
+/// The trust domain in a root certificate (X.509-SVID, section 3.2).
 fn domain(root: &[u8]) -> Result<Option<String>, &'static str> {
     let id = profile::identity(root)?;
     Ok(id.map(|id| id.trust_domain().to_owned()))

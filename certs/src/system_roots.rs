@@ -1,4 +1,4 @@
-//! The roots that the system trusts.
+//! System root certificates.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use rustls_pki_types::pem::PemObject;
 
 use crate::profile;
 
-/// Where distributions keep the bundle: Debian and Alpine, Fedora and RHEL (two places), openSUSE, BSD.
-const PLACES: [&str; 5] = [
+/// Paths of the bundle: Debian and Alpine, Fedora and RHEL (two paths), openSUSE, BSD.
+const PATHS: [&str; 5] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
@@ -17,25 +17,26 @@ const PLACES: [&str; 5] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// The file of the roots that the system trusts: `SSL_CERT_FILE`, or the first place that exists.
+/// The file of the system root certificates: `SSL_CERT_FILE`, or the first known path that exists.
 ///
 /// # Errors
-/// When there is none.
+/// `SSL_CERT_FILE` is not set and no known path exists.
 pub fn system_roots_file() -> io::Result<PathBuf> {
     if let Some(named) = std::env::var_os("SSL_CERT_FILE") {
         return Ok(named.into());
     }
-    PLACES.map(Path::new).into_iter().find(|place| place.is_file()).map(Path::to_owned).ok_or_else(
+    PATHS.map(Path::new).into_iter().find(|place| place.is_file()).map(Path::to_owned).ok_or_else(
         || {
-            let places = PLACES.join(", ");
-            let reason = format!("no roots of the system: none of {places}; set SSL_CERT_FILE");
+            let paths = PATHS.join(", ");
+            let reason =
+                format!("system root certificates not found in {paths}; set SSL_CERT_FILE");
             io::Error::new(io::ErrorKind::NotFound, reason)
         },
     )
 }
 
-/// The certificates of a PEM bundle that can be roots. A bundle of the system may hold some that cannot, and
-/// these must not take the others with them.
+/// The certificates of a PEM bundle that can be trust anchors. A system bundle may contain others, which must not
+/// make the whole bundle unusable.
 #[must_use]
 pub fn usable_roots(bundle: &[u8]) -> Vec<u8> {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";

@@ -1,4 +1,4 @@
-//! What a certificate says, for people and for services: names as RFC 2253 has them, dates as ISO 8601.
+//! Text forms of certificate fields: names as in RFC 2253, dates as in ISO 8601.
 
 use std::fmt::Write as _;
 
@@ -10,23 +10,23 @@ use crate::der::{self, DerReader, Element};
 use crate::peer::hex;
 use crate::profile;
 
-/// What a certificate says.
+/// The fields of a certificate as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateText {
     /// The subject's name (RFC 2253).
     pub subject: String,
     /// The issuer's name (RFC 2253).
     pub issuer: String,
-    /// The serial number in upper-case hex, without a zero byte that only keeps it positive.
+    /// The serial number in upper-case hex, without the sign byte.
     pub serial: String,
-    /// From when it is good, such as `2026-01-31T00:00:00Z`.
+    /// Start of the validity, for example `2026-01-31T00:00:00Z`.
     pub not_before: String,
-    /// Until when it is good.
+    /// End of the validity.
     pub not_after: String,
 }
 
 impl CertificateText {
-    /// Of a certificate; none when it cannot be read. It need not be a good one.
+    /// Reads a certificate; none if it cannot be read. The certificate is not verified.
     #[must_use]
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
         const VERSION: u8 = 0xa0;
@@ -43,7 +43,7 @@ impl CertificateText {
     }
 }
 
-/// The names in a certificate's `subjectAltName`, in their order; empty where they cannot be read.
+/// The names of the `subjectAltName` extension in their order; empty if they cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct CertificateNames {
     /// The URIs.
@@ -53,7 +53,7 @@ pub struct CertificateNames {
 }
 
 impl CertificateNames {
-    /// The names in a certificate. They prove nothing unless the certificate was verified.
+    /// Reads the names of a certificate. They are not verified.
     #[must_use]
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
         let names = profile::alternative_names(certificate).unwrap_or_default();
@@ -62,7 +62,7 @@ impl CertificateNames {
     }
 }
 
-/// A serial number in upper-case hex, an even number of digits.
+/// Formats a serial number in upper-case hex with an even number of digits.
 pub(crate) fn serial_hex(serial: &[u8]) -> String {
     match serial {
         [0, digits @ ..] if !digits.is_empty() => hex(digits).to_uppercase(),
@@ -75,7 +75,7 @@ fn date(element: Element<'_>) -> Option<String> {
     OffsetDateTime::from_unix_timestamp(seconds).ok()?.format(&Rfc3339).ok()
 }
 
-/// A name (RFC 2253, section 2): the last part first.
+/// Formats a name (RFC 2253, section 2): the last part first.
 fn name(content: &[u8]) -> Option<String> {
     const SET: u8 = 0x31;
     let mut sets = DerReader(content);
@@ -98,7 +98,7 @@ fn attribute(attribute: Element<'_>) -> Option<String> {
     let value = fields.any()?;
     match (short(id), text(value)) {
         (Some(short), Some(text)) => Some(format!("{short}={}", escaped(&text))),
-        // Section 2.4: what has no text, or no short name, is told as it is encoded.
+        // Section 2.4: values without a text form, and types without a short name, are printed in hex.
         _ => Some(format!("{}=#{}", dotted(id)?, hex(value.whole))),
     }
 }
@@ -141,7 +141,8 @@ fn text(value: Element<'_>) -> Option<String> {
     }
 }
 
-/// Section 2.4, and every byte that is no printable ASCII as `\XX`, so that it fits into a field of HTTP.
+/// Escapes a value (section 2.4). Bytes that are not printable ASCII become `\XX`, so the result fits into an HTTP
+/// header.
 fn escaped(text: &str) -> String {
     let last = text.len().saturating_sub(1);
     let mut out = String::with_capacity(text.len());
@@ -156,7 +157,7 @@ fn escaped(text: &str) -> String {
             b' ' if is_edge => out.push_str("\\ "),
             0x20..=0x7e => out.push(char::from(byte)),
             other => {
-                // A text takes whatever is written to it.
+                // Writing to a `String` cannot fail.
                 let _infallible = write!(out, "\\{other:02X}");
             }
         }
@@ -164,7 +165,7 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// An object identifier with dots (X.690, section 8.19).
+/// Formats an object identifier with dots (X.690, section 8.19).
 fn dotted(id: &[u8]) -> Option<String> {
     let mut arcs: Vec<u64> = Vec::new();
     let mut arc: u64 = 0;
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_as_rfc_2253_has_them() {
+    fn names_are_formatted_as_in_rfc_2253() {
         let utf8 = |text: &str| DnValue::Utf8String(text.into());
         let printable = |text: &str| DnValue::PrintableString(text.try_into().unwrap());
         let example = [

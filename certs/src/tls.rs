@@ -1,8 +1,8 @@
-//! rustls configurations from our own parts.
+//! rustls configurations for servers and clients.
 //!
-//! A resumed handshake skips the verifier, and with it the revocation lists. So sessions are resumed by a
-//! [`ServerTls`] and a [`ClientTls`] alone, which check the stored chain once more; a plain configuration resumes
-//! none. All of it holds for TLS 1.2 as for TLS 1.3.
+//! A resumed handshake skips the verifier, and with it the CRLs. Therefore only [`ServerTls`] and [`ClientTls`]
+//! resume sessions: they check the stored chain again. Plain configurations resume no sessions. This applies to TLS
+//! 1.2 and TLS 1.3.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -25,12 +25,12 @@ use crate::unverified::{AnyClient, AnyServer};
 use crate::verify::Verifier;
 use crate::{Proof, TrustStore};
 
-/// A certificate chain with its private key, checked to belong together.
+/// A certificate chain with its private key. The key was checked to match the leaf.
 #[derive(Debug, Clone)]
 pub struct LoadedIdentity(Arc<CertifiedKey>);
 
 impl PartialEq for LoadedIdentity {
-    /// Whether it is the very same, and not only the same certificate.
+    /// Compares the identity of the loaded object, not the certificate.
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -38,7 +38,7 @@ impl PartialEq for LoadedIdentity {
 
 impl Eq for LoadedIdentity {}
 
-/// Why an identity or a configuration cannot be built.
+/// An error in building an identity or a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TlsError {
     /// The chain cannot be read.
@@ -47,27 +47,27 @@ pub enum TlsError {
     /// The key cannot be read.
     #[error("the private key cannot be read: {0}")]
     Key(String),
-    /// The key is not the certificate's.
+    /// The key does not match the certificate.
     #[error("the private key does not belong to the certificate")]
     Mismatch,
-    /// rustls refuses the combination.
+    /// rustls rejects the combination.
     #[error("{0}")]
     Refused(String),
 }
 
-/// Whether clients show a certificate.
+/// Client certificate authentication.
 #[derive(Debug, Clone)]
 pub enum ClientAuthentication {
-    /// They are not asked.
+    /// No client certificate is requested.
     None,
-    /// They are asked and may decline; what they show must be good.
+    /// A client certificate is requested and optional; if presented, it must be valid.
     Optional(Arc<TrustStore>, Vec<StringMatch>),
-    /// They must: Verify Mode.
+    /// A valid client certificate is required (verify mode).
     Required(Arc<TrustStore>, Vec<StringMatch>),
-    /// They are asked, or must, and whatever they show is passed on: they have its key, and nothing else is
-    /// proved.
+    /// A client certificate is requested or required, and forwarded without verification (passthrough mode). The
+    /// handshake proves only that the client has the private key.
     Unchecked {
-        /// Whether they must.
+        /// Whether a client certificate is required.
         required: bool,
     },
 }
@@ -76,13 +76,13 @@ impl LoadedIdentity {
     /// Reads a PEM chain, leaf first, and the leaf's PEM key.
     ///
     /// # Errors
-    /// Which of the two cannot be used, or that they do not belong together.
+    /// The chain or the key cannot be read, or the key does not match the leaf.
     pub fn load(chain_pem: &[u8], key_pem: &[u8]) -> Result<Self, TlsError> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain_pem)
             .collect::<Result<_, _>>()
             .map_err(|error| TlsError::Chain(error.to_string()))?;
         if chain.is_empty() {
-            return Err(TlsError::Chain("it holds no certificate".into()));
+            return Err(TlsError::Chain("no certificate found".into()));
         }
         let key = PrivateKeyDer::from_pem_slice(key_pem)
             .map_err(|error| TlsError::Key(error.to_string()))?;
@@ -94,34 +94,34 @@ impl LoadedIdentity {
         Ok(Self(Arc::new(certified)))
     }
 
-    /// The leaf.
+    /// The leaf certificate.
     #[must_use]
     pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
         self.0.cert.first()
     }
 }
 
-/// The keys that a server seals sessions with, for clients to bring back: a session can be resumed where
-/// these are, and nowhere else. They change by themselves every six hours.
+/// The keys with which a server encrypts session tickets. A session can be resumed only by servers with the same
+/// keys. The keys rotate every six hours.
 #[derive(Debug, Clone)]
 pub struct SessionTickets(Arc<Keys>);
 
 #[derive(Debug)]
 struct Keys {
     keys: Arc<dyn ProducesTickets>,
-    /// How many sessions more are not taken.
+    /// The number of further tickets to decline.
     untaken: AtomicU32,
 }
 
-/// How many sessions are not taken after one whose client was refused. It may have a new certificate and not
-/// know that its session still has the old one: it shows it in a whole handshake.
+/// The number of tickets to decline after a resumed session was rejected. The client may have a new certificate
+/// although its session has the old one; in a full handshake it presents the new one.
 const UNTAKEN: u32 = 64;
 
 impl SessionTickets {
-    /// New keys.
+    /// Creates ticket keys.
     ///
     /// # Errors
-    /// Without random numbers.
+    /// No random numbers are available.
     pub fn new() -> Result<Self, TlsError> {
         let keys =
             aws_lc_rs::Ticketer::new().map_err(|error| TlsError::Refused(error.to_string()))?;
@@ -150,7 +150,7 @@ impl ProducesTickets for Keys {
     }
 }
 
-/// A server's side of TLS that resumes sessions.
+/// The TLS configuration of a server that resumes sessions.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
     config: Arc<ServerConfig>,
@@ -159,7 +159,7 @@ pub struct ServerTls {
     identity: LoadedIdentity,
 }
 
-/// Who looks at what clients show.
+/// How client certificates are checked.
 #[derive(Debug, Clone)]
 enum Clients {
     Unasked,
@@ -168,10 +168,10 @@ enum Clients {
 }
 
 impl ServerTls {
-    /// A server's side. `alpn` is in order of preference.
+    /// Builds the configuration. `alpn` is in order of preference.
     ///
     /// # Errors
-    /// When rustls refuses the combination.
+    /// rustls rejects the combination.
     pub fn new(
         identity: &LoadedIdentity,
         clients: ClientAuthentication,
@@ -181,10 +181,10 @@ impl ServerTls {
     ) -> Result<Self, TlsError> {
         let clients = clients.clients();
         let mut config = server_config(identity, &clients, alpn, parameters)?;
-        // A session would bring a chain back that its client no longer has.
+        // A resumed session would forward a certificate that the client may no longer have.
         if !matches!(clients, Clients::Unchecked(_)) {
             config.ticketer = tickets.0.clone();
-            // One for each connection: a client that comes back gets another.
+            // One ticket per connection: a client that resumes gets another.
             config.send_tls13_tickets = 1;
         }
         Ok(Self {
@@ -195,19 +195,19 @@ impl ServerTls {
         })
     }
 
-    /// The certificate that clients are shown.
+    /// The certificate that the server presents.
     #[must_use]
     pub fn leaf(&self) -> Option<&CertificateDer<'static>> {
         self.identity.leaf()
     }
 
-    /// What a handshake is done with.
+    /// The rustls configuration for handshakes.
     #[must_use]
     pub fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
 
-    /// By which store clients are checked; none where they are not asked.
+    /// The trust store for client certificates; none if they are not verified.
     #[must_use]
     pub fn trust(&self) -> Option<&TrustStore> {
         match &self.clients {
@@ -216,7 +216,8 @@ impl ServerTls {
         }
     }
 
-    /// What the client of a finished handshake showed, leaf first, where it is passed on and not checked.
+    /// The certificates of the client of a finished handshake, leaf first, if they are forwarded without
+    /// verification.
     #[must_use]
     pub fn unchecked<'s>(&self, session: &'s CommonState) -> Option<&'s [CertificateDer<'static>]> {
         match &self.clients {
@@ -225,18 +226,18 @@ impl ServerTls {
         }
     }
 
-    /// The certificates of the client of a finished handshake, leaf first. After a resumed session, which skips the
-    /// verifier, they are checked again. None when the client was not asked for any, or declined.
+    /// The verified certificates of the client of a finished handshake, leaf first. After a resumed handshake, which
+    /// skips the verifier, they are verified again. None when no certificate was requested or presented.
     ///
     /// # Errors
-    /// When the certificates are no longer valid, or are missing where they are required.
+    /// The certificates have become invalid, or are required and missing.
     pub fn client<'s>(
         &self,
         session: &'s CommonState,
         now: UnixTime,
     ) -> Result<Option<&'s [CertificateDer<'static>]>, rustls::Error> {
         let Clients::Checked(clients) = &self.clients else {
-            // What it once showed to a server that asked proves nothing here, nor does what nobody checks.
+            // Certificates of a session with another server, and unverified certificates, prove nothing here.
             return Ok(None);
         };
         let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);
@@ -255,8 +256,8 @@ impl ServerTls {
         }
     }
 
-    /// The proof of the client that [`Self::client`] returned, by the path that was verified. None where clients
-    /// are not checked, and when `chain` is not valid.
+    /// The proof of the client that [`Self::client`] returned, with the verified path. None if clients are not
+    /// verified, or `chain` is not valid.
     #[must_use]
     pub fn proof(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<Proof> {
         match &self.clients {
@@ -266,24 +267,25 @@ impl ServerTls {
     }
 }
 
-/// A client's side of TLS that resumes sessions.
+/// The TLS configuration of a client that resumes sessions.
 #[derive(Debug, Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
-    /// The same without sessions.
+    /// The configuration without session resumption.
     plain: Arc<ClientConfig>,
-    /// None: any server is accepted.
+    /// None: any server certificate is accepted.
     servers: Option<Arc<Verifier>>,
 }
 
 impl ClientTls {
-    /// How many sessions are kept, for each configuration: the library keeps up to eight for a name.
+    /// The size of the session cache of each configuration. rustls keeps up to eight sessions per server name.
     const SESSIONS: usize = 32;
 
-    /// A client's side. The server must chain to `trust` and have one of `names`.
+    /// Builds the configuration. The server's chain must end in a root of `trust`, and its certificate must have one
+    /// of `names`.
     ///
     /// # Errors
-    /// When rustls refuses the combination.
+    /// rustls rejects the combination.
     pub fn new(
         identity: Option<&LoadedIdentity>,
         trust: Arc<TrustStore>,
@@ -296,10 +298,10 @@ impl ClientTls {
         Ok(Self::resuming(plain, Some(servers)))
     }
 
-    /// A client's side that accepts any server: nothing is proved of it.
+    /// Builds a configuration that accepts any server certificate without verification.
     ///
     /// # Errors
-    /// When rustls refuses the combination.
+    /// rustls rejects the combination.
     pub fn unverified(
         identity: Option<&LoadedIdentity>,
         alpn: &[String],
@@ -315,29 +317,30 @@ impl ClientTls {
         Self { config: Arc::new(config), plain: Arc::new(plain), servers }
     }
 
-    /// What a handshake is done with.
+    /// The rustls configuration for handshakes.
     #[must_use]
     pub fn config(&self) -> &Arc<ClientConfig> {
         &self.config
     }
 
-    /// By which store servers are checked; none where any is accepted.
+    /// The trust store for server certificates; none if any certificate is accepted.
     #[must_use]
     pub fn trust(&self) -> Option<&TrustStore> {
         self.servers.as_ref().map(|verifier| verifier.trust())
     }
 
-    /// What a handshake is done with that resumes nothing: for when [`Self::check_server`] has refused, since
-    /// the server may have a new certificate where the session has the old one.
+    /// The configuration without session resumption. It is used when [`Self::check_server`] rejects a resumed
+    /// session, because the server may have a new certificate.
     #[must_use]
     pub fn full_handshake_config(&self) -> &Arc<ClientConfig> {
         &self.plain
     }
 
-    /// Checks the server of a finished handshake where the handshake did not: when a session was resumed.
+    /// Verifies the server certificate after a resumed handshake, which skips the verifier. Does nothing after a full
+    /// handshake.
     ///
     /// # Errors
-    /// Why the server is not trusted any more.
+    /// The server certificate has become invalid.
     pub fn check_server(
         &self,
         session: &CommonState,
@@ -358,19 +361,19 @@ impl ClientTls {
         }
     }
 
-    /// The proof of the server that [`Self::check_server`] accepted, by the path that was verified. None where
-    /// any server is accepted, and when `chain` is not valid.
+    /// The proof of the server that [`Self::check_server`] accepted, with the verified path. None if any server is
+    /// accepted, or `chain` is not valid.
     #[must_use]
     pub fn proof(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Option<Proof> {
         self.servers.as_ref()?.proof(chain, Purpose::Server, now)
     }
 }
 
-/// A server's configuration between parts of the mesh: TLS 1.3 alone, and no session is resumed. `alpn` is in
-/// order of preference.
+/// Builds a server configuration for connections between mesh components: TLS 1.3 only, without session resumption.
+/// `alpn` is in order of preference.
 ///
 /// # Errors
-/// When rustls refuses the combination.
+/// rustls rejects the combination.
 pub fn server(
     identity: &LoadedIdentity,
     clients: ClientAuthentication,
@@ -380,11 +383,11 @@ pub fn server(
     Ok(Arc::new(server_config(identity, &clients.clients(), alpn, &parameters)?))
 }
 
-/// A client's configuration between parts of the mesh: TLS 1.3 alone, and no session is resumed. The server
-/// must chain to `trust` and have one of `names`.
+/// Builds a client configuration for connections between mesh components: TLS 1.3 only, without session resumption.
+/// The server's chain must end in a root of `trust`, and its certificate must have one of `names`.
 ///
 /// # Errors
-/// When rustls refuses the combination.
+/// rustls rejects the combination.
 pub fn client(
     identity: Option<&LoadedIdentity>,
     trust: Arc<TrustStore>,
@@ -396,12 +399,11 @@ pub fn client(
     Ok(Arc::new(client_config(identity, servers, alpn, &parameters)?))
 }
 
-/// Checks the certificates that a client shows, leaf first, as a handshake does that asks for them: for chains
-/// that come without a handshake, as those of the suites that we are held against. That the client has the
-/// leaf's key it does not show.
+/// Verifies client certificates, leaf first, like a handshake that requires them. It is for chains without a
+/// handshake, such as those of test suites, and does not prove that the client has the private key.
 ///
 /// # Errors
-/// Why the client would not be let in.
+/// The certificates would be rejected in a handshake.
 pub fn check_client(
     trust: Arc<TrustStore>,
     chain: &[CertificateDer<'_>],
@@ -413,8 +415,7 @@ pub fn check_client(
     Verifier::new(trust, Vec::new(), true).verify_client_cert(leaf, above, now).map(drop)
 }
 
-/// The proof of a client that [`check_client`] lets in by these certificates, leaf first. None when they are not
-/// valid.
+/// The proof of a client that [`check_client`] accepts, leaf first. None if the certificates are not valid.
 #[must_use]
 pub fn prove_client(
     trust: Arc<TrustStore>,
@@ -456,7 +457,8 @@ fn server_config(
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity.0.clone())));
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
     config.ignore_client_order = true;
-    // Without it, a session of TLS 1.2 is not bound to the handshake that it began with (RFC 7627, section 1).
+    // Without the extended master secret, a TLS 1.2 session is not bound to its first handshake (RFC 7627, section
+    // 1).
     config.require_ems = true;
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -39,14 +39,17 @@ impl ClientCertVerifier for AnyClient {
         };
         let bytes = std::iter::once(end_entity).chain(intermediates).map(|one| one.len());
         if bytes.sum::<usize>() > CHAIN_BYTES_LIMIT {
-            return refuse(PeerFault::MaxSizeExceeded, "its chain is too large to be passed on");
+            return refuse(
+                PeerFault::MaxSizeExceeded,
+                "certificate chain is too large to be forwarded",
+            );
         }
         if intermediates.len() > PRESENTED_LIMIT {
-            return refuse(PeerFault::MaxChainDepthExceeded, "it shows a chain that is too long");
+            return refuse(PeerFault::MaxChainDepthExceeded, "too many certificates presented");
         }
         match webpki::EndEntityCert::try_from(end_entity) {
             Ok(_) => Ok(ClientCertVerified::assertion()),
-            Err(_) => refuse(PeerFault::Invalid, "its certificate cannot be read"),
+            Err(_) => refuse(PeerFault::Invalid, "certificate cannot be read"),
         }
     }
 
@@ -70,7 +73,7 @@ impl ServerCertVerifier for AnyServer {
             Ok(_) => Ok(ServerCertVerified::assertion()),
             Err(_) => {
                 fault::note(end_entity);
-                Err(PeerFault::Invalid.refuse("its certificate cannot be read"))
+                Err(PeerFault::Invalid.refuse("certificate cannot be read"))
             }
         }
     }

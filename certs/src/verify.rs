@@ -1,8 +1,8 @@
-//! The rustls verifiers: the path by webpki, revocation by [`CrlIndex`], names by the policy.
+//! The rustls verifier: webpki checks the path, [`CrlIndex`](crate::CrlIndex) the revocation, and the policy the
+//! names.
 //!
-//! webpki's own revocation check verifies the list's signature again in every handshake (24 ms for
-//! a million entries), so the path is built without it and the verified path is then looked up in
-//! the index.
+//! The revocation check of webpki verifies the CRL signature in every handshake (24 ms for a million entries).
+//! Therefore webpki builds the path without CRLs, and the verified path is looked up in the index.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -25,8 +25,7 @@ pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
         rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms
     });
 
-/// How the signatures of a handshake are verified, which is the same whoever asks: what a verifier of rustls
-/// must have beside its own question.
+/// The signature methods that every rustls verifier must have; they are the same in all of them.
 macro_rules! signatures {
     () => {
         fn verify_tls12_signature(
@@ -64,17 +63,17 @@ macro_rules! signatures {
 }
 pub(crate) use signatures;
 
-/// Checks the certificates of peers against a trust store.
+/// Verifies the certificates of peers with a trust store.
 pub(crate) struct Verifier {
     trust: Arc<TrustStore>,
-    /// Names asked for beside those of the store; the peer needs one of each non-empty list.
+    /// Accepted names in addition to those of the store. The peer needs one name of each list that is not empty.
     names: Vec<StringMatch>,
     hints: Vec<DistinguishedName>,
     mandatory: bool,
     path_cache: PathCache,
 }
 
-/// How many certificates beside its own a peer may show, whether or not they are on its path.
+/// The maximum number of certificates that a peer may present above its leaf, whether or not they are on the path.
 pub(crate) const PRESENTED_LIMIT: usize = 16;
 
 impl Verifier {
@@ -87,7 +86,7 @@ impl Verifier {
         &self.trust
     }
 
-    /// Checks all but which names are wanted.
+    /// Checks everything except the accepted names.
     fn verify<'a>(
         &self,
         end_entity: &'a CertificateDer<'_>,
@@ -114,9 +113,8 @@ impl Verifier {
         verified
     }
 
-    /// The proof of a chain that a handshake has just accepted, leaf first: the path that the handshake found, or,
-    /// when that path was not remembered, one that is found by another verification. None when the chain is not
-    /// valid.
+    /// The proof of a chain that a handshake has just accepted, leaf first: the cached path, or the result of another
+    /// verification. None if the chain is not valid.
     pub(crate) fn proof(
         &self,
         chain: &[CertificateDer<'_>],
@@ -132,8 +130,8 @@ impl Verifier {
         Some(path.proof)
     }
 
-    /// The path that was found before, if it is still valid. None: verify the chain again, since there may be
-    /// another path.
+    /// The cached path, if it is still valid. None: the chain must be verified again, because it may have another
+    /// path.
     fn known_path(
         &self,
         digest: &ChainDigest,
@@ -153,8 +151,8 @@ impl Verifier {
         Some(path)
     }
 
-    /// The certificates that may be on the path above a leaf, in the order that [`CachedPath::above`] counts: those that
-    /// the peer shows, then the intermediates of the trust bundle.
+    /// The certificates that may be on the path above a leaf, in the order that [`CachedPath::above`] indexes: the
+    /// presented ones, then the intermediates of the trust bundle.
     fn candidates<'c>(&'c self, shown: &'c [CertificateDer<'_>]) -> impl Iterator<Item = &'c [u8]> {
         shown.iter().map(AsRef::as_ref).chain(self.trust.intermediates().iter().map(AsRef::as_ref))
     }
@@ -167,12 +165,10 @@ impl Verifier {
         purpose: Purpose,
     ) -> Result<(webpki::EndEntityCert<'a>, Option<CachedPath>), Error> {
         if intermediates.len() > PRESENTED_LIMIT {
-            return Err(
-                PeerFault::MaxChainDepthExceeded.refuse("it shows a chain that is too long")
-            );
+            return Err(PeerFault::MaxChainDepthExceeded.refuse("too many certificates presented"));
         }
         let certificate = webpki::EndEntityCert::try_from(end_entity)
-            .map_err(|_| PeerFault::Invalid.refuse("its certificate cannot be read"))?;
+            .map_err(|_| PeerFault::Invalid.refuse("certificate cannot be read"))?;
         profile::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
         let identity =
             profile::identity(end_entity).map_err(|detail| PeerFault::Rejected.refuse(detail))?;
@@ -203,7 +199,8 @@ impl Verifier {
             Some(&good),
         );
         verified.map_err(|error| {
-            // webpki goes on to look for another path, and tells of the worst error: ours says more.
+            // webpki tries other paths after a rejection and returns its own error. The fault that `check_path` found
+            // has more detail.
             let (fault, detail) = fault.get().unwrap_or_else(|| explain(&error));
             fault.refuse(detail)
         })?;
@@ -211,8 +208,8 @@ impl Verifier {
         Ok((certificate, path))
     }
 
-    /// What webpki leaves to us of a path: that its authorities may sign, that the id is of the root's
-    /// domain, and that nothing of it was revoked.
+    /// Checks of a path that webpki does not make: the profile of the CAs, the trust domain of the root, and
+    /// revocation.
     fn check_path(
         &self,
         path: &webpki::VerifiedPath<'_>,
@@ -226,13 +223,13 @@ impl Verifier {
             depth += 1;
         }
         if depth > self.trust.policy().depth_limit {
-            return Err((PeerFault::MaxChainDepthExceeded, "its chain is too long"));
+            return Err((PeerFault::MaxChainDepthExceeded, "certificate chain is too long"));
         }
         let domain = self.trust.domain_of(path.anchor());
         if let (Some(domain), Some(identity)) = (domain, identity)
             && domain != identity.trust_domain()
         {
-            let detail = "its trust domain is not that of the root that it ends in";
+            let detail = "trust domain of the certificate differs from that of its root";
             return Err((PeerFault::Rejected, detail));
         }
         let above: Vec<CertificateDer<'_>> =
@@ -245,7 +242,7 @@ impl Verifier {
         self.check_revocation(&certificates, &root_key, now)
     }
 
-    /// Whether the lists let a path pass: its certificates, the leaf first, and the root's key.
+    /// Checks a path against the CRLs. `certificates` begins with the leaf; `root_key` is the root's key.
     fn check_revocation(
         &self,
         certificates: &[&[u8]],
@@ -255,7 +252,7 @@ impl Verifier {
         if self.trust.revocations().is_none() {
             return Ok(());
         }
-        let unreadable = (PeerFault::Invalid, "its certificate cannot be read");
+        let unreadable = (PeerFault::Invalid, "certificate cannot be read");
         let fields = certificates.iter().map(|certificate| CertificateFields::read(certificate));
         let fields = fields.collect::<Option<Vec<_>>>().ok_or(unreadable)?;
         let keys = fields.iter().skip(1).map(|issuer| issuer.key).chain([root_key]);
@@ -268,21 +265,19 @@ impl Verifier {
                 certificate: certificate.whole,
             };
             self.trust.check_revocation(&asked, now).map_err(|status| match status {
-                RevocationStatus::Expired => {
-                    (PeerFault::CrlProcessingError, "its revocation list has expired")
-                }
+                RevocationStatus::Expired => (PeerFault::CrlProcessingError, "CRL has expired"),
                 RevocationStatus::Unknown => {
-                    (PeerFault::CrlProcessingError, "no revocation list speaks of it")
+                    (PeerFault::CrlProcessingError, "no CRL covers the certificate")
                 }
                 RevocationStatus::Revoked | RevocationStatus::Good => {
-                    (PeerFault::CrlHit, "it was revoked")
+                    (PeerFault::CrlHit, "certificate is revoked")
                 }
             })?;
         }
         Ok(())
     }
 
-    /// Whether the certificate has one name of each list that asks for any.
+    /// Whether the certificate has one name of each list that is not empty.
     fn is_named(&self, certificate: &webpki::EndEntityCert<'_>) -> bool {
         [self.trust.names(), &self.names].into_iter().filter(|wanted| !wanted.is_empty()).all(
             |wanted| {
@@ -320,10 +315,10 @@ impl ClientCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let certificate = self.verify(end_entity, intermediates, now, Purpose::Client)?;
-        // Nobody asked for this client by its name: it is the policy that refuses it.
+        // A client is not connected to by name, so the fault is a rejection by policy.
         if !self.is_named(&certificate) {
             fault::note(end_entity);
-            return Err(PeerFault::Rejected.refuse("it is not one of those who are let in"));
+            return Err(PeerFault::Rejected.refuse("certificate has none of the accepted names"));
         }
         Ok(ClientCertVerified::assertion())
     }
@@ -332,8 +327,8 @@ impl ClientCertVerifier for Verifier {
 }
 
 impl ServerCertVerifier for Verifier {
-    /// The server's name is checked by the names asked for, since a mesh endpoint proves a SPIFFE id
-    /// and not the host name it was dialled by. When none are asked for, the host name counts.
+    /// Checks the accepted names and not the host name, because a mesh endpoint has a SPIFFE ID. Without accepted
+    /// names, the host name is checked.
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -357,8 +352,7 @@ impl ServerCertVerifier for Verifier {
     signatures!();
 }
 
-/// A verified path in terms of the certificates from which it was built. None when a certificate of the path cannot
-/// be read.
+/// Converts a verified path into indexes of its candidates. None if a certificate of the path cannot be read.
 fn found_path(
     path: &webpki::VerifiedPath<'_>,
     leaf: &CertificateDer<'_>,
@@ -383,28 +377,32 @@ fn found_path(
 
 fn explain(error: &webpki::Error) -> (PeerFault, &'static str) {
     match error {
-        webpki::Error::CertExpired { .. } => (PeerFault::Expired, "it has expired"),
-        webpki::Error::CertNotValidYet { .. } => (PeerFault::NotYetValid, "it is not good yet"),
-        webpki::Error::UnknownIssuer => (PeerFault::Untrusted, "its chain ends in no root of ours"),
+        webpki::Error::CertExpired { .. } => (PeerFault::Expired, "certificate has expired"),
+        webpki::Error::CertNotValidYet { .. } => {
+            (PeerFault::NotYetValid, "certificate is not valid yet")
+        }
+        webpki::Error::UnknownIssuer => {
+            (PeerFault::Untrusted, "certificate chain does not end in a trusted root")
+        }
         webpki::Error::InvalidSignatureForPublicKey => {
-            (PeerFault::Untrusted, "a signature of its chain is wrong")
+            (PeerFault::Untrusted, "invalid signature in the certificate chain")
         }
         webpki::Error::RequiredEkuNotFoundContext(_) => {
-            (PeerFault::PurposeInvalid, "it is for something else")
+            (PeerFault::PurposeInvalid, "extended key usage does not allow this use")
         }
         webpki::Error::UnsupportedSignatureAlgorithmContext(_)
         | webpki::Error::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => (
             PeerFault::TypeUnsupported,
-            "a key or signature of its chain is of no kind that is taken",
+            "unsupported key or signature algorithm in the certificate chain",
         ),
         webpki::Error::MaximumPathDepthExceeded
         | webpki::Error::MaximumPathBuildCallsExceeded
         | webpki::Error::MaximumSignatureChecksExceeded => {
-            (PeerFault::MaxChainDepthExceeded, "its chain is too long")
+            (PeerFault::MaxChainDepthExceeded, "certificate chain is too long")
         }
         webpki::Error::NameConstraintViolation => {
-            (PeerFault::Rejected, "an authority of its chain may not give it its name")
+            (PeerFault::Rejected, "name constraints of a CA do not allow a name of the certificate")
         }
-        _ => (PeerFault::Invalid, "a certificate of its chain is not as it must be"),
+        _ => (PeerFault::Invalid, "invalid certificate in the chain"),
     }
 }

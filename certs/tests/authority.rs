@@ -1,10 +1,10 @@
-//! What the authority signs: the id that a request proves, and nothing else that it says.
+//! Certificates of the CA: they contain the SPIFFE ID of the request, and no other field of it.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test panics on an unexpected result"
 )]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
@@ -38,7 +38,7 @@ fn uri(name: &str) -> SanType {
     SanType::URI(name.try_into().unwrap())
 }
 
-/// A request for these names, changed by `tweak`, PEM.
+/// A request with these names, changed by `tweak`, PEM.
 fn asking(names: Vec<SanType>, tweak: impl FnOnce(&mut CertificateParams)) -> String {
     let mut params = CertificateParams::default();
     params.subject_alt_names = names;
@@ -47,7 +47,7 @@ fn asking(names: Vec<SanType>, tweak: impl FnOnce(&mut CertificateParams)) -> St
 }
 
 #[test]
-fn a_request_asks_for_exactly_one_spiffe_id() {
+fn request_must_have_exactly_one_spiffe_id() {
     let dns = || SanType::DnsName("web.test".try_into().unwrap());
     let check = |names: Vec<SanType>, good: bool| {
         let outcome = CheckedRequest::parse(&asking(names, |_| {}));
@@ -70,7 +70,7 @@ fn a_request_asks_for_exactly_one_spiffe_id() {
 }
 
 #[test]
-fn a_request_that_was_changed_on_its_way_is_refused() {
+fn modified_request_is_rejected() {
     let request = request::make(&SpiffeId::parse(WEB).unwrap()).unwrap();
     let block = pem::parse(&request.request_pem).unwrap();
     let parse = |der: &[u8]| {
@@ -78,7 +78,7 @@ fn a_request_that_was_changed_on_its_way_is_refused() {
     };
     let der = block.contents();
     assert_eq!(parse(der).unwrap().identity().as_str(), WEB);
-    // What is signed is the first element inside: two headers of 3 bytes, and its length.
+    // The signed part is the first element inside: two headers of 3 bytes, and its length.
     assert_eq!([&der[..2], &der[3..5]].concat(), [0x30, 0x81, 0x30, 0x81]);
     let signed = 6 + usize::from(der[5]);
     let signature = der.len() - 64;
@@ -86,8 +86,11 @@ fn a_request_that_was_changed_on_its_way_is_refused() {
         let mut changed = der.to_vec();
         changed[place] ^= 1;
         if let Ok(request) = parse(&changed) {
-            // The tag of the algorithm's name, for one, is read leniently: it says nothing.
-            assert!((signed..signature).contains(&place), "accepted with byte {place} changed");
+            // Lenient parsing of the algorithm identifier is accepted, because it is not signed data.
+            assert!(
+                (signed..signature).contains(&place),
+                "accepted although byte {place} was changed"
+            );
             assert_eq!(request.identity().as_str(), WEB);
         }
         assert!(parse(&der[..place]).is_err(), "accepted when cut at byte {place}");
@@ -95,7 +98,7 @@ fn a_request_that_was_changed_on_its_way_is_refused() {
 }
 
 #[test]
-fn what_is_no_request_or_too_large_a_one_is_refused() {
+fn malformed_or_oversized_request_is_rejected() {
     let good = asking(vec![uri(WEB)], |_| {});
     let padded = |bytes: usize| format!("{good}{}", "\n".repeat(bytes - good.len()));
     let check = |text: &str, reason: &str| match CheckedRequest::parse(text) {
@@ -111,7 +114,7 @@ fn what_is_no_request_or_too_large_a_one_is_refused() {
 }
 
 #[test]
-fn a_request_for_another_trust_domain_is_not_signed() {
+fn request_for_another_trust_domain_is_not_signed() {
     let authority = authority();
     for foreign in
         ["spiffe://other.test/ns/a/sa/web", "spiffe://mesh.test.other/web", "spiffe://mesh.tes/web"]
@@ -124,7 +127,7 @@ fn a_request_for_another_trust_domain_is_not_signed() {
     }
 }
 
-/// A request that asks for all that it should not get.
+/// A request with fields that the CA must ignore.
 fn greedy(params: &mut CertificateParams) {
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, "admin");
@@ -135,7 +138,7 @@ fn greedy(params: &mut CertificateParams) {
 }
 
 #[test]
-fn a_certificate_says_only_what_the_authority_decides() {
+fn certificate_contains_only_fields_set_by_the_ca() {
     let authority = authority();
     let request = CheckedRequest::parse(&asking(vec![uri(WEB)], greedy)).unwrap();
     let issued = authority.issue(&request, HOUR, pki::now()).unwrap();
@@ -173,7 +176,7 @@ fn a_certificate_says_only_what_the_authority_decides() {
             }
             ParsedExtension::AuthorityKeyIdentifier(_) => "issuer's key",
             ParsedExtension::SubjectKeyIdentifier(_) => "own key",
-            other => panic!("nobody decided on {other:?}"),
+            other => panic!("unexpected extension {other:?}"),
         });
     }
     seen.sort_unstable();
@@ -181,7 +184,7 @@ fn a_certificate_says_only_what_the_authority_decides() {
 }
 
 #[test]
-fn each_certificate_has_its_own_serial_number_even_for_the_same_key() {
+fn certificates_of_one_key_have_different_serial_numbers() {
     let authority = authority();
     let request = CheckedRequest::parse(&asking(vec![uri(WEB)], |_| {})).unwrap();
     let serials: BTreeSet<String> =
@@ -191,7 +194,7 @@ fn each_certificate_has_its_own_serial_number_even_for_the_same_key() {
 }
 
 #[test]
-fn an_authority_is_not_made_or_loaded_from_what_it_cannot_be() {
+fn ca_with_invalid_trust_domain_or_files_is_rejected() {
     assert!(Authority::create("Mesh.Test", pki::now()).is_err());
     let files = Authority::create("mesh.test", pki::now()).unwrap();
     let mut keyless = files.clone();
@@ -204,11 +207,11 @@ fn an_authority_is_not_made_or_loaded_from_what_it_cannot_be() {
     assert!(matches!(error, AuthorityError::Unreadable { part: "root", .. }), "{error}");
 }
 
-/// Asserts that no piece of the key is in `shown`, in any of the forms that bytes are shown in.
+/// Asserts that `shown` contains no part of the key in any common encoding.
 fn hides(shown: &str, key_pem: &str) {
     let key = PrivatePkcs8KeyDer::from_pem_slice(key_pem.as_bytes()).unwrap();
     let der = key.secret_pkcs8_der();
-    // The 32 bytes of the secret; the rest is the public key and what all keys have in common.
+    // The 32 bytes of the private key; the rest is the public key and common structure.
     let start = der.windows(2).position(|pair| pair == [0x04, 0x20]).unwrap() + 2;
     for piece in der[start..start + 32].chunks(4) {
         let forms = [
@@ -226,9 +229,11 @@ fn hides(shown: &str, key_pem: &str) {
 }
 
 #[test]
-fn no_debug_form_shows_a_private_key() {
+fn debug_output_contains_no_private_key() {
     let files = Authority::create("mesh.test", pki::now()).unwrap();
-    let RootSigner::Local { key: root_key } = files.root.clone() else { panic!("it is ours") };
+    let RootSigner::Local { key: root_key } = files.root.clone() else {
+        panic!("the root is local")
+    };
     let intermediate_key = files.intermediate_key.clone();
     let shown_files = format!("{files:#?} {files:?}");
     let authority = Authority::load(files, "mesh.test").unwrap();

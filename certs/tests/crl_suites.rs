@@ -1,14 +1,14 @@
-//! Revocation lists of others, judged as they say.
+//! CRLs of external test suites have the expected status.
 //!
-//! The data is read where it is present, in `../shared/suites` beside the workspace or in the folder
-//! that `WEFT_SUITES` names: the corner cases of rustls-webpki (ISC) and the lists of
-//! C2SP/x509-limbo (Apache-2.0). The kinds of lists in it are in `revocation.rs` too, made by hand.
+//! The data is read if present, in `../shared/suites` beside the workspace or in the folder `WEFT_SUITES`: the corner
+//! cases of rustls-webpki (ISC) and the CRLs of C2SP/x509-limbo (Apache-2.0). `revocation.rs` covers the same kinds
+//! of CRLs with generated ones.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a test stops at what it did not expect, and says what it left out"
+    reason = "a test panics on an unexpected result and prints skipped parts"
 )]
 
 use std::path::PathBuf;
@@ -24,12 +24,12 @@ fn now() -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(1_800_000_000))
 }
 
-/// The folder of data of others; none when it is not there, which the test then says.
+/// The folder of a suite; none if it does not exist, which the test prints.
 fn suite(name: &str) -> Option<PathBuf> {
     let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/suites");
     let folder = std::env::var_os("WEFT_SUITES").map_or(beside, PathBuf::from).join(name);
     if !folder.exists() {
-        eprintln!("skipped: there is no {}", folder.display());
+        eprintln!("skipped: {} not found", folder.display());
         return None;
     }
     Some(folder)
@@ -53,10 +53,10 @@ fn signers<'a>(roots: &'a [CertificateDer<'static>]) -> CrlSigners<'a> {
     CrlSigners { roots, intermediates: &[], seen: &[] }
 }
 
-/// Source: rustls-webpki, `tests/crls`. None of them is signed by anybody here, so the good ones end
-/// at their issuer and the others before.
+/// Source: rustls-webpki, `tests/crls`. No CA of this test signed these CRLs, so the valid ones fail at their issuer
+/// and the others before.
 #[test]
-fn the_corner_cases_of_webpki_are_refused_for_their_form() {
+fn malformed_crls_of_the_webpki_suite_are_rejected() {
     let Some(folder) = suite("webpki-crls/tests/crls") else { return };
     let stranger = "is not in the trust bundle";
     let cases = [
@@ -67,16 +67,16 @@ fn the_corner_cases_of_webpki_are_refused_for_their_form() {
         ("entry.invalidity.date", stranger),
         ("idp.valid", stranger),
         ("delta", stranger),
-        ("idp.indirect_crl", "indirect lists are not supported"),
-        ("idp.only_some_reasons", "lists for some reasons only"),
+        ("idp.indirect_crl", "indirect CRLs are not supported"),
+        ("idp.only_some_reasons", "CRLs for some reasons only"),
         ("idp.no_distribution_point_name", stranger),
         ("idp.name_relative_to_issuer", "no full name"),
         ("idp.only_attribute_certs", "malformed"),
         ("idp.invalid.bool", "malformed"),
         ("idp.invalid.name", "malformed"),
         ("idp.unknown.tag", "malformed"),
-        ("unknown.crit.ext", "a critical extension"),
-        ("wrong.version", "only version 2 lists"),
+        ("unknown.crit.ext", "unsupported critical extension"),
+        ("wrong.version", "only version 2 CRLs"),
         ("missing.exts", "malformed"),
         ("missing.next.update", "malformed"),
         ("invalid.this.update.time", "malformed"),
@@ -91,13 +91,13 @@ fn the_corner_cases_of_webpki_are_refused_for_their_form() {
             Ok(waiting) => waiting.warnings()[0].clone(),
             Err(errors) => errors[0].to_string(),
         };
-        assert!(error.contains(reason), "{name}: {error:?} does not say {reason:?}");
+        assert!(error.contains(reason), "{name}: {error:?} does not contain {reason:?}");
     }
 }
 
-/// Source: rustls-webpki, `tests/client_auth_revocation`: lists with odd distribution points.
+/// Source: rustls-webpki, `tests/client_auth_revocation`: CRLs with unusual distribution points.
 #[test]
-fn the_distribution_points_of_webpki_never_make_a_leaf_good() {
+fn distribution_points_of_the_webpki_suite_leave_the_status_unknown() {
     let Some(folder) = suite("webpki-crls/tests/client_auth_revocation") else { return };
     let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
     for (list, chain) in [
@@ -118,9 +118,9 @@ fn the_distribution_points_of_webpki_never_make_a_leaf_good() {
     }
 }
 
-/// Source: C2SP/x509-limbo, the cases `crl::*`, all of them as expected.
+/// Source: C2SP/x509-limbo, the cases `crl::*`; all have the expected result.
 #[test]
-fn the_lists_of_limbo_are_judged_as_expected() {
+fn limbo_crl_cases_have_the_expected_result() {
     let Some(file) = suite("x509-limbo.json") else { return };
     let suite: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let mut seen = 0;

@@ -1,10 +1,10 @@
-//! Who meets whom: whole handshakes between our configurations, in memory and at a fixed time.
+//! Complete handshakes between weft's TLS configurations, in memory and at a fixed time.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test panics on an unexpected result"
 )]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
@@ -38,7 +38,7 @@ use weft_model::{
 
 const OTHER: &str = "spiffe://mesh.test/ns/a/sa/other";
 
-/// A clock that stands still until it is moved. Seconds from the moment of the tests.
+/// A clock that changes only when a test sets it, in seconds from the time of the tests.
 #[derive(Debug, Default)]
 struct Clock(AtomicI64);
 
@@ -48,7 +48,7 @@ impl TimeProvider for Clock {
     }
 }
 
-/// A handshake that one end refused: its error, and the alert that the other end saw.
+/// A handshake that one end rejected: its error, and the alert that the other end received.
 #[derive(Debug)]
 struct Refused {
     error: Error,
@@ -62,18 +62,18 @@ impl Refused {
     }
 }
 
-/// Carries what `from` has to say to `to`, and the alert back when `to` refuses it.
+/// Delivers the data of `from` to `to`, and the alert back when `to` rejects it.
 fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Refused> {
     carry(from, to).map_err(|error| {
         let (fault, _) = weft_certs::fault::last(&error);
         match carry(to, from) {
             Err(Error::AlertReceived(alert)) => Refused { error, fault, alert },
-            other => panic!("{error:?} told the other end {other:?}"),
+            other => panic!("{error:?} sent {other:?} to the peer"),
         }
     })
 }
 
-/// The client and the server after their handshake.
+/// Runs a handshake and returns the client and the server.
 fn meet(
     client: &Arc<ClientConfig>,
     server: &Arc<ServerConfig>,
@@ -110,7 +110,7 @@ fn client(leaf: Option<&Leaf>, trust: TrustStore, names: Vec<StringMatch>) -> Ar
 }
 
 impl World {
-    /// A client that shows `leaf` to a good server which trusts by `trust`.
+    /// A client presents `leaf` to a valid server that verifies with `trust`.
     fn client_shows(&self, leaf: &Leaf, trust: TrustStore) -> Result<(), Refused> {
         let trust = Arc::new(trust);
         self.meet_by_each_version(|version| {
@@ -120,7 +120,7 @@ impl World {
         })
     }
 
-    /// A server that shows `leaf` to a client which trusts by `trust`.
+    /// A server presents `leaf` to a client that verifies with `trust`.
     fn server_shows(&self, leaf: &Leaf, trust: TrustStore) -> Result<(), Refused> {
         let trust = Arc::new(trust);
         self.meet_by_each_version(|version| {
@@ -129,7 +129,7 @@ impl World {
         })
     }
 
-    /// What comes of a handshake, which must be the same by TLS 1.2 and by TLS 1.3.
+    /// The result of a handshake, which must be the same in TLS 1.2 and TLS 1.3.
     fn meet_by_each_version(
         &self,
         meet: impl Fn(TlsVersion) -> Result<(), Refused>,
@@ -148,7 +148,7 @@ fn only(version: TlsVersion) -> TlsParameters {
     TlsParameters { minimum: version, maximum: version, ..TlsParameters::default() }
 }
 
-/// A server that speaks this version alone.
+/// A server that allows only this version.
 fn server_by(version: TlsVersion, leaf: &Leaf, clients: ClientAuthentication) -> Arc<ServerConfig> {
     let tickets = SessionTickets::new().unwrap();
     let server = ServerTls::new(&identity(leaf), clients, &["h2".into()], &only(version), &tickets);
@@ -157,7 +157,7 @@ fn server_by(version: TlsVersion, leaf: &Leaf, clients: ClientAuthentication) ->
     Arc::new(config)
 }
 
-/// A client that speaks this version alone.
+/// A client that allows only this version.
 fn client_by(
     version: TlsVersion,
     leaf: Option<&Leaf>,
@@ -177,7 +177,7 @@ fn peer(connection: &Connection) -> VerifiedPeer {
 }
 
 #[test]
-fn good_peers_meet_and_prove_their_spiffe_ids() {
+fn valid_peers_complete_the_handshake_with_their_spiffe_ids() {
     let files = Authority::create("mesh.test", pki::now()).unwrap();
     let authority = Authority::load(files, "mesh.test").unwrap();
     let issue = |id: &str| {
@@ -210,7 +210,7 @@ fn good_peers_meet_and_prove_their_spiffe_ids() {
 }
 
 #[test]
-fn who_shows_no_certificate_is_refused_where_it_is_required_and_served_where_it_is_optional() {
+fn client_without_certificate_is_rejected_only_if_one_is_required() {
     let world = World::new();
     let trust = || Arc::new(world.trust());
     let meet = |leaf, clients| {
@@ -246,7 +246,7 @@ fn who_shows_no_certificate_is_refused_where_it_is_required_and_served_where_it_
 }
 
 #[test]
-fn a_bad_certificate_is_refused_by_either_end_with_its_own_alert() {
+fn invalid_certificate_is_rejected_by_client_and_server_with_the_matching_alert() {
     let world = World::new();
     let (root, below) = (&world.root, &world.below);
     let check = |leaf: &Leaf, fault, alert| {
@@ -281,7 +281,7 @@ fn a_bad_certificate_is_refused_by_either_end_with_its_own_alert() {
     let own = Leaf { chain: own, key: key.serialize_pem() };
     check(&own, PeerFault::Untrusted, AlertDescription::CertificateUnknown);
 
-    // A leaf that signs a leaf.
+    // A leaf certificate that signed another leaf.
     let false_authority = pki::intermediate(leaf_params(OTHER, 2), below);
     let under_leaf = pki::leaf(&good, &false_authority, &[&false_authority, below]);
     check(&under_leaf, PeerFault::Invalid, AlertDescription::BadCertificate);
@@ -293,7 +293,7 @@ fn a_bad_certificate_is_refused_by_either_end_with_its_own_alert() {
 }
 
 #[test]
-fn a_certificate_for_one_end_does_not_serve_at_the_other() {
+fn certificate_for_one_role_is_rejected_in_the_other() {
     let world = World::new();
     let with = |usage| {
         let mut params = leaf_params(WEB, 1);
@@ -310,7 +310,7 @@ fn a_certificate_for_one_end_does_not_serve_at_the_other() {
 }
 
 #[test]
-fn a_peer_needs_a_name_of_each_list_that_asks_for_one() {
+fn peer_needs_one_name_of_each_list_of_accepted_names() {
     let world = World::new();
     let exact = |name: &str| vec![StringMatch::Exact(name.into())];
     let under = || vec![StringMatch::Prefix("spiffe://mesh.test/ns/a/".into())];
@@ -342,7 +342,7 @@ fn a_peer_needs_a_name_of_each_list_that_asks_for_one() {
 }
 
 #[test]
-fn a_server_of_which_no_name_is_asked_must_have_the_host_name() {
+fn server_without_accepted_names_must_have_the_host_name() {
     let world = World::new();
     let mut params = leaf_params(WEB, 1);
     params.subject_alt_names.pop();
@@ -355,7 +355,7 @@ fn a_server_of_which_no_name_is_asked_must_have_the_host_name() {
 }
 
 #[test]
-fn a_revoked_leaf_and_a_leaf_under_a_revoked_intermediate_are_refused() {
+fn revoked_leaf_and_leaf_below_revoked_intermediate_are_rejected() {
     let world = World::new();
     let list = |serials: &[u64]| List::new(1, serials);
     let check = |below: &[u64], root: &[u64], good: bool| {
@@ -378,8 +378,8 @@ fn a_revoked_leaf_and_a_leaf_under_a_revoked_intermediate_are_refused() {
     check(&[], &[50], false);
 }
 
-/// What each policy makes of a good leaf under these lists: strict, unknown allowed, expired
-/// allowed, both allowed. An empty text is a handshake.
+/// The results of a valid leaf with these CRLs for each policy: strict, unknown allowed, expired allowed, both
+/// allowed. Empty: the handshake succeeds.
 fn by_policy(world: &World, below: Option<&List>, root: Option<&List>) -> [String; 4] {
     let strict = RevocationPolicy::default();
     let unknown = RevocationPolicy { mode: RevocationMode::Soft, ..strict };
@@ -399,7 +399,7 @@ fn by_policy(world: &World, below: Option<&List>, root: Option<&List>) -> [Strin
 }
 
 #[test]
-fn what_the_lists_do_not_say_is_refused_unless_the_policy_names_it() {
+fn unknown_or_expired_revocation_status_is_rejected_unless_the_policy_allows_it() {
     const UNKNOWN: &str = "ClientCertCrlProcessingError CertificateUnknown";
     const EXPIRED: &str = UNKNOWN;
     const REVOKED: &str = "ClientCertCrlHit CertificateRevoked";
@@ -418,7 +418,7 @@ fn what_the_lists_do_not_say_is_refused_unless_the_policy_names_it() {
     check(Some(&fresh), Some(&expired), [EXPIRED, EXPIRED, "", ""]);
     check(Some(&expired), None, [EXPIRED, EXPIRED, UNKNOWN, ""]);
     check(None, Some(&expired), [UNKNOWN, EXPIRED, UNKNOWN, ""]);
-    // No policy lets in what a list names.
+    // Every policy rejects a revoked certificate.
     check(Some(&naming(1000)), None, [REVOKED; 4]);
     check(Some(&over(naming(1000))), None, [REVOKED; 4]);
     check(Some(&over(naming(1000))), Some(&fresh), [REVOKED; 4]);
@@ -427,7 +427,7 @@ fn what_the_lists_do_not_say_is_refused_unless_the_policy_names_it() {
 }
 
 #[test]
-fn where_lists_should_be_there_must_be_one() {
+fn crl_file_without_a_crl_is_rejected() {
     let world = World::new();
     let roots = world.root.pem();
     for nothing in ["", "# none today\n", &world.below.pem()] {
@@ -438,7 +438,7 @@ fn where_lists_should_be_there_must_be_one() {
 }
 
 #[test]
-fn a_store_that_replaces_another_keeps_its_newer_lists() {
+fn updated_store_keeps_newer_crls_of_the_previous_store() {
     let world = World::new();
     let lists = |number, serials: &[u64]| {
         let below = List::new(number, serials).signed_by(&world.below);
@@ -461,9 +461,9 @@ fn a_store_that_replaces_another_keeps_its_newer_lists() {
     world.client_shows(&world.good, load(&lists(3, &[]), Some(&first))).unwrap();
 }
 
-/// What was found good once is remembered, but not what time makes of it.
+/// The path is cached; dates and CRLs are checked in each handshake.
 #[test]
-fn who_is_met_again_is_asked_for_dates_and_lists() {
+fn cached_path_is_checked_for_dates_and_crls() {
     let world = World::new();
     let short = |seconds| {
         let mut params = leaf_params(WEB, 1001);
@@ -489,15 +489,15 @@ fn who_is_met_again_is_asked_for_dates_and_lists() {
         .unwrap_err()
         .is(PeerFault::Expired, AlertDescription::CertificateExpired);
     meets(&day, HOUR + 1).unwrap();
-    // A clock that was set back.
+    // The clock is set back.
     meets(&day, -2 * HOUR)
         .unwrap_err()
         .is(PeerFault::NotYetValid, AlertDescription::CertificateExpired);
-    // The root's list is over, which is the intermediate's, not the leaf's.
+    // The CRL of the root, which covers the intermediate, has expired.
     let unknown = (PeerFault::CrlProcessingError, AlertDescription::CertificateUnknown);
     meets(&day, 2 * HOUR + 1).unwrap_err().is(unknown.0, unknown.1);
     meets(&day, HOUR).unwrap();
-    // The same leaf shown without what is above it is another matter.
+    // The same leaf without its intermediate is another cache entry.
     let alone = Leaf {
         chain: day.chain.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap().into(),
         key: day.key.clone(),
@@ -506,7 +506,7 @@ fn who_is_met_again_is_asked_for_dates_and_lists() {
     meets(&alone, 0).unwrap_err().is(PeerFault::Untrusted, AlertDescription::CertificateUnknown);
 }
 
-/// A client that would resume if it could, with nothing of ours in it.
+/// A rustls client with session resumption and without weft code.
 fn eager_client(
     world: &World,
     leaf: &Leaf,
@@ -527,7 +527,7 @@ fn eager_client(
     Arc::new(config)
 }
 
-/// A server that would let clients resume, with nothing of ours in it.
+/// A rustls server with session resumption and without weft code.
 fn eager_server(world: &World, clock: &Arc<Clock>) -> Arc<ServerConfig> {
     let chain = CertificateDer::pem_slice_iter(world.good.chain.as_bytes());
     let key = PrivateKeyDer::from_pem_slice(world.good.key.as_bytes()).unwrap();
@@ -542,7 +542,7 @@ fn eager_server(world: &World, clock: &Arc<Clock>) -> Arc<ServerConfig> {
 }
 
 #[test]
-fn no_handshake_with_a_server_of_ours_is_resumed_so_each_is_verified() {
+fn plain_server_config_resumes_no_sessions() {
     let world = World::new();
     let clock = Arc::new(Clock::default());
     let mut params = leaf_params(WEB, 1);
@@ -558,13 +558,13 @@ fn no_handshake_with_a_server_of_ours_is_resumed_so_each_is_verified() {
     assert_eq!(kind(&ours), Some(HandshakeKind::Full));
     clock.0.store(120, Ordering::Relaxed);
     meet(&client, &ours).unwrap_err().is(PeerFault::Expired, AlertDescription::CertificateExpired);
-    // The same client does resume where it may.
+    // The same client resumes sessions with another server.
     assert_eq!(kind(&theirs), Some(HandshakeKind::Full));
     assert_eq!(kind(&theirs), Some(HandshakeKind::Resumed));
 }
 
 #[test]
-fn a_client_of_ours_does_not_resume_where_it_may() {
+fn plain_client_config_resumes_no_sessions() {
     let world = World::new();
     let theirs = eager_server(&world, &Arc::default());
     let ours = client(Some(&world.good), world.trust(), Vec::new());
@@ -575,7 +575,7 @@ fn a_client_of_ours_does_not_resume_where_it_may() {
 }
 
 #[test]
-fn an_older_protocol_version_opens_no_door() {
+fn older_tls_version_is_rejected() {
     let world = World::new();
     let clock = Arc::new(Clock::default());
     let required = ClientAuthentication::Required(Arc::new(world.trust()), Vec::new());
@@ -585,7 +585,7 @@ fn an_older_protocol_version_opens_no_door() {
 }
 
 #[test]
-fn peer_with_the_certificate_of_another_key_is_refused_by_each_version() {
+fn peer_without_the_private_key_is_rejected_in_each_tls_version() {
     let world = World::new();
     let foreign = rcgen::KeyPair::generate().unwrap().serialize_pem();
     let resolver = || {
@@ -604,7 +604,7 @@ fn peer_with_the_certificate_of_another_key_is_refused_by_each_version() {
     for (_, version) in TlsVersion::WORDS {
         let required = ClientAuthentication::Required(Arc::new(world.trust()), Vec::new());
         let server = server_by(version, &world.good, required);
-        // A client that has been here would resume, and no key would sign.
+        // A client with a session would resume it, and the private key would not be used.
         let client = || client_by(version, Some(&world.good), world.trust(), Vec::new());
         meet(&client(), &server).unwrap();
         let mut impostor = ClientConfig::clone(&client());
@@ -622,7 +622,7 @@ fn peer_with_the_certificate_of_another_key_is_refused_by_each_version() {
 }
 
 #[test]
-fn versions_and_suites_are_those_of_the_parameters() {
+fn tls_versions_and_suites_match_the_parameters() {
     let world = World::new();
     let agreed = |parameters: TlsParameters, theirs: &'static SupportedProtocolVersion| {
         let tickets = SessionTickets::new().unwrap();

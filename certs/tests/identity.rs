@@ -1,9 +1,9 @@
-//! What is read of certificates, chains and keys before anybody meets.
+//! Loading of certificates, chains and keys.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test panics on an unexpected result"
 )]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
@@ -22,10 +22,10 @@ fn peer(leaf: &Leaf) -> VerifiedPeer {
 }
 
 #[test]
-fn a_store_without_a_readable_root_is_none() {
+fn store_without_readable_root_is_rejected() {
     let load = |roots: &[u8]| TrustStore::load(roots, None, Vec::new(), None, unix(0));
     assert_eq!(load(b"").unwrap_err(), TrustError::NoRoots);
-    assert_eq!(load(b"# nobody\n").unwrap_err(), TrustError::NoRoots);
+    assert_eq!(load(b"# empty\n").unwrap_err(), TrustError::NoRoots);
     let broken = pki::root("root").pem().replace("MII", "AAA");
     assert!(matches!(load(broken.as_bytes()), Err(TrustError::Roots(_))));
     let cut = pki::root("root").pem().replace("-----END", "");
@@ -33,7 +33,7 @@ fn a_store_without_a_readable_root_is_none() {
 }
 
 #[test]
-fn a_key_that_is_not_of_the_chain_is_no_identity() {
+fn private_key_that_does_not_match_the_chain_is_rejected() {
     let world = World::new();
     let other = pki::leaf(&leaf_params(OTHER, 1), &world.below, &[]);
     let load =
@@ -41,7 +41,7 @@ fn a_key_that_is_not_of_the_chain_is_no_identity() {
     let good = &world.good;
     assert_eq!(load(&good.chain, &good.key), Ok(()));
     assert_eq!(load(&good.chain, &other.key), Err(TlsError::Mismatch));
-    // The key is that of the first certificate, not of any.
+    // The key matches the first certificate only.
     assert_eq!(load(&(other.chain + &good.chain), &good.key), Err(TlsError::Mismatch));
     assert!(matches!(load("", &good.key), Err(TlsError::Chain(_))));
     assert!(matches!(load(&good.key, &good.key), Err(TlsError::Chain(_))));
@@ -50,7 +50,7 @@ fn a_key_that_is_not_of_the_chain_is_no_identity() {
 }
 
 #[test]
-fn only_a_certificate_with_one_uri_has_a_spiffe_id() {
+fn spiffe_id_requires_exactly_one_uri() {
     let root = pki::root("root");
     let leaf = |uris: &[&str]| {
         let mut params = leaf_params(WEB, 1);
@@ -63,7 +63,7 @@ fn only_a_certificate_with_one_uri_has_a_spiffe_id() {
     assert_eq!(id(&[WEB]).as_deref(), Some(WEB));
     assert_eq!(id(&[]), None);
     assert_eq!(id(&["https://example.test/"]), None);
-    // Who claims an id in any other way is no peer at all, rather than one without an id.
+    // A certificate with an invalid SPIFFE ID is rejected, and not treated as one without an ID.
     for uris in [
         &[WEB, OTHER][..],
         &[WEB, "https://example.test/"],
@@ -78,7 +78,7 @@ fn only_a_certificate_with_one_uri_has_a_spiffe_id() {
 }
 
 #[test]
-fn a_serial_number_is_written_without_the_byte_that_holds_its_sign() {
+fn serial_number_is_formatted_without_sign_byte() {
     let root = pki::root("root");
     for (serial, expected) in
         [(0xfef2_5737_2d5c_14d4, "FEF257372D5C14D4"), (0x03_a5b1, "03A5B1"), (0, "00")]

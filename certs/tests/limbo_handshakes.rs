@@ -1,14 +1,14 @@
-//! Peers of C2SP/x509-limbo meet ours: whole handshakes in which the peer shows the case's chain and has its key.
+//! Complete handshakes with the chains and keys of C2SP/x509-limbo.
 //!
-//! The peer is rustls without any check of its own, so that it shows what we would never load. The data
-//! (Apache-2.0) is read where it is present; `limbo-exceptions.txt` lists where we judge otherwise, and why.
+//! The peer is a rustls endpoint without verification, so it can present chains that weft would not load. The data
+//! (Apache-2.0) is read if present; `limbo-exceptions.txt` lists the cases with another result, and the reasons.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a test stops at what it did not expect, and says what it left out"
+    reason = "a test panics on an unexpected result and prints skipped parts"
 )]
 
 mod exceptions;
@@ -37,7 +37,7 @@ use weft_certs::tls::{self, ClientAuthentication, LoadedIdentity};
 use weft_certs::{TrustParts, TrustStore};
 use weft_model::RevocationPolicy;
 
-/// The suite says nothing of the time of most cases: then it is 2027-01-15, 08:00 UTC.
+/// Most cases of the suite have no time: then the time is 2027-01-15, 08:00 UTC.
 const NOW: u64 = pki::NOW;
 
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl TimeProvider for Clock {
     }
 }
 
-/// Whom a case asks to be verified.
+/// The role of the peer that a case verifies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Client,
@@ -66,7 +66,7 @@ struct Case {
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
     now: UnixTime,
-    /// The host name or address that the server is dialled by.
+    /// The host name or address that the client connects to.
     name: ServerName<'static>,
 }
 
@@ -82,7 +82,7 @@ fn seconds(text: &str) -> u64 {
 }
 
 impl Case {
-    /// None where no peer could have the leaf's key in TLS 1.3: the suite has none, or one of DSA.
+    /// None if no peer could have the leaf's key in TLS 1.3: the suite has no key, or a DSA key.
     fn read(case: &Value) -> Option<Self> {
         let text = |field: &str| case[field].as_str().unwrap().to_owned();
         let key = case["peer_certificate_key"].as_str()?;
@@ -126,12 +126,12 @@ impl Case {
         TrustStore::build(parts, None, self.now).map(Arc::new).map_err(|error| error.to_string())
     }
 
-    /// What the peer proves itself with, unchecked.
+    /// The certificate and key of the peer, without verification.
     fn shown(&self) -> Arc<SingleCertAndKey> {
         Arc::new(SingleCertAndKey::from(CertifiedKey::new(self.chain.clone(), self.key.clone())))
     }
 
-    /// Lets the peer meet ours.
+    /// Runs the handshake of the case.
     fn run(&self, own: &LoadedIdentity) -> Result<(), String> {
         let trust = self.trust()?;
         match self.kind {
@@ -151,7 +151,7 @@ impl Case {
         let mut server = Arc::unwrap_or_clone(server);
         server.time_provider = Arc::new(Clock(self.now));
         let result = meet(client, server, &self.name);
-        // The same, without a handshake.
+        // The same check without a handshake.
         let checked = tls::check_client(trust, &self.chain, self.now);
         assert_eq!(format!("{checked:?}"), format!("{result:?}"), "{}", self.id);
         result
@@ -170,7 +170,7 @@ impl Case {
     }
 }
 
-/// Cases without a name for the peer ask nothing of it.
+/// Cases without a peer name accept any name.
 fn name(value: &Value) -> ServerName<'static> {
     let value = value.as_str().unwrap_or("example.com").to_owned();
     value.try_into().unwrap()
@@ -182,7 +182,7 @@ fn builder() -> rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier> {
         .unwrap()
 }
 
-/// The error of ours, which is never the peer's: that one checks nothing.
+/// Returns the error of the weft endpoint; the peer has no verification and so no errors.
 fn meet(
     client: ClientConfig,
     server: ServerConfig,
@@ -199,7 +199,7 @@ fn meet(
     Ok(())
 }
 
-/// A client that takes every server.
+/// A client that accepts every server.
 #[derive(Debug)]
 struct Credulous;
 
@@ -221,7 +221,7 @@ impl ServerCertVerifier for Credulous {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        panic!("ours speak TLS 1.3 alone");
+        panic!("the weft configurations use only TLS 1.3");
     }
 
     fn verify_tls13_signature(
@@ -238,13 +238,13 @@ impl ServerCertVerifier for Credulous {
     }
 }
 
-/// All cases; none when the data is not there, which the test then says.
+/// All cases; none if the data is missing, which the test prints.
 fn cases() -> Option<Vec<Case>> {
     let beside = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/suites");
     let folder = std::env::var_os("WEFT_SUITES").map_or(beside, PathBuf::from);
     let file = folder.join("x509-limbo.json");
     if !file.exists() {
-        eprintln!("skipped: there is no {}", file.display());
+        eprintln!("skipped: {} not found", file.display());
         return None;
     }
     let suite: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
@@ -258,7 +258,7 @@ fn outcomes(cases: &[Case]) -> Vec<Outcome> {
 }
 
 #[test]
-fn peers_of_limbo_are_let_in_as_expected() {
+fn limbo_peers_have_the_expected_result() {
     let Some(cases) = cases() else { return };
     assert!(cases.len() >= 80, "{} cases", cases.len());
     let exceptions = Exceptions::read(include_str!("limbo-exceptions.txt"));

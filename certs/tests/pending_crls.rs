@@ -1,10 +1,10 @@
-//! Revocation lists of intermediates that only peers show, and intermediates that stand in a trust bundle.
+//! CRLs of intermediates that only peers present, and intermediates in the trust bundle.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test panics on an unexpected result"
 )]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
@@ -28,7 +28,7 @@ fn policy(mode: RevocationMode) -> RevocationPolicy {
 const STRICT: RevocationMode = RevocationMode::Strict;
 const SOFT: RevocationMode = RevocationMode::Soft;
 
-/// A store with this bundle and these lists.
+/// A store with this trust bundle and these CRLs.
 fn store(
     bundle: &[&Ca],
     lists: &[Vec<u8>],
@@ -50,7 +50,7 @@ fn chain(leaf: &Leaf) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_slice_iter(leaf.chain.as_bytes()).map(Result::unwrap).collect()
 }
 
-/// Whether a client is let in; else the word and the detail.
+/// The result of a client; if rejected, the fault and its detail.
 fn admits(store: &Arc<TrustStore>, leaf: &Leaf) -> Result<(), String> {
     tls::check_client(store.clone(), &chain(leaf), unix(0)).map_err(|error| {
         let (fault, detail) = fault::last(&error);
@@ -61,11 +61,11 @@ fn admits(store: &Arc<TrustStore>, leaf: &Leaf) -> Result<(), String> {
 const GOOD: Result<(), String> = Ok(());
 
 fn revoked() -> Result<(), String> {
-    Err("ClientCertCrlHit: it was revoked".into())
+    Err("ClientCertCrlHit: certificate is revoked".into())
 }
 
 fn uncovered() -> Result<(), String> {
-    Err("ClientCertCrlProcessingError: no revocation list speaks of it".into())
+    Err("ClientCertCrlProcessingError: no CRL covers the certificate".into())
 }
 
 fn member(issuer: &Ca, serial: u64, above: &[&Ca]) -> Leaf {
@@ -79,7 +79,7 @@ fn named(name: &str, serial: u64, issuer: &Ca) -> Ca {
 }
 
 #[test]
-fn list_of_an_intermediate_counts_once_a_verified_chain_brings_it() {
+fn pending_crl_is_used_once_a_verified_chain_contains_its_issuer() {
     let World { root, below, good } = World::new();
     let bad = member(&below, 7, &[&below]);
     let lists = [List::new(1, &[7]).signed_by(&below), List::new(1, &[]).signed_by(&root)];
@@ -93,16 +93,16 @@ fn list_of_an_intermediate_counts_once_a_verified_chain_brings_it() {
                 (GOOD, revoked()),
                 "{mode:?}"
             );
-            assert_eq!(store.warnings(unix(0)), Vec::<String>::new(), "it waits no longer");
+            assert_eq!(store.warnings(unix(0)), Vec::<String>::new(), "no CRL is pending");
             assert_eq!(store.revocations().unwrap().crl_infos().len(), 2);
         }
     }
 }
 
 #[test]
-fn chain_that_is_not_verified_binds_no_list() {
+fn unverified_chain_activates_no_pending_crl() {
     let World { root, below, good } = World::new();
-    // An authority of the same name, below somebody else's root of the same name, that signs a list of its own.
+    // A CA of the same name, below an untrusted root of the same name, that signs its own CRL.
     let false_root = pki::root("root");
     let false_below = named("below", 50, &false_root);
     let attacker = member(&false_below, 1, &[&false_below]);
@@ -113,18 +113,18 @@ fn chain_that_is_not_verified_binds_no_list() {
     ];
     let store = store(&[&root], &lists, STRICT, None);
     assert!(admits(&store, &attacker).is_err());
-    assert_eq!(store.warnings(unix(0)).len(), 2, "both lists still wait");
-    // With the true intermediate beside its own certificate it gets no further.
+    assert_eq!(store.warnings(unix(0)).len(), 2, "both CRLs are pending");
+    // The trusted intermediate in addition to its own certificate changes nothing.
     let mixed = Leaf { chain: attacker.chain + &below.pem(), key: String::new() };
     assert!(admits(&store, &mixed).is_err());
     assert_eq!(store.warnings(unix(0)).len(), 2);
     assert_eq!(admits(&store, &good), GOOD);
     assert_eq!(admits(&store, &member(&below, 7, &[&below])), revoked());
-    assert_eq!(store.warnings(unix(0)).len(), 1, "the foreign list waits for ever");
+    assert_eq!(store.warnings(unix(0)).len(), 1, "the untrusted CRL stays pending");
 }
 
 #[test]
-fn list_that_one_issuer_of_a_name_did_not_sign_waits_for_another_of_that_name() {
+fn pending_crl_waits_for_the_issuer_that_signed_it() {
     let root = pki::root("root");
     let issuers = [named("below", 51, &root), named("below", 52, &root), named("below", 53, &root)];
     let [one, two, three] = &issuers;
@@ -147,10 +147,10 @@ fn list_that_one_issuer_of_a_name_did_not_sign_waits_for_another_of_that_name() 
 }
 
 #[test]
-fn intermediate_in_the_bundle_beside_its_root_is_not_an_anchor() {
+fn intermediate_in_the_bundle_with_its_root_is_not_an_anchor() {
     let World { root, below, good } = World::new();
     let bad = member(&below, 7, &[&below]);
-    // A client that knows the intermediate to be known need not show it.
+    // A client may omit an intermediate that the trust bundle has.
     let bare = member(&below, 9, &[]);
     let below_list = List::new(1, &[7]).signed_by(&below);
     let with_root = |serials: &[u64]| [below_list.clone(), List::new(1, serials).signed_by(&root)];
@@ -163,16 +163,16 @@ fn intermediate_in_the_bundle_beside_its_root_is_not_an_anchor() {
         }
         let hit = store(&bundle, &with_root(&[50]), STRICT, Some(&clean));
         assert_eq!((admits(&hit, &good), admits(&hit, &bare)), (revoked(), revoked()));
-        // A connection of who did not show it ends as well.
+        // The connection of a client that omitted the intermediate is closed as well.
         let proof = tls::prove_client(clean.clone(), &chain(&bare), unix(0)).unwrap();
         assert!(hit.delta_since(&clean).invalidates(&proof));
-        // Without a list of the root nothing says that the intermediate is good.
+        // Without a CRL of the root, the status of the intermediate is unknown.
         let partial = store(&bundle, std::slice::from_ref(&below_list), STRICT, None);
         assert_eq!(admits(&partial, &good), uncovered());
         let partial = store(&bundle, std::slice::from_ref(&below_list), SOFT, None);
         assert_eq!((admits(&partial, &good), admits(&partial, &bad)), (GOOD, revoked()));
     }
-    // Alone it is where paths end, as nothing is above it.
+    // Alone in the bundle, the intermediate is an anchor.
     let alone = store(&[&below], &[below_list], STRICT, None);
     assert_eq!((admits(&alone, &good), admits(&alone, &bad)), (GOOD, revoked()));
 }
@@ -180,7 +180,7 @@ fn intermediate_in_the_bundle_beside_its_root_is_not_an_anchor() {
 #[test]
 fn self_issued_certificate_is_an_anchor_when_it_signed_itself() {
     let old = pki::root("root");
-    // With another key, and with the same one.
+    // One certificate with another key, and one with the same key.
     let rolled = named("root", 70, &old);
     let mut params = ca_params("root");
     params.serial_number = Some(71.into());
@@ -201,7 +201,7 @@ fn self_issued_certificate_is_an_anchor_when_it_signed_itself() {
 }
 
 #[test]
-fn certificates_of_a_bundle_that_sign_one_another_in_a_circle_are_anchors() {
+fn bundle_certificates_that_sign_one_another_are_anchors() {
     let one = pki::root("one");
     let two = named("two", 1, &one);
     let crossed = ca_params("one").signed_by(one.key(), &two).unwrap();
@@ -214,7 +214,7 @@ fn certificates_of_a_bundle_that_sign_one_another_in_a_circle_are_anchors() {
 }
 
 #[test]
-fn cross_signed_intermediate_is_good_on_the_way_that_is_not_revoked() {
+fn cross_signed_intermediate_is_accepted_on_the_path_without_revocation() {
     let [old, new] = ["old", "new"].map(pki::root);
     let below = named("below", 60, &old);
     let mut params = ca_params("below");
@@ -244,7 +244,7 @@ fn cross_signed_intermediate_is_good_on_the_way_that_is_not_revoked() {
 }
 
 #[test]
-fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
+fn next_crls_of_a_learned_intermediate_are_verified_on_load() {
     let World { root, below, good } = World::new();
     let clean = List::new(1, &[]).signed_by(&root);
     let lists =
@@ -254,11 +254,11 @@ fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
     let proof = tls::prove_client(first.clone(), &chain(&good), unix(0)).unwrap();
 
     let next = store(&[&root], &lists(6, &[1000]), STRICT, Some(&first));
-    assert_eq!(next.warnings(unix(0)), Vec::<String>::new(), "nothing waits");
-    assert!(next.delta_since(&first).invalidates(&proof), "its connections end");
+    assert_eq!(next.warnings(unix(0)), Vec::<String>::new(), "no CRL is pending");
+    assert!(next.delta_since(&first).invalidates(&proof), "its connections are closed");
     assert_eq!(admits(&next, &good), revoked());
 
-    // An older list, none, or a damaged one leaves the one in force.
+    // The CRL in force stays if the new one is older, missing or damaged.
     let mut damaged = lists(7, &[]);
     *damaged[0].last_mut().unwrap() ^= 1;
     for lists in [lists(4, &[]).to_vec(), damaged.to_vec()] {
@@ -266,7 +266,7 @@ fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
         assert_eq!(admits(&later, &good), revoked());
         assert!(!later.warnings(unix(0)).is_empty());
     }
-    // Also one that was never checked while its connection was made.
+    // The same applies to a CRL that was never checked while its connection was set up.
     let unlisted = store(&[&root], std::slice::from_ref(&clean), SOFT, None);
     assert_eq!(admits(&unlisted, &good), GOOD);
     let listed = store(&[&root], &lists(1, &[1000]), SOFT, Some(&unlisted));
@@ -274,7 +274,7 @@ fn next_lists_of_a_seen_intermediate_are_verified_when_they_come() {
 }
 
 #[test]
-fn intermediate_that_may_not_sign_lists_or_is_not_yet_due_binds_none() {
+fn intermediate_that_may_not_sign_crls_yet_activates_none() {
     let root = pki::root("root");
     let clean = List::new(1, &[]).signed_by(&root);
     let mut params = ca_params("below");
@@ -291,12 +291,12 @@ fn intermediate_that_may_not_sign_lists_or_is_not_yet_due_binds_none() {
     assert_eq!(admits(&store, &good), uncovered());
     let later = |leaf| tls::check_client(store.clone(), &chain(leaf), unix(HOUR)).is_ok();
     assert!(!later(&bad));
-    // The root's list, which is good for an hour, is what is missing for the other by then.
-    assert_eq!(store.warnings(unix(0)), Vec::<String>::new(), "the early list counts by then");
+    // At that time, the other certificate fails because the root's CRL, which is valid for an hour, has expired.
+    assert_eq!(store.warnings(unix(0)), Vec::<String>::new(), "the early CRL is in force by then");
 }
 
 #[test]
-fn lists_of_a_seen_intermediate_load_again_when_they_loaded_at_start() {
+fn crls_of_a_learned_intermediate_load_again() {
     const DELTA_INDICATOR: &[u8] = &[0x55, 0x1d, 0x1b];
     let root = pki::root("root");
     let mut params = ca_params("below");
@@ -318,17 +318,17 @@ fn lists_of_a_seen_intermediate_load_again_when_they_loaded_at_start() {
     let clean = [plain().signed_by(&root)];
     for mode in [STRICT, SOFT] {
         for beside in [&clean[..], &[]] {
-            check("issuer may not sign lists", &unfit, &plain(), beside, mode);
+            check("issuer may not sign CRLs", &unfit, &plain(), beside, mode);
             check("from the future", &below, &List { this_update: 60, ..plain() }, beside, mode);
             let lone = List { extensions: changes.clone(), ..plain() };
-            check("changes of a list that is not there", &below, &lone, beside, mode);
+            check("delta CRL without base CRL", &below, &lone, beside, mode);
         }
     }
     check("unreadable", &below, &unreadable, &clean, STRICT);
 }
 
 #[test]
-fn waiting_lists_are_bounded_in_number_bytes_and_entries() {
+fn pending_crls_are_limited_in_number_bytes_and_entries() {
     let World { root, below, good } = World::new();
     let stranger = pki::root("stranger");
     let foreign = List::new(1, &[1, 2, 3]).signed_by(&stranger);
@@ -337,9 +337,9 @@ fn waiting_lists_are_bounded_in_number_bytes_and_entries() {
     lists.push(List::new(1, &[]).signed_by(&root));
     let full = store(&[&root], &lists, STRICT, None);
     assert_eq!(full.warnings(unix(0)).len(), 301);
-    assert_eq!(admits(&full, &good), uncovered(), "its list is one too many");
+    assert_eq!(admits(&full, &good), uncovered(), "its CRL exceeds the limit");
 
-    // What waits takes no room from the lists of known issuers.
+    // Pending CRLs do not use up the limits of CRLs from known issuers.
     let tight = RevocationPolicy { entries_limit: 2, ..RevocationPolicy::default() };
     let lists = [foreign, List::new(1, &[7, 8]).signed_by(&root)];
     let lists: String = lists.iter().map(|list| crl_pem(list)).collect();
@@ -357,7 +357,7 @@ fn waiting_lists_are_bounded_in_number_bytes_and_entries() {
 }
 
 #[test]
-fn keys_that_are_tried_on_waiting_lists_are_bounded() {
+fn keys_tried_on_pending_crls_are_limited() {
     let root = pki::root("root");
     let [one, last] = [named("below", 51, &root), named("below", 52, &root)];
     let early = List { this_update: HOUR, ..List::new(2, &[]) }.signed_by(&last);
@@ -374,7 +374,7 @@ fn keys_that_are_tried_on_waiting_lists_are_bounded() {
 }
 
 #[test]
-fn early_list_replaces_the_older_one_once_it_is_in_force() {
+fn early_crl_replaces_the_older_one_once_in_force() {
     let World { root, below, good } = World::new();
     let clean = List { next_update: 5 * HOUR, ..List::new(1, &[]) }.signed_by(&root);
     let older = List::new(1, &[1001]).signed_by(&below);
@@ -387,7 +387,7 @@ fn early_list_replaces_the_older_one_once_it_is_in_force() {
         let held = store(&[&root], &lists, STRICT, previous);
         assert_eq!((admits(&held, &good), admits(&held, &restored)), (GOOD, revoked()));
         let later = |leaf| tls::check_client(held.clone(), &chain(leaf), unix(2 * HOUR)).is_ok();
-        assert!(later(&good), "the older list has expired, and no longer counts");
+        assert!(later(&good), "the older CRL has expired and is not used");
         assert!(later(&restored));
         assert_eq!(held.revocations().unwrap().crl_infos().len(), 2, "one of each issuer");
     }

@@ -1,19 +1,20 @@
-//! Our check of clients held against NIST's PKITS: its certificates, its revocation lists, its verdicts.
+//! The verification of clients, tested with NIST PKITS: certificates, CRLs and expected results.
 //!
-//! The suite has no keys for TLS 1.3, so each chain goes to `tls::check_client`, the check of a handshake without
-//! the handshake (`limbo_handshakes.rs` shows that they are one). The data comes with the Python package
-//! `cryptography-vectors`, by `integration/setup`. The verdict stands in the name of each last certificate;
-//! `pkits-exceptions.txt` lists the valid ones that we refuse, and why. No invalid one may be let in.
+//! The suite has no keys for TLS 1.3, so each chain goes to `tls::check_client`, the verification of a handshake
+//! without the handshake (`limbo_handshakes.rs` tests that both are the same). The data is in the Python package
+//! `cryptography-vectors`, which `integration/setup` installs. The name of each end certificate contains the expected
+//! result; `pkits-exceptions.txt` lists the valid certificates that weft rejects, and the reasons. Every invalid
+//! certificate must be rejected.
 //!
-//! A refusal alone shows little: a chain that is refused for its path says nothing of lists, and the reverse. So
-//! each is judged by its path alone too, and where lists alone are at fault, the reason is compared.
+//! A chain that is rejected for its path does not test CRLs, and the reverse. Therefore each chain is also verified
+//! without CRLs, and if only the CRLs forbid it, the reason is compared.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
-    reason = "a test stops at what it did not expect, and says what it left out"
+    reason = "a test panics on an unexpected result and prints skipped parts"
 )]
 
 mod exceptions;
@@ -33,7 +34,7 @@ use x509_parser::prelude::FromDer;
 use x509_parser::revocation_list::CertificateRevocationList;
 use x509_parser::x509::X509Name;
 
-/// How many tests have a verdict in their name.
+/// The number of tests with an expected result in their name.
 const TESTS: usize = 203;
 
 /// 2011-04-15, 12:00 UTC: the day of this edition of the suite.
@@ -41,15 +42,15 @@ fn now() -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(1_302_868_800))
 }
 
-/// A certificate or list of the suite.
+/// A certificate or CRL of the suite.
 struct File {
-    /// Without its suffix.
+    /// The file name without its suffix.
     name: String,
     der: Vec<u8>,
     issuer: String,
-    /// A certificate's; none for a list.
+    /// The fields of a certificate; none for a CRL.
     subject: Option<String>,
-    /// Whom a certificate names as issuers of its lists.
+    /// The CRL issuers that a certificate names.
     list_issuers: Vec<String>,
 }
 
@@ -61,8 +62,8 @@ struct Suite {
     lists: Vec<File>,
 }
 
-/// A name such that those that RFC 5280, section 7.1, calls equal are equal: the suite's own pairing of
-/// certificates does not depend on how we compare names.
+/// A normalized name: names that are equal by RFC 5280, section 7.1, are equal. The pairing of certificates in this
+/// test does not depend on weft's comparison.
 fn folded(name: &X509Name<'_>) -> String {
     let text = name.to_string().to_lowercase();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -119,7 +120,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The folder of the data; none when it is not there, which the test then says.
+/// The folder of the data; none if it is missing, which the test prints.
 fn data() -> Option<PathBuf> {
     let test = std::env::current_exe().unwrap();
     let target = test.ancestors().nth(3).unwrap();
@@ -128,7 +129,7 @@ fn data() -> Option<PathBuf> {
     let within = "site-packages/cryptography_vectors/x509/PKITS_data";
     let found = versions.map(|version| version.unwrap().path().join(within)).find(|p| p.exists());
     if found.is_none() {
-        eprintln!("skipped: there is no cryptography_vectors in {}", library.display());
+        eprintln!("skipped: cryptography_vectors not found in {}", library.display());
     }
     found
 }
@@ -151,7 +152,7 @@ impl Suite {
         Some(Self { anchor: anchor.unwrap(), authorities, leaves, lists })
     }
 
-    /// All certificates that may stand between the anchor and the leaf: those that an issuer's name leads to.
+    /// All certificates that may be between the anchor and the leaf, found by issuer name.
     fn above(&self, leaf: &File) -> Vec<&File> {
         let mut wanted: BTreeSet<&str> = BTreeSet::from([leaf.issuer.as_str()]);
         wanted.extend(leaf.list_issuers.iter().map(String::as_str));
@@ -173,8 +174,8 @@ impl Suite {
         }
     }
 
-    /// The lists of the anchor and of all these, and those that bear the file name of one of these, whosever
-    /// they are.
+    /// The CRLs of the anchor and of all these CAs, and CRLs with the file name of one of these, whatever their
+    /// issuer.
     fn crls_of(&self, leaf: &File, above: &[&File]) -> Vec<&File> {
         let names = || std::iter::once(&self.anchor).chain(above.iter().copied());
         let is_theirs = |list: &&File| {
@@ -189,7 +190,7 @@ impl Suite {
 
     fn check(&self, leaf: &File, judging: Judging) -> Result<(), String> {
         let above = self.above(leaf);
-        // The certificates stand beside the lists, so that the lists of intermediates count.
+        // The certificates are in the same file as the CRLs, so the CRLs of intermediates can be verified.
         let lists = self.crls_of(leaf, &above);
         let lists: String = lists.iter().chain(&above).map(|file| file.pem()).collect();
         let lists = (judging == Judging::Lists).then_some(lists);
@@ -204,7 +205,7 @@ impl Suite {
     ) -> Result<(), String> {
         let (roots, revocations) = (self.anchor.pem(), lists.map(str::as_bytes));
         let parts = TrustParts { roots: roots.as_bytes(), revocations, names: Vec::new(), policy };
-        // Lists that are refused when they come let nobody in.
+        // CRLs that are rejected on load reject every client.
         let trust = TrustStore::build(parts, None, now()).map_err(|error| error.to_string())?;
         let chain: Vec<_> = std::iter::once(leaf)
             .chain(self.above(leaf))
@@ -213,7 +214,7 @@ impl Suite {
         tls::check_client(Arc::new(trust), &chain, now()).map_err(|error| format!("{error:?}"))
     }
 
-    /// What becomes of each test whose name holds a verdict.
+    /// The results of all tests with an expected result in their name.
     fn outcomes(&self, judging: Judging) -> Vec<Outcome> {
         let mut outcomes = Vec::new();
         for leaf in &self.leaves {
@@ -223,7 +224,7 @@ impl Suite {
                 valid if valid.starts_with("Valid") => Verdict::Accepted,
                 _ if judging == Judging::Path && path_is_good => Verdict::Accepted,
                 invalid if invalid.starts_with("Invalid") => Verdict::Refused,
-                // The verdict depends on the policies that the user asks for.
+                // The expected result depends on the policies that the user selects.
                 _ => continue,
             };
             let id = format!("{}/{name}", judging.name());
@@ -237,12 +238,12 @@ impl Suite {
     }
 }
 
-/// By what a chain is judged.
+/// How a chain is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Judging {
-    /// By the path alone: so that what is wrong with it is not hidden by what is wrong with lists.
+    /// By the path only, so CRL faults cannot hide path faults.
     Path,
-    /// By the path and by the lists, strictly.
+    /// By the path and the CRLs in strict mode.
     Lists,
 }
 
@@ -255,64 +256,64 @@ impl Judging {
     }
 }
 
-/// The tests whose path is good and whose lists forbid them, with a part of our reason.
+/// The tests with a valid path that CRLs forbid, with a part of the expected reason.
 const LISTS: &[(&str, &str)] = &[
-    ("InvalidBadCRLIssuerNameTest5", "no revocation list speaks of it"),
-    ("InvalidBadCRLSignatureTest4", "no revocation list speaks of it"),
-    ("InvalidBasicSelfIssuedCRLSigningKeyTest7", "its issuer is no authority"),
+    ("InvalidBadCRLIssuerNameTest5", "no CRL covers the certificate"),
+    ("InvalidBadCRLSignatureTest4", "no CRL covers the certificate"),
+    ("InvalidBasicSelfIssuedCRLSigningKeyTest7", "issuer is not a CA"),
     ("InvalidBasicSelfIssuedNewWithOldTest5", "Revoked"),
     ("InvalidBasicSelfIssuedOldWithNewTest2", "Revoked"),
-    ("InvalidIDPwithindirectCRLTest23", "indirect lists are not supported"),
-    ("InvalidIDPwithindirectCRLTest26", "no revocation list speaks of it"),
+    ("InvalidIDPwithindirectCRLTest23", "indirect CRLs are not supported"),
+    ("InvalidIDPwithindirectCRLTest26", "no CRL covers the certificate"),
     ("InvalidLongSerialNumberTest18", "Revoked"),
-    ("InvalidMissingCRLTest1", "no revocation list speaks of it"),
+    ("InvalidMissingCRLTest1", "no CRL covers the certificate"),
     ("InvalidNegativeSerialNumberTest15", "Revoked"),
-    ("InvalidOldCRLnextUpdateTest11", "its revocation list has expired"),
+    ("InvalidOldCRLnextUpdateTest11", "CRL has expired"),
     ("InvalidRevokedCATest2", "Revoked"),
     ("InvalidRevokedEETest3", "Revoked"),
-    ("InvalidSeparateCertificateandCRLKeysTest20", "its issuer is no authority"),
-    ("InvalidSeparateCertificateandCRLKeysTest21", "its issuer is no authority"),
-    ("InvalidUnknownCRLEntryExtensionTest8", "a critical extension"),
-    ("InvalidUnknownCRLExtensionTest10", "a critical extension"),
-    ("InvalidUnknownCRLExtensionTest9", "a critical extension"),
-    ("InvalidWrongCRLTest6", "no revocation list speaks of it"),
-    ("InvalidcRLIssuerTest27", "no revocation list speaks of it"),
-    ("InvalidcRLIssuerTest31", "indirect lists are not supported"),
-    ("InvalidcRLIssuerTest32", "indirect lists are not supported"),
-    ("InvalidcRLIssuerTest34", "indirect lists are not supported"),
-    ("InvalidcRLIssuerTest35", "indirect lists are not supported"),
-    ("InvaliddeltaCRLIndicatorNoBaseTest1", "it changes list number 1"),
-    ("InvaliddeltaCRLTest10", "it changes list number 2"),
+    ("InvalidSeparateCertificateandCRLKeysTest20", "issuer is not a CA"),
+    ("InvalidSeparateCertificateandCRLKeysTest21", "issuer is not a CA"),
+    ("InvalidUnknownCRLEntryExtensionTest8", "unsupported critical extension"),
+    ("InvalidUnknownCRLExtensionTest10", "unsupported critical extension"),
+    ("InvalidUnknownCRLExtensionTest9", "unsupported critical extension"),
+    ("InvalidWrongCRLTest6", "no CRL covers the certificate"),
+    ("InvalidcRLIssuerTest27", "no CRL covers the certificate"),
+    ("InvalidcRLIssuerTest31", "indirect CRLs are not supported"),
+    ("InvalidcRLIssuerTest32", "indirect CRLs are not supported"),
+    ("InvalidcRLIssuerTest34", "indirect CRLs are not supported"),
+    ("InvalidcRLIssuerTest35", "indirect CRLs are not supported"),
+    ("InvaliddeltaCRLIndicatorNoBaseTest1", "delta CRL without its base CRL: number 1"),
+    ("InvaliddeltaCRLTest10", "delta CRL without its base CRL: number 2"),
     ("InvaliddeltaCRLTest3", "Revoked"),
     ("InvaliddeltaCRLTest4", "Revoked"),
     ("InvaliddeltaCRLTest6", "Revoked"),
     ("InvaliddeltaCRLTest9", "Revoked"),
     ("InvaliddistributionPointTest2", "Revoked"),
-    ("InvaliddistributionPointTest3", "no revocation list speaks of it"),
+    ("InvaliddistributionPointTest3", "no CRL covers the certificate"),
     ("InvaliddistributionPointTest6", "no full name"),
     ("InvaliddistributionPointTest8", "no full name"),
     ("InvaliddistributionPointTest9", "no full name"),
-    ("InvalidkeyUsageCriticalcRLSignFalseTest4", "not for signing lists"),
-    ("InvalidkeyUsageNotCriticalcRLSignFalseTest5", "not for signing lists"),
-    ("InvalidonlyContainsAttributeCertsTest14", "its distribution point"),
-    ("InvalidonlyContainsCACertsTest12", "no revocation list speaks of it"),
+    ("InvalidkeyUsageCriticalcRLSignFalseTest4", "does not allow CRL signing"),
+    ("InvalidkeyUsageNotCriticalcRLSignFalseTest5", "does not allow CRL signing"),
+    ("InvalidonlyContainsAttributeCertsTest14", "distribution point"),
+    ("InvalidonlyContainsCACertsTest12", "no CRL covers the certificate"),
     ("InvalidonlySomeReasonsTest15", "for some reasons only"),
     ("InvalidonlySomeReasonsTest16", "for some reasons only"),
     ("InvalidonlySomeReasonsTest17", "for some reasons only"),
     ("InvalidonlySomeReasonsTest20", "for some reasons only"),
     ("InvalidonlySomeReasonsTest21", "for some reasons only"),
-    ("Invalidpre2000CRLnextUpdateTest12", "its revocation list has expired"),
+    ("Invalidpre2000CRLnextUpdateTest12", "CRL has expired"),
 ];
 
-/// What is refused here and need not be.
+/// The valid chains that weft rejects.
 fn exceptions() -> Exceptions {
     let file = include_str!("pkits-exceptions.txt");
-    assert!(!file.contains("| accepted |"), "no acceptance is argued away");
+    assert!(!file.contains("| accepted |"), "exceptions may only reject");
     Exceptions::read(file)
 }
 
 #[test]
-fn a_path_of_pkits_is_judged_as_expected() {
+fn pkits_paths_have_the_expected_result() {
     let Some(suite) = Suite::read() else { return };
     let outcomes = suite.outcomes(Judging::Path);
     assert_eq!(outcomes.len(), TESTS);
@@ -320,7 +321,7 @@ fn a_path_of_pkits_is_judged_as_expected() {
 }
 
 #[test]
-fn a_path_of_pkits_with_its_lists_is_judged_as_expected() {
+fn pkits_paths_with_crls_have_the_expected_result() {
     let Some(suite) = Suite::read() else { return };
     let outcomes = suite.outcomes(Judging::Lists);
     assert_eq!(outcomes.len(), TESTS);
@@ -328,18 +329,18 @@ fn a_path_of_pkits_with_its_lists_is_judged_as_expected() {
 }
 
 #[test]
-fn what_the_lists_of_pkits_forbid_is_refused_for_its_reason() {
+fn pkits_crl_rejections_have_the_expected_reason() {
     let Some(suite) = Suite::read() else { return };
     for (test, reason) in LISTS {
         let cause = suite.check(suite.leaf(test), Judging::Lists).unwrap_err();
-        assert!(cause.contains(reason), "{test}: {cause:?} does not say {reason:?}");
+        assert!(cause.contains(reason), "{test}: {cause:?} does not contain {reason:?}");
     }
 }
 
-/// 4.4.2: the list of the revoked authority itself is none that we take, since a root did not sign its issuer;
-/// without it, an indulgent policy lets the leaf pass, and the authority must not.
+/// 4.4.2: the CRL of the revoked CA itself is not accepted, since no root signed its issuer. Without it, a soft
+/// policy accepts the leaf, but must reject the revoked CA.
 #[test]
-fn an_authority_of_pkits_that_is_revoked_lets_nobody_in() {
+fn pkits_leaf_below_a_revoked_ca_is_rejected() {
     let Some(suite) = Suite::read() else { return };
     let leaf = suite.leaf("InvalidRevokedCATest2");
     let soft = RevocationPolicy { mode: RevocationMode::Soft, ..RevocationPolicy::default() };

@@ -1,9 +1,9 @@
-//! What a proof rests on, and what ends it.
+//! The links of a proof, and the trust changes that invalidate it.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test panics on an unexpected result"
 )]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
@@ -33,7 +33,7 @@ fn store(bundle: &[&Ca], previous: Option<&Arc<TrustStore>>) -> Arc<TrustStore> 
     Arc::new(TrustStore::load(bundle.as_bytes(), None, Vec::new(), previous, unix(0)).unwrap())
 }
 
-/// A store whose lists decide strictly.
+/// A store with the strict revocation policy.
 fn listed(
     bundle: &[&Ca],
     lists: &[Vec<u8>],
@@ -47,7 +47,7 @@ fn listed(
     Arc::new(TrustStore::load(bundle, lists, Vec::new(), previous, unix(0)).unwrap())
 }
 
-/// An intermediate "below" with this serial number that ends so many seconds from now.
+/// An intermediate "below" with this serial number, which expires after `ends` seconds.
 fn below(serial: u64, ends: i64, issuer: &Ca) -> Ca {
     let mut params = ca_params("below");
     params.serial_number = Some(serial.into());
@@ -56,7 +56,7 @@ fn below(serial: u64, ends: i64, issuer: &Ca) -> Ca {
 }
 
 #[test]
-fn a_proof_ends_with_what_is_revoked_of_its_way_and_with_nothing_else() {
+fn proof_is_invalidated_only_by_revocations_on_its_path() {
     let world = World::new();
     let beside = intermediate(ca_params("beside"), &world.root);
     let shown = [world.good.chain.as_str(), &beside.pem(), &world.root.pem()].concat();
@@ -68,19 +68,19 @@ fn a_proof_ends_with_what_is_revoked_of_its_way_and_with_nothing_else() {
         let now = world.listed(Some(&lists[0]), Some(&lists[1]));
         let withdrawn = now.delta_since(&before);
         assert_eq!(withdrawn.invalidates(&proof), expected, "{below:?}, {root:?}");
-        // What was revoked before is not withdrawn again.
+        // Earlier revocations are not part of the delta.
         let later = world.listed(Some(&List::new(3, below)), Some(&List::new(3, root)));
         assert!(later.delta_since(&now).is_empty(), "{below:?}, {root:?}");
     };
     check(&[1000], &[], true);
     check(&[], &[50], true);
     check(&[1001, 999], &[51], false);
-    // The numbers of others: those that the root has given, and those of the one below it.
+    // Serial numbers of other certificates: those of the root, and those of the intermediate below.
     check(&[50], &[1000], false);
 }
 
 #[test]
-fn certificates_beside_the_way_do_not_count_in_whatever_order_they_are_shown() {
+fn certificates_outside_the_path_are_not_part_of_the_proof() {
     let top = root("root");
     let mut params = ca_params("beside");
     params.serial_number = Some(7.into());
@@ -101,7 +101,7 @@ fn certificates_beside_the_way_do_not_count_in_whatever_order_they_are_shown() {
 }
 
 #[test]
-fn a_proof_ends_with_the_first_of_its_certificates() {
+fn proof_expires_with_its_first_certificate() {
     let top = root("root");
     let mut params = ca_params("below");
     params.not_after = at(HOUR);
@@ -112,7 +112,7 @@ fn a_proof_ends_with_the_first_of_its_certificates() {
 }
 
 #[test]
-fn expired_intermediate_does_not_end_the_proof_of_its_renewal() {
+fn expired_intermediate_does_not_shorten_the_proof_of_its_renewal() {
     let top = root("root");
     let [expired, renewed] = [below(50, -HOUR, &top), below(51, HOUR, &top)];
     let good = leaf(&leaf_params(WEB, 1), &renewed, &[]).chain;
@@ -128,7 +128,7 @@ fn expired_intermediate_does_not_end_the_proof_of_its_renewal() {
 }
 
 #[test]
-fn revoked_intermediate_does_not_end_the_proof_of_another_with_its_name() {
+fn revoked_intermediate_does_not_invalidate_another_of_the_same_name() {
     let top = root("root");
     let [old, new] = [below(50, HOUR, &top), below(51, HOUR, &top)];
     let lists = |number, revoked: &[u64]| {
@@ -154,7 +154,7 @@ fn revoked_intermediate_does_not_end_the_proof_of_another_with_its_name() {
 }
 
 #[test]
-fn forged_certificate_that_a_client_shows_does_not_lengthen_its_proof() {
+fn forged_certificate_does_not_extend_the_proof() {
     let [top, false_top] = [root("root"), root("root")];
     let [short, forged] = [below(50, HOUR / 2, &top), below(50, 20 * HOUR, &false_top)];
     let trust = store(&[&top], None);
@@ -179,7 +179,7 @@ fn intermediate_that_becomes_an_anchor_or_was_one_keeps_its_connections() {
     assert!(!both.delta_since(&alone).invalidates(&by_anchor));
     let withdrawn = alone.delta_since(&both);
     assert!(!withdrawn.invalidates(&by_root) && withdrawn.invalidates(&by_another));
-    // Later stores decide about both, whatever the bundle was when the connection began.
+    // The current stores decide, whatever the trust bundle was when the connection was opened.
     let root_alone = store(&[&top], Some(&both));
     let withdrawn = root_alone.delta_since(&both);
     assert!(withdrawn.invalidates(&by_anchor), "a client may not have shown the intermediate");
@@ -189,7 +189,7 @@ fn intermediate_that_becomes_an_anchor_or_was_one_keeps_its_connections() {
 }
 
 #[test]
-fn former_anchor_that_is_not_valid_below_its_root_loses_its_connections() {
+fn former_anchor_that_is_invalid_below_its_root_loses_its_connections() {
     let top = root("root");
     let mut params = ca_params("root");
     let permitted_subtrees = vec![GeneralSubtree::DnsName("server.test".into())];
@@ -209,7 +209,7 @@ fn former_anchor_that_is_not_valid_below_its_root_loses_its_connections() {
 }
 
 #[test]
-fn former_anchor_that_its_root_revokes_loses_its_connections() {
+fn former_anchor_revoked_by_its_root_loses_its_connections() {
     let World { root, below, good } = World::new();
     let own = List::new(1, &[]).signed_by(&below);
     let lists =
@@ -219,21 +219,21 @@ fn former_anchor_that_its_root_revokes_loses_its_connections() {
     let both = [&root, &below];
     let ends = |new: &TrustStore, old: &TrustStore| new.delta_since(old).invalidates(&proof);
     assert!(ends(&listed(&both, &lists(1, &[50]), Some(&alone)), &alone), "at once");
-    assert!(ends(&listed(&both, std::slice::from_ref(&own), Some(&alone)), &alone), "no list");
+    assert!(ends(&listed(&both, std::slice::from_ref(&own), Some(&alone)), &alone), "no CRL");
     let clean = listed(&both, &lists(1, &[]), Some(&alone));
     assert!(!ends(&clean, &alone));
     assert!(ends(&listed(&both, &lists(2, &[50]), Some(&clean)), &clean), "later");
 }
 
 #[test]
-fn roots_of_one_name_are_told_apart() {
+fn roots_with_one_name_are_distinguished() {
     let (old, new) = (root("root"), root("root"));
     let both = store(&[&old, &new], None);
     let proof = |ca: &Ca| prove(&leaf(&leaf_params(WEB, 1), ca, &[]).chain, &both).unwrap();
     let later = store(&[&new], Some(&both));
     let withdrawn = later.delta_since(&both);
     assert!(withdrawn.invalidates(&proof(&old)) && !withdrawn.invalidates(&proof(&new)));
-    // The other way round nothing is taken back, and who replaces whom is known.
+    // In the other direction nothing is revoked, and the versions are ordered.
     assert!(both.delta_since(&later).is_empty());
     let (before, after) = (both.version(), later.version());
     assert_eq!((before.lineage, before.generation + 1), (after.lineage, after.generation));
@@ -241,7 +241,7 @@ fn roots_of_one_name_are_told_apart() {
 }
 
 #[test]
-fn what_is_no_certificate_proves_nothing() {
+fn truncated_certificate_yields_no_proof() {
     let top = root("root");
     let trust = store(&[&top], None);
     let good = chain(&leaf(&leaf_params(WEB, 1), &top, &[]).chain);

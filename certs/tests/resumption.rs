@@ -1,9 +1,9 @@
-//! Sessions that are resumed: what was true when they began is asked once more.
+//! Resumed sessions are verified again.
 
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test panics on an unexpected result"
 )]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
@@ -21,7 +21,7 @@ use weft_certs::fault::{PeerFault, last};
 use weft_certs::tls::{ClientAuthentication, ClientTls, LoadedIdentity, ServerTls, SessionTickets};
 use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
-/// The moment of the tests.
+/// The time of the tests.
 #[derive(Debug)]
 struct Now;
 
@@ -39,7 +39,7 @@ fn required(trust: TrustStore) -> ClientAuthentication {
     ClientAuthentication::Required(Arc::new(trust), Vec::new())
 }
 
-/// Who meets, and by which version.
+/// The certificates and the TLS version of a test.
 type Setting<'a> = (&'a World, TlsVersion);
 
 fn only(version: TlsVersion) -> TlsParameters {
@@ -70,7 +70,7 @@ fn client((world, version): Setting<'_>, own: Option<&Leaf>) -> (ClientTls, Arc<
     (client, Arc::new(config))
 }
 
-/// The client and the server after their handshake, and after what the server has to say then.
+/// Runs a handshake, delivers the session tickets, and returns the client and the server.
 fn meet(client: &Arc<ClientConfig>, server: &ServerTls, name: &str) -> (Connection, Connection) {
     let mut config = ServerConfig::clone(server.config());
     config.time_provider = Arc::new(Now);
@@ -85,7 +85,7 @@ fn meet(client: &Arc<ClientConfig>, server: &ServerTls, name: &str) -> (Connecti
     (client, server)
 }
 
-/// What `then` says of a client whose session began with `first`, at a time in seconds from now.
+/// The result at server `then` of a client whose session began at server `first`, at a time in seconds from now.
 fn returns(
     world: Setting<'_>,
     first: &ServerTls,
@@ -113,7 +113,7 @@ fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
             assert_eq!(far.handshake_kind(), Some(kind));
             let shown = server.client(&far, unix(0)).unwrap().unwrap();
             let proved = server.proof(shown, unix(0)).unwrap();
-            // Both show the same chain.
+            // Both present the same chain.
             let of_server = client.proof(near.peer_certificates().unwrap(), unix(0)).unwrap();
             assert_eq!(proved, of_server);
             proved
@@ -124,7 +124,7 @@ fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
 }
 
 #[test]
-fn who_returns_is_checked_by_what_holds_then() {
+fn resumed_client_is_verified_again() {
     by_each_version(|version| {
         let world = World::new();
         let check = |name: &str, clients, seconds, expected: Result<bool, PeerFault>| {
@@ -141,7 +141,7 @@ fn who_returns_is_checked_by_what_holds_then() {
         check("others were revoked", lists(&[999], &[49]), 0, Ok(true));
         check("the leaf was revoked", lists(&[1000], &[]), 0, Err(PeerFault::CrlHit));
         check("its authority was revoked", lists(&[], &[50]), 0, Err(PeerFault::CrlHit));
-        check("a list has expired", lists(&[], &[]), 2 * HOUR, Err(PeerFault::CrlProcessingError));
+        check("a CRL has expired", lists(&[], &[]), 2 * HOUR, Err(PeerFault::CrlProcessingError));
         check("the leaf has expired", required(world.trust()), 25 * HOUR, Err(PeerFault::Expired));
         let other = World::new();
         check("the root was changed", required(other.trust()), 0, Err(PeerFault::Untrusted));
@@ -157,7 +157,7 @@ fn who_returns_is_checked_by_what_holds_then() {
 }
 
 #[test]
-fn who_is_refused_may_show_a_new_certificate() {
+fn client_rejected_on_resumption_can_present_a_new_certificate() {
     by_each_version(|version| {
         let world = World::new();
         let tickets = SessionTickets::new().unwrap();
@@ -176,7 +176,7 @@ fn who_is_refused_may_show_a_new_certificate() {
 }
 
 #[test]
-fn who_showed_nothing_proves_nothing_where_it_must() {
+fn resumed_session_without_certificate_is_rejected_if_one_is_required() {
     by_each_version(|version| {
         let world = World::new();
         let tickets = SessionTickets::new().unwrap();
@@ -205,7 +205,7 @@ fn who_showed_nothing_proves_nothing_where_it_must() {
 }
 
 #[test]
-fn a_session_is_of_one_listener_and_one_name() {
+fn session_is_resumed_only_for_the_same_listener_and_name() {
     by_each_version(|version| {
         let world = World::new();
         let (_, config) = client((&world, version), Some(&world.good));
@@ -218,14 +218,14 @@ fn a_session_is_of_one_listener_and_one_name() {
         assert_eq!(kind(&own, "server.test"), Some(Resumed));
         assert_eq!(kind(&own, "other.test"), Some(Full), "another name");
         assert_eq!(kind(&other, "server.test"), Some(Full), "another listener");
-        // Each of ours has an identity and sessions of its own.
+        // Each client configuration has an identity and a session cache of its own.
         let (_, elsewhere) = client((&world, version), Some(&world.good));
         assert_eq!(meet(&elsewhere, &own, "server.test").1.handshake_kind(), Some(Full));
     });
 }
 
 #[test]
-fn a_server_that_is_met_again_is_checked_by_the_time() {
+fn resumed_server_is_verified_again() {
     by_each_version(|version| {
         let world = World::new();
         let tickets = SessionTickets::new().unwrap();
@@ -248,7 +248,7 @@ fn a_server_that_is_met_again_is_checked_by_the_time() {
 }
 
 #[test]
-fn session_of_one_version_is_not_resumed_by_the_other() {
+fn session_of_one_tls_version_is_not_resumed_in_another() {
     let world = World::new();
     let tickets = SessionTickets::new().unwrap();
     let both = |version| server((&world, version), required(world.trust()), &tickets);

@@ -1,10 +1,10 @@
-//! What a revocation list may say, who may say it, and which of several lists counts.
+//! CRLs: accepted contents, accepted signers, and precedence.
 
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
-    reason = "a test stops at what it did not expect"
+    reason = "a test panics on an unexpected result"
 )]
 
 #[allow(dead_code, reason = "each test file uses a part of it")]
@@ -38,7 +38,7 @@ fn load(bytes: &[u8], roots: &[&Ca], previous: Option<&CrlIndex>) -> Result<CrlI
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
-/// What `index` knows of the leaf that `ca` gave this number.
+/// The status in `index` of the leaf with this serial number that `ca` signed.
 fn status(index: &CrlIndex, ca: &Ca, serial: u64) -> RevocationStatus {
     status_of(index, ca, &pki::integer(serial), CertificateRole::Leaf, unix(0))
 }
@@ -67,16 +67,16 @@ fn set(lists: &[Vec<u8>]) -> String {
     lists.iter().map(|list| crl_pem(list)).collect()
 }
 
-/// Asserts that `bytes` are refused and that the message says `reason`.
+/// Asserts that `bytes` are rejected with a message that contains `reason`.
 fn refused(bytes: &[u8], roots: &[&Ca], reason: &str) {
     match load(bytes, roots, None) {
         Ok(index) => panic!("{index:?} was accepted; expected {reason:?}"),
-        Err(error) => assert!(error.contains(reason), "{error:?} does not say {reason:?}"),
+        Err(error) => assert!(error.contains(reason), "{error:?} does not contain {reason:?}"),
     }
 }
 
 #[test]
-fn the_lists_of_our_own_authority_speak_for_its_root_and_its_intermediate() {
+fn crls_of_a_weft_ca_cover_its_root_and_intermediate() {
     let files = Authority::create("mesh.test", pki::now()).unwrap();
     let root = CertificateDer::from_pem_slice(files.root_certificate.as_bytes()).unwrap();
     let below = CertificateDer::from_pem_slice(files.intermediate_certificate.as_bytes()).unwrap();
@@ -107,11 +107,11 @@ fn the_lists_of_our_own_authority_speak_for_its_root_and_its_intermediate() {
     check(&below, &[0x0a, 0x0b], CertificateRole::Leaf, RevocationStatus::Revoked);
     check(&below, &[0x0a, 0x0c], CertificateRole::Leaf, RevocationStatus::Good);
     check(&root, &[0x0a, 0x0b], CertificateRole::Authority, RevocationStatus::Good);
-    check(b"somebody else", &[0x0a, 0x0b], CertificateRole::Leaf, RevocationStatus::Unknown);
+    check(b"other issuer", &[0x0a, 0x0b], CertificateRole::Leaf, RevocationStatus::Unknown);
 }
 
 #[test]
-fn of_the_lists_in_a_set_the_newest_counts_wherever_it_stands() {
+fn newest_crl_of_a_file_is_used_in_any_order() {
     let ca = pki::root("root");
     let older = List::new(1, &[7]).signed_by(&ca);
     let newer = List::new(2, &[8]).signed_by(&ca);
@@ -119,12 +119,12 @@ fn of_the_lists_in_a_set_the_newest_counts_wherever_it_stands() {
         let index = load(set(&order).as_bytes(), &[&ca], None).unwrap();
         assert_eq!(status(&index, &ca, 7), RevocationStatus::Good);
         assert_eq!(status(&index, &ca, 8), RevocationStatus::Revoked);
-        assert!(index.warnings()[0].contains("the newer one counts"), "{:?}", index.warnings());
+        assert!(index.warnings()[0].contains("the newer one is used"), "{:?}", index.warnings());
     }
 }
 
 #[test]
-fn the_number_of_a_list_counts_before_its_date() {
+fn crl_number_takes_precedence_over_date() {
     let ca = pki::root("root");
     let list = |number, this_update, serial| {
         List { this_update, ..List::new(number, &[serial]) }.signed_by(&ca)
@@ -140,7 +140,7 @@ fn the_number_of_a_list_counts_before_its_date() {
 }
 
 #[test]
-fn an_older_push_leaves_the_list_in_force_and_says_so() {
+fn older_crl_does_not_replace_the_one_in_force_and_is_reported() {
     let (one, two) = (pki::root("one"), pki::root("two"));
     let roots = [&one, &two];
     let push = |number_one, number_two, previous: Option<&CrlIndex>| {
@@ -152,19 +152,19 @@ fn an_older_push_leaves_the_list_in_force_and_says_so() {
     };
     let first = push(5, 5, None);
     let second = push(4, 6, Some(&first));
-    assert_eq!(status(&second, &one, 5), RevocationStatus::Revoked, "the list in force stays");
-    assert_eq!(status(&second, &one, 4), RevocationStatus::Good, "the older one does not count");
+    assert_eq!(status(&second, &one, 5), RevocationStatus::Revoked, "the CRL in force stays");
+    assert_eq!(status(&second, &one, 4), RevocationStatus::Good, "the older CRL is not used");
     assert_eq!(status(&second, &two, 6), RevocationStatus::Revoked, "the newer one replaces it");
     assert_eq!(status(&second, &two, 5), RevocationStatus::Good);
     assert_eq!(second.warnings().len(), 1);
     assert!(second.warnings()[0].contains("one\" is older than the one in force, which stays"));
 
     let third = push(5, 6, Some(&second));
-    assert_eq!(third.warnings(), &[] as &[String], "the same lists again are no surprise");
+    assert_eq!(third.warnings(), &[] as &[String], "loading the same CRLs again causes no warning");
 }
 
 #[test]
-fn a_list_that_is_pushed_no_more_is_held_no_more() {
+fn removed_crl_is_dropped() {
     let (one, two) = (pki::root("one"), pki::root("two"));
     let lists = [List::new(1, &[7]).signed_by(&one), List::new(1, &[7]).signed_by(&two)];
     let first = load(set(&lists).as_bytes(), &[&one, &two], None).unwrap();
@@ -174,7 +174,7 @@ fn a_list_that_is_pushed_no_more_is_held_no_more() {
 }
 
 #[test]
-fn the_lists_of_an_authority_do_not_hide_those_of_its_successor_of_the_same_name() {
+fn crls_of_two_cas_with_one_name_are_kept_apart() {
     let (old, new) = (pki::root("root"), pki::root("root"));
     let held = List::new(90, &[7]).signed_by(&old);
     let fresh = List::new(1, &[8]).signed_by(&new);
@@ -190,26 +190,26 @@ fn the_lists_of_an_authority_do_not_hide_those_of_its_successor_of_the_same_name
 }
 
 #[test]
-fn list_that_no_trusted_issuer_signed_proves_nothing_and_is_reported() {
+fn crl_without_a_trusted_signer_is_not_used_and_is_reported() {
     let (ca, same_name, stranger) = (pki::root("root"), pki::root("root"), pki::root("stranger"));
     let list = List::new(1, &[7]);
-    waits(&list.signed_by(&same_name), &[&ca], "its signature is not by \"root\"");
-    waits(&list.signed_as(ca.der(), &stranger), &[&ca], "its signature is not by \"root\"");
-    waits(&list.signed_by(&stranger), &[&ca], "its issuer \"stranger\" is not in the trust bundle");
-    waits(&list.signed_by(&ca), &[], "its issuer \"root\" is not in the trust bundle");
+    waits(&list.signed_by(&same_name), &[&ca], "CRL is not signed by \"root\"");
+    waits(&list.signed_as(ca.der(), &stranger), &[&ca], "CRL is not signed by \"root\"");
+    waits(&list.signed_by(&stranger), &[&ca], "issuer \"stranger\" is not in the trust bundle");
+    waits(&list.signed_by(&ca), &[], "issuer \"root\" is not in the trust bundle");
 }
 
-/// Asserts that a list is taken, is reported with `reason`, and decides nothing for now.
+/// Asserts that a CRL is loaded, is reported with `reason`, and is not used yet.
 #[track_caller]
 fn waits(bytes: &[u8], roots: &[&Ca], reason: &str) {
     let index = load(bytes, roots, None).unwrap();
     assert_eq!(index.crl_infos(), vec![], "{reason}");
     let [warning] = &index.warnings()[..] else { panic!("{:?}", index.warnings()) };
-    assert!(warning.contains(reason), "{warning:?} does not say {reason:?}");
+    assert!(warning.contains(reason), "{warning:?} does not contain {reason:?}");
 }
 
 #[test]
-fn unsupported_list_of_an_unknown_issuer_leaves_others_in_force_in_strict_mode_alone() {
+fn unsupported_crl_of_unknown_issuer_is_ignored_only_in_strict_mode() {
     let (ca, stranger) = (pki::root("root"), pki::root("stranger"));
     let own = List::new(1, &[7]).signed_by(&ca);
     let odd = List { number: None, ..List::new(1, &[]) }.signed_by(&stranger);
@@ -218,30 +218,30 @@ fn unsupported_list_of_an_unknown_issuer_leaves_others_in_force_in_strict_mode_a
     assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
     assert_eq!(status(&index, &ca, 8), RevocationStatus::Good);
     let warnings = index.warnings().join("; ");
-    assert!(warnings.contains("revocation list 0") && warnings.contains("malformed"), "{warnings}");
-    // Where lists are not needed, one that is not understood may revoke somebody.
+    assert!(warnings.contains("CRL 0") && warnings.contains("malformed"), "{warnings}");
+    // In soft mode, an unsupported CRL may revoke a certificate, so it is an error.
     let soft = RevocationPolicy { mode: RevocationMode::Soft, ..RevocationPolicy::default() };
-    assert!(load_within(both.as_bytes(), &ca, &soft).unwrap_err().contains("revocation list 0"));
+    assert!(load_within(both.as_bytes(), &ca, &soft).unwrap_err().contains("CRL 0"));
     refused(&odd, &[&ca], "malformed");
     let odd = List { number: None, ..List::new(1, &[]) }.signed_by(&ca);
-    refused(set(&[odd, own]).as_bytes(), &[&ca], "revocation list 0");
+    refused(set(&[odd, own]).as_bytes(), &[&ca], "CRL 0");
 }
 
 #[test]
-fn one_foreign_list_leaves_the_others_in_force_and_is_named_by_its_place() {
+fn crl_of_unknown_issuer_leaves_others_in_force_and_is_reported_by_index() {
     let (ca, stranger) = (pki::root("root"), pki::root("stranger"));
     let good = List::new(1, &[7]).signed_by(&ca);
     let bad = List::new(1, &[7]).signed_by(&stranger);
     let index = load(set(&[good.clone(), bad]).as_bytes(), &[&ca], None).unwrap();
     assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
     assert_eq!(status(&index, &ca, 8), RevocationStatus::Good);
-    assert!(index.warnings()[0].starts_with("revocation list 1: its issuer"));
+    assert!(index.warnings()[0].starts_with("CRL 1: issuer"));
     let broken = set(&[good]).replace("-----END", "-----BEND");
-    refused(broken.as_bytes(), &[&ca], "revocation list 0: it is neither DER nor PEM");
+    refused(broken.as_bytes(), &[&ca], "CRL 0: neither DER nor PEM");
 }
 
 #[test]
-fn an_intermediate_signs_lists_only_when_a_root_vouches_for_it_now() {
+fn crl_of_an_intermediate_requires_a_valid_certificate_below_a_root() {
     let root = pki::root("root");
     let check = |tweak: &dyn Fn(&mut rcgen::CertificateParams), reason: Option<&str>| {
         let mut params = ca_params("below");
@@ -256,18 +256,18 @@ fn an_intermediate_signs_lists_only_when_a_root_vouches_for_it_now() {
             }
         }
     };
-    let not_in_force = Some("its issuer's certificate is not in force");
-    let untrusted = "its issuer \"below\" is not in the trust bundle";
+    let not_in_force = Some("issuer certificate has expired or is not valid yet");
+    let untrusted = "issuer \"below\" is not in the trust bundle";
     check(&|_| {}, None);
     check(&|params| params.key_usages.clear(), None);
     check(&|params| params.not_after = at(1), None);
     check(&|params| params.not_after = at(-1), not_in_force);
     check(&|params| params.not_before = at(1), not_in_force);
-    check(&|params| params.is_ca = IsCa::ExplicitNoCa, Some("its issuer is no authority"));
-    check(&|params| params.is_ca = IsCa::NoCa, Some("its issuer is no authority"));
+    check(&|params| params.is_ca = IsCa::ExplicitNoCa, Some("issuer is not a CA"));
+    check(&|params| params.is_ca = IsCa::NoCa, Some("issuer is not a CA"));
     check(
         &|params| params.key_usages = vec![KeyUsagePurpose::KeyCertSign],
-        Some("its issuer's key is not for signing lists"),
+        Some("key usage of the issuer does not allow CRL signing"),
     );
     let mut params = ca_params("below");
     let mut odd = CustomExtension::from_oid_content(&[2, 5, 29, 127], vec![5, 0]);
@@ -279,23 +279,23 @@ fn an_intermediate_signs_lists_only_when_a_root_vouches_for_it_now() {
 }
 
 #[test]
-fn an_intermediate_of_somebody_else_signs_no_lists() {
+fn crl_of_an_untrusted_intermediate_is_not_used() {
     let (root, same_name) = (pki::root("root"), pki::root("root"));
     let below = pki::intermediate(ca_params("below"), &same_name);
     let deeper = pki::intermediate(ca_params("deeper"), &below);
     let list = |ca: &Ca| set(&[List::new(1, &[7]).signed_by(ca)]);
     let untrusted = "is not in the trust bundle";
     waits((list(&below) + &below.pem()).as_bytes(), &[&root], untrusted);
-    waits((list(&same_name) + &same_name.pem()).as_bytes(), &[&root], "its signature is not by");
+    waits((list(&same_name) + &same_name.pem()).as_bytes(), &[&root], "CRL is not signed by");
     waits(list(&below).as_bytes(), &[&same_name], untrusted);
-    // Two below a root: the one between has to be there, in whatever order.
+    // Two levels below a root: the intermediate between is required, in any order.
     let alone = list(&deeper) + &deeper.pem();
     waits(alone.as_bytes(), &[&same_name], untrusted);
     for set in [alone.clone() + &below.pem(), below.pem() + &alone] {
         let index = load(set.as_bytes(), &[&same_name], None).unwrap();
         assert_eq!(status(&index, &deeper, 7), RevocationStatus::Revoked);
     }
-    // And may have authorities below it, at the time.
+    // The intermediate must be valid and may sign CAs.
     let check = |change: fn(&mut rcgen::CertificateParams)| {
         let mut params = ca_params("between");
         change(&mut params);
@@ -316,7 +316,7 @@ fn an_intermediate_of_somebody_else_signs_no_lists() {
 }
 
 #[test]
-fn a_list_of_whose_time_is_over_leaves_the_others() {
+fn crl_of_an_expired_intermediate_is_ignored() {
     let root = pki::root("root");
     let mut over = ca_params("over");
     (over.not_before, over.not_after) = (at(-2 * HOUR), at(-HOUR));
@@ -326,11 +326,11 @@ fn a_list_of_whose_time_is_over_leaves_the_others() {
     assert_eq!(status(&index, &root, 7), RevocationStatus::Revoked);
     assert_eq!(status(&index, &over, 8), RevocationStatus::Unknown);
     let [warning] = &index.warnings()[..] else { panic!("{:?}", index.warnings()) };
-    assert!(warning.ends_with("is not in force; the list is ignored"), "{warning}");
+    assert!(warning.ends_with("is not valid yet; the CRL is ignored"), "{warning}");
 }
 
 #[test]
-fn a_root_whose_key_is_not_for_lists_signs_none() {
+fn crl_of_a_root_without_crl_sign_usage_is_rejected() {
     let check = |usages: Vec<KeyUsagePurpose>, good: bool| {
         let mut params = ca_params("root");
         params.key_usages = usages;
@@ -339,7 +339,7 @@ fn a_root_whose_key_is_not_for_lists_signs_none() {
         let list = List::new(1, &[7]).signed_by(&root);
         match load(&list, &[&root], None) {
             Ok(index) => assert!(good && status(&index, &root, 7) == RevocationStatus::Revoked),
-            Err(error) => assert!(!good && error.contains("not for signing lists"), "{error}"),
+            Err(error) => assert!(!good && error.contains("does not allow CRL signing"), "{error}"),
         }
     };
     check(vec![KeyUsagePurpose::KeyCertSign], false);
@@ -348,12 +348,12 @@ fn a_root_whose_key_is_not_for_lists_signs_none() {
 }
 
 #[test]
-fn a_list_counts_from_its_this_update_and_proves_nothing_good_past_its_next_update() {
+fn crl_is_valid_from_this_update_to_next_update() {
     let ca = pki::root("root");
     let list = |this_update, next_update| {
         List { this_update, next_update, ..List::new(1, &[7]) }.signed_by(&ca)
     };
-    refused(&list(1, HOUR), &[&ca], "its thisUpdate is in the future");
+    refused(&list(1, HOUR), &[&ca], "thisUpdate is in the future");
     let index = load(&list(0, 60), &[&ca], None).unwrap();
     let check = |serial: u8, seconds, expected| {
         let status = status_of(&index, &ca, &[serial], CertificateRole::Leaf, unix(seconds));
@@ -363,7 +363,7 @@ fn a_list_counts_from_its_this_update_and_proves_nothing_good_past_its_next_upda
     check(8, 60, RevocationStatus::Expired);
     check(7, 59, RevocationStatus::Revoked);
     check(7, 60, RevocationStatus::Revoked);
-    // One that is over when it comes is held, to say so.
+    // A CRL that has expired on load is kept, so the status is expired.
     let index = load(&list(-HOUR, -60), &[&ca], None).unwrap();
     assert_eq!(status(&index, &ca, 8), RevocationStatus::Expired);
     assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
@@ -380,7 +380,7 @@ fn point(uri: &str) -> Vec<u8> {
 }
 
 #[test]
-fn kinds_of_lists_that_we_cannot_judge_by_are_refused_with_their_reason() {
+fn unsupported_kinds_of_crls_are_rejected_with_their_reason() {
     let ca = pki::root("root");
     let good = List::new(1, &[7]);
     let check = |list: List, reason| refused(&list.signed_by(&ca), &[&ca], reason);
@@ -389,32 +389,35 @@ fn kinds_of_lists_that_we_cannot_judge_by_are_refused_with_their_reason() {
     let number = der(0x02, &[1]);
     let here = point("http://x/");
 
-    check(with(extension(DELTA_INDICATOR, Critical::Yes, &number)), "which is not here");
-    check(with(extension(DELTA_INDICATOR, Critical::No, &number)), "which is not here");
+    check(with(extension(DELTA_INDICATOR, Critical::Yes, &number)), "without its base CRL");
+    check(with(extension(DELTA_INDICATOR, Critical::No, &number)), "without its base CRL");
     check(with(extension(DELTA_INDICATOR, Critical::Yes, &[2, 1, 0x80])), "malformed");
-    check(with(scoped(&[here.clone(), der(0x84, &[0xff])])), "indirect lists are not");
-    check(with(scoped(&[here.clone(), der(0x83, &[6, 0x40])])), "lists for some reasons only");
+    check(with(scoped(&[here.clone(), der(0x84, &[0xff])])), "indirect CRLs are not");
+    check(with(scoped(&[here.clone(), der(0x83, &[6, 0x40])])), "CRLs for some reasons only");
     check(with(scoped(&[here.clone(), der(0x85, &[0xff])])), "malformed");
-    check(with(scoped(&[der(0x81, &[0xff]), der(0x82, &[0xff])])), "speaks of nothing");
+    check(with(scoped(&[der(0x81, &[0xff]), der(0x82, &[0xff])])), "covers no certificates");
     check(with(scoped(&[der(0x82, &[0xff]), der(0x81, &[0xff])])), "out of order");
     check(with(scoped(&[der(0x81, &[1])])), "malformed");
-    check(with(scoped(&[der(0xa0, &der(0xa1, &[]))])), "its distribution point has no full name");
+    check(with(scoped(&[der(0xa0, &der(0xa1, &[]))])), "distribution point has no full name");
     check(with(scoped(&[der(0xa0, &der(0xa0, &[]))])), "malformed");
     check(with(scoped(&[here.clone(), here])), "malformed");
-    check(with(extension(UNHEARD_OF, Critical::Yes, &number)), "a critical extension");
-    check(entry(extension(UNHEARD_OF, Critical::Yes, &number)), "a critical extension");
-    let somebody = der(0x30, &der(0x82, b"somebody.test"));
-    check(entry(extension(CERTIFICATE_ISSUER, Critical::Yes, &somebody)), "indirect lists are not");
-    check(List { number: None, ..good.clone() }, "it is malformed");
+    check(with(extension(UNHEARD_OF, Critical::Yes, &number)), "unsupported critical extension");
+    check(entry(extension(UNHEARD_OF, Critical::Yes, &number)), "unsupported critical extension");
+    let other_issuer = der(0x30, &der(0x82, b"other.test"));
+    check(
+        entry(extension(CERTIFICATE_ISSUER, Critical::Yes, &other_issuer)),
+        "indirect CRLs are not",
+    );
+    check(List { number: None, ..good.clone() }, "malformed CRL");
     check(
         List { number: None, ..with(extension(UNHEARD_OF, Critical::No, &number)) },
-        "it has no CRL number",
+        "CRL number is missing",
     );
     check(
         List { number: None, ..with(extension(CRL_NUMBER, Critical::Yes, &number)) },
-        "it has no CRL number that is not critical",
+        "CRL number is missing or critical",
     );
-    check(List { version: 0, ..good.clone() }, "only version 2 lists");
+    check(List { version: 0, ..good.clone() }, "only version 2 CRLs");
 
     let odd_but_harmless = with(extension(UNHEARD_OF, Critical::No, &number)).signed_by(&ca);
     assert_eq!(
@@ -424,7 +427,7 @@ fn kinds_of_lists_that_we_cannot_judge_by_are_refused_with_their_reason() {
 }
 
 #[test]
-fn a_list_of_a_part_revokes_what_it_names_and_proves_nothing_of_the_rest() {
+fn partial_crl_revokes_its_entries_and_leaves_others_unknown() {
     const USERS: u8 = 0x81;
     const AUTHORITIES: u8 = 0x82;
     let ca = pki::root("root");
@@ -448,12 +451,12 @@ fn a_list_of_a_part_revokes_what_it_names_and_proves_nothing_of_the_rest() {
         check(&index, serial, RevocationStatus::Revoked);
         check(&index, 9, RevocationStatus::Unknown);
     }
-    // They stand side by side: a newer list of one part is not a newer list of another.
+    // CRLs of different parts are independent: a newer CRL of one part does not replace that of another.
     let parts = load(set(&lists).as_bytes(), &[&ca], None).unwrap();
     assert_eq!((parts.len(), parts.warnings()), (4, vec![]));
     (1..=4).for_each(|serial| check(&parts, serial, RevocationStatus::Revoked));
     check(&parts, 9, RevocationStatus::Unknown);
-    // A list of everything proves the rest good, older or not.
+    // A CRL for all certificates proves the rest good, even if it is older.
     let whole = set(&lists) + &set(&[List::new(1, &[5]).signed_by(&ca)]);
     let whole = load(whole.as_bytes(), &[&ca], Some(&parts)).unwrap();
     (1..=5).for_each(|serial| check(&whole, serial, RevocationStatus::Revoked));
@@ -461,7 +464,7 @@ fn a_list_of_a_part_revokes_what_it_names_and_proves_nothing_of_the_rest() {
 }
 
 #[test]
-fn serial_numbers_are_compared_as_numbers() {
+fn serial_numbers_are_compared_as_integers() {
     let ca = pki::root("root");
     let check = |listed: &[u8], revoked: &[&[u8]], good: &[&[u8]]| {
         let list = List { serials: vec![listed.to_vec()], ..List::new(1, &[]) };
@@ -482,14 +485,14 @@ fn serial_numbers_are_compared_as_numbers() {
     check(&[0x7f; 20], &[&[0x7f; 20]], &[&[0x7f; 19]]);
     check(&top, &[&top], &[&[0xff; 20]]);
     let long = List { serials: vec![vec![0x01; 22]], ..List::new(1, &[]) };
-    refused(&long.signed_by(&ca), &[&ca], "a serial number has over 20 bytes");
+    refused(&long.signed_by(&ca), &[&ca], "serial number is longer than 20 bytes");
 }
 
 #[test]
-fn pem_and_der_are_read_alike_and_an_empty_file_proves_nothing() {
+fn pem_and_der_crls_are_equivalent_and_empty_input_has_none() {
     let ca = pki::root("root");
     let list = List::new(1, &[7]).signed_by(&ca);
-    let pem = format!("# the lists of today\n\n{}\ntrailing words\n", crl_pem(&list));
+    let pem = format!("# CRLs of today\n\n{}\ntrailing words\n", crl_pem(&list));
     for bytes in [list.as_slice(), pem.as_bytes(), pem.replace('\n', "\r\n").as_bytes()] {
         let index = load(bytes, &[&ca], None).unwrap();
         assert_eq!(status(&index, &ca, 7), RevocationStatus::Revoked);
@@ -508,7 +511,7 @@ fn pem_and_der_are_read_alike_and_an_empty_file_proves_nothing() {
 }
 
 #[test]
-fn no_damage_to_a_list_is_read_as_another_list() {
+fn damaged_crl_is_never_accepted() {
     let ca = pki::root("root");
     let list = List::new(1, &[7, 0x1234_5678]).signed_by(&ca);
     for end in 0..list.len() {
@@ -519,7 +522,7 @@ fn no_damage_to_a_list_is_read_as_another_list() {
     for bit in 0..list.len() * 8 {
         let mut damaged = list.clone();
         damaged[bit / 8] ^= 1 << (bit % 8);
-        // A signature that no longer fits leaves a list that waits for another signer.
+        // With an invalid signature the CRL waits for another signer.
         if let Ok(index) = load(&damaged, &[&ca], None) {
             assert_eq!(index.crl_infos(), vec![], "accepted with bit {bit} turned");
         }
@@ -527,7 +530,7 @@ fn no_damage_to_a_list_is_read_as_another_list() {
 }
 
 #[test]
-fn no_damage_to_a_set_makes_a_revoked_certificate_good() {
+fn damaged_crl_file_never_makes_a_revoked_certificate_good() {
     let root = pki::root("root");
     let below = pki::intermediate(ca_params("below"), &root);
     let lists = [List::new(1, &[7]).signed_by(&below), List::new(1, &[8]).signed_by(&root)];
@@ -556,7 +559,7 @@ fn load_within(bytes: &[u8], ca: &Ca, policy: &RevocationPolicy) -> Result<CrlIn
 }
 
 #[test]
-fn lists_are_as_long_as_the_policy_allows_and_no_longer() {
+fn crls_are_limited_by_the_policy() {
     let ca = pki::root("root");
     let [whole, other] = [&[1, 2, 3][..], &[4, 5]].map(|serials| List::new(1, serials));
     let part = List { extensions: scoped(&[der(0x81, &[0xff])]), ..other };
@@ -571,21 +574,21 @@ fn lists_are_as_long_as_the_policy_allows_and_no_longer() {
     };
     check(5, lists.len(), Ok(5));
     check(6, lists.len() + 1, Ok(5));
-    check(4, lists.len(), Err("list 1: it has more than 1 entries"));
-    check(2, lists.len(), Err("list 0: it has more than 2 entries"));
-    check(5, lists.len() - 1, Err("bytes of lists; at most"));
+    check(4, lists.len(), Err("CRL 1: CRL has more than 1 entries"));
+    check(2, lists.len(), Err("CRL 0: CRL has more than 2 entries"));
+    check(5, lists.len() - 1, Err("bytes; must be"));
     let policy = RevocationPolicy::default();
     assert_eq!((policy.entries_limit, policy.bytes_limit), (500_000, 50 * 1024 * 1024));
 }
 
-/// A list of changes to the list of that number.
+/// A delta CRL for the CRL with that number.
 fn delta(list: List, base: u64) -> List {
     let base = extension(DELTA_INDICATOR, Critical::Yes, &der(0x02, &pki::integer(base)));
     List { extensions: [base, list.extensions].concat(), ..list }
 }
 
 #[test]
-fn a_list_of_changes_counts_where_the_list_is_that_it_changes() {
+fn delta_crl_is_applied_only_with_its_base_crl() {
     const REASON: &[u8] = &[0x55, 0x1d, 0x15];
     let ca = pki::root("root");
     let base = List::new(5, &[1, 2]).signed_by(&ca);
@@ -602,27 +605,27 @@ fn a_list_of_changes_counts_where_the_list_is_that_it_changes() {
     check(&[&adding], &[(1, revoked), (2, revoked), (3, revoked), (4, good)]);
     let back = delta(List { entry_extensions: restoring.clone(), ..List::new(7, &[2, 3]) }, 5);
     check(&[&back], &[(1, revoked), (2, good), (3, good)]);
-    // In the order of their numbers, however they stand.
+    // Delta CRLs are applied in the order of their numbers, whatever their order in the file.
     check(&[&back, &adding], &[(1, revoked), (2, good), (3, good)]);
-    // One that is older than the list is in it already.
+    // A delta CRL older than the base CRL changes nothing.
     check(&[&delta(List::new(4, &[4]), 3)], &[(1, revoked), (4, good)]);
-    // Both must be in force.
+    // Both CRLs must be in force.
     let over = delta(List { this_update: -HOUR, next_update: -60, ..List::new(6, &[3]) }, 5);
     check(&[&over], &[(3, revoked), (4, RevocationStatus::Expired)]);
-    // A whole list takes nothing back.
+    // `removeFromCRL` has no effect in a full CRL.
     let whole = List { entry_extensions: restoring, ..List::new(6, &[2]) };
     check(&[&whole], &[(2, revoked), (1, good)]);
 
     let lone = |list: &List| [list.signed_by(&ca), base.clone()].concat();
-    refused(&lone(&delta(List::new(9, &[3]), 6)), &[&ca], "it changes list number 6 of \"root\"");
+    refused(&lone(&delta(List::new(9, &[3]), 6)), &[&ca], "number 6 of \"root\"");
     refused(
         &delta(List::new(6, &[3]), 5).signed_by(&ca),
         &[&ca],
-        "list 0: it changes list number 5",
+        "CRL 0: delta CRL without its base CRL: number 5",
     );
     let elsewhere =
         delta(List { extensions: scoped(&[point("http://x/")]), ..List::new(6, &[3]) }, 5);
-    refused(&lone(&elsewhere), &[&ca], "which is not here");
+    refused(&lone(&elsewhere), &[&ca], "without its base CRL");
 }
 
 /// A leaf of `ca` with number 9 that names these distribution points, each DER.
@@ -635,7 +638,7 @@ fn at_points(ca: &Ca, points: &[Vec<u8>]) -> CertificateDer<'static> {
 }
 
 #[test]
-fn a_list_of_a_part_speaks_of_the_certificates_that_name_it() {
+fn distribution_point_crl_covers_only_certificates_that_name_the_point() {
     let ca = pki::root("root");
     let list = List { extensions: scoped(&[point("http://x/2")]), ..List::new(1, &[7]) };
     let index = load(&list.signed_by(&ca), &[&ca], None).unwrap();
@@ -663,7 +666,7 @@ fn a_list_of_a_part_speaks_of_the_certificates_that_name_it() {
     check(&[named(&["http://x/1"])], unknown);
     check(&[named(&["http://x/22"])], unknown);
     check(&[], unknown);
-    // For some reasons only, or by another issuer.
+    // Points for some reasons only, or with another CRL issuer.
     let with = |more: Vec<u8>| {
         let name = der(0xa0, &der(0xa0, &der(0x86, b"http://x/2")));
         der(0x30, &[name, more].concat())
@@ -673,7 +676,7 @@ fn a_list_of_a_part_speaks_of_the_certificates_that_name_it() {
 }
 
 #[test]
-fn a_list_of_leaves_or_of_authorities_speaks_of_no_others() {
+fn crl_for_leaves_or_cas_covers_only_these() {
     let ca = pki::root("root");
     let list = |tag| List { extensions: scoped(&[der(tag, &[0xff])]), ..List::new(1, &[7]) };
     let (leaves, authorities) = (list(0x81).signed_by(&ca), list(0x82).signed_by(&ca));
@@ -689,7 +692,7 @@ fn a_list_of_leaves_or_of_authorities_speaks_of_no_others() {
 }
 
 #[test]
-fn a_million_entries_are_held_and_found() {
+fn million_entry_crl_is_loaded_and_searched() {
     const ENTRIES: u64 = 1_000_000;
     let ca = pki::root("root");
     let serials: Vec<u64> = (0..ENTRIES).rev().map(|number| number * 3).collect();

@@ -244,7 +244,7 @@ fn issued_certificates_are_trusted_until_the_mesh_ca_or_the_external_root_revoke
 
     // The next CA must be signed by the external root, whose key weft does not have.
     let refused = output_of(ca.ca(&["rotate", "intermediate"])).unwrap_err();
-    assert!(refused.contains("the root's key is kept elsewhere"), "{refused}");
+    assert!(refused.contains("the root key is external"), "{refused}");
     external.sign("mesh2", "authority");
     let mut rotate = ca.ca(&["rotate"]);
     add_ca_files(&mut rotate, &external, ["root.pem", "mesh2.pem", "mesh2.key"]);
@@ -273,7 +273,10 @@ fn issued_certificates_are_trusted_until_the_mesh_ca_or_the_external_root_revoke
     let mut both = ca.ca(&["root-lists"]);
     both.arg(external.file("root.crl"));
     let refused = output_of(both).unwrap_err();
-    assert!(refused.contains("nobody would take what it signs: ClientCertCrlHit"), "{refused}");
+    assert!(
+        refused.contains("peers would reject the certificates of this CA: ClientCertCrlHit"),
+        "{refused}"
+    );
 }
 
 #[test]
@@ -309,7 +312,7 @@ fn ca_below_another_intermediate_keeps_root_crls_through_a_rotation() {
     let mut none = ca.ca(&["root-lists"]);
     none.arg(external.file("empty.crl"));
     let refused = output_of(none).unwrap_err();
-    assert!(refused.contains("there is no revocation list in it"), "{refused}");
+    assert!(refused.contains("no CRL found"), "{refused}");
     assert_eq!(published_crls(), 4, "a refused file changes nothing");
     let mut status = ca.ca(&["rotate", "status"]);
     add_ca_files(&mut status, &external, ["root.pem", "mesh-chain.pem", "mesh.key"]);
@@ -388,11 +391,11 @@ fn unusable_ca_files_are_refused_with_their_reason() {
         let refused = MeshCa::init(&external, files, true).err().unwrap();
         assert!(refused.contains(reason), "{files:?}: {refused}");
     };
-    check(["root.pem", "mesh.pem", "root.key"], "the key is not that of the certificate");
+    check(["root.pem", "mesh.pem", "root.key"], "the key does not match the certificate");
     check(["root.pem", "leaf.pem", "leaf.key"], "key usage including cRLSign");
-    check(["mesh.pem", "root.pem", "root.key"], "nobody would take what it signs");
-    check(["root.pem", "root.pem", "root.key"], "it holds none beside the root");
-    check(["root.crl", "mesh.pem", "mesh.key"], "it must be one certificate");
+    check(["mesh.pem", "root.pem", "root.key"], "peers would reject the certificates of this CA");
+    check(["root.pem", "root.pem", "root.key"], "no certificate other than the root");
+    check(["root.crl", "mesh.pem", "mesh.key"], "must be exactly one certificate");
     check(["root.pem", "mesh.pem", "mesh.pem"], "key cannot be read");
     check(["nothing.pem", "mesh.pem", "mesh.key"], "nothing.pem");
     // Without the root's CRL, `init` succeeds and only warns that a policy must not require one.

@@ -139,7 +139,7 @@ fn key_set_is_fetched_over_https_by_system_or_given_roots_and_through_allowed_re
         eventually(provider, || (issuer.get_status(&sidecar, provider) == 200).then_some(()));
     }
     for (provider, reason) in [
-        ("by-other-roots", "its chain ends in no root of ours"),
+        ("by-other-roots", "certificate chain does not end in a trusted root"),
         ("unasked", "302 Found; redirects followed: 0"),
         ("plain", "redirect to another scheme"),
         ("circle", "302 Found; redirects followed: 5"),

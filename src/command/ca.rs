@@ -68,7 +68,7 @@ impl ExternalCaArgs {
         let lists = self.root_lists.as_deref().map(read).transpose()?.unwrap_or_default();
         let root = read(&self.root)?;
         let certificate = read(&self.certificate)?;
-        Ok(ExternalCaFiles { root, certificate, key: read(&self.key)?.into(), lists })
+        Ok(ExternalCaFiles { root, certificate, key: read(&self.key)?.into(), crls: lists })
     }
 }
 
@@ -199,7 +199,7 @@ pub(super) fn run(arguments: CaArgs) -> Result<(), CommandError> {
         }
         CaCommand::List { state } => execute(&state.state, &AdminCommand::List),
         CaCommand::Rotate { state, external: Some(external), .. } => {
-            let ExternalCaFiles { root, certificate, key, lists } = external.read()?;
+            let ExternalCaFiles { root, certificate, key, crls: lists } = external.read()?;
             let key = PrivateKey(key.to_string());
             execute(&state.state, &AdminCommand::Follow { root, certificate, key, lists })
         }

@@ -1,4 +1,4 @@
-//! What the revocation lists in force say of themselves, and whom they speak for.
+//! Descriptions of the CRLs in force, and the issuers that they cover.
 
 use std::fmt;
 
@@ -8,39 +8,39 @@ use super::parse::Scope;
 use super::{Crl, CrlIndex, digits, name};
 use crate::issuer;
 
-/// What a list says of itself.
+/// The fields of a CRL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CrlInfo {
     /// The readable part of the issuer's name.
     pub issuer: String,
     /// `CRLNumber` in hex.
     pub number: String,
-    /// How many certificates it revokes.
+    /// The number of revoked certificates.
     pub entries: usize,
     /// `thisUpdate`, in seconds since 1970.
     pub this_update: u64,
     /// `nextUpdate`, in seconds since 1970.
     pub next_update: u64,
-    /// Of which of the issuer's certificates it speaks: `all`, `leaves`, `authorities`, and whether it
-    /// speaks of those of one distribution point only.
+    /// The certificates of the issuer that the CRL covers: `all`, `leaves` or `authorities`, and the distribution
+    /// point if it covers only one.
     pub scope: String,
 }
 
-/// What the lists say of what an issuer has signed.
+/// The CRL coverage of an issuer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IssuerCoverage {
-    /// The readable part of its name.
+    /// The readable part of the issuer's name.
     pub issuer: String,
-    /// Whether a list that is in force speaks of all its leaves.
+    /// Whether a CRL in force covers all leaves of the issuer.
     pub leaves: bool,
-    /// Whether a list that is in force speaks of all authorities that it has signed.
+    /// Whether a CRL in force covers all CAs that the issuer signed.
     pub authorities: bool,
-    /// When the first of its lists expires, in seconds since 1970; none without a list.
+    /// When the first CRL of the issuer expires, in seconds since 1970; none without a CRL.
     pub next_update: Option<u64>,
 }
 
 impl CrlIndex {
-    /// What each list says of itself.
+    /// Describes each CRL.
     #[must_use]
     pub fn crl_infos(&self) -> Vec<CrlInfo> {
         let in_force = self.in_force();
@@ -57,8 +57,8 @@ impl CrlIndex {
         lists.collect()
     }
 
-    /// Which of `roots`, and of the intermediates in `beside` that one of them signed, the lists speak for: in
-    /// strict mode nobody is let in whom one of the others signed.
+    /// The CRL coverage of `roots`, and of the intermediates in `beside` that one of them signed. In strict mode,
+    /// certificates of an issuer without coverage are rejected.
     #[must_use]
     pub fn issuer_coverage(
         &self,
@@ -85,17 +85,17 @@ impl CrlIndex {
         covers
     }
 
-    /// Which lists have expired, in words.
+    /// Messages about the CRLs that have expired.
     #[must_use]
     pub fn expired(&self, now: UnixTime) -> Vec<String> {
         let over = self.crl_infos().into_iter().filter(|list| list.next_update <= now.as_secs());
-        over.map(|list| format!("list number {} of {} has expired", list.number, list.issuer))
+        over.map(|list| format!("CRL number {} of {} has expired", list.number, list.issuer))
             .collect()
     }
 }
 
 impl Crl {
-    /// Whether it is in force, and not for a part that only a certificate can tell.
+    /// Whether the CRL is in force and not limited to a distribution point.
     fn covers_all(&self, now: UnixTime) -> bool {
         self.scope.points.is_empty() && self.next_update > now.as_secs()
     }

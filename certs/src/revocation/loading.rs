@@ -1,4 +1,4 @@
-//! From the bytes of revocation lists to lists that count, lists that wait for their issuer, and errors.
+//! Loads CRLs and sorts them into verified CRLs, CRLs that wait for their issuer, and errors.
 
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
@@ -11,62 +11,62 @@ use super::{Crl, CrlError, name};
 use crate::der;
 use crate::issuer::{self, Issuer};
 
-/// A list that could be read, whoever signed it.
+/// A parsed CRL; its signature may not be verified yet.
 pub(super) struct ParsedCrl {
-    /// Its number among the lists.
+    /// The index of the CRL in the input.
     pub(super) position: usize,
-    /// The content of its issuer's name.
+    /// The content of the issuer's name.
     pub(super) issuer: Vec<u8>,
     pub(super) list: Crl,
-    /// For a list of changes (a delta list; RFC 5280, section 5.2.4): what it changes.
+    /// For a delta CRL (RFC 5280, section 5.2.4): the changes to its base CRL.
     pub(super) changes: Option<Changes>,
 }
 
 pub(super) struct Changes {
-    /// The list that is changed has at least this number.
+    /// The minimum number of the base CRL.
     pub(super) base: Number,
     pub(super) restored: Serials,
 }
 
-/// What became of a list.
+/// The result of loading one CRL.
 pub(super) enum LoadedCrl {
     Verified(ParsedCrl),
     Pending(PendingCrl),
 }
 
-/// Whether there is a list in it, and nothing that only looks like one. Who signed it is another matter.
+/// Checks that the input has at least one CRL, and that all CRLs can be parsed. Signatures are not verified.
 ///
 /// # Errors
-/// Why not.
+/// The input is neither PEM nor DER, has no CRL, or a CRL is malformed or unsupported.
 pub fn check_crls(bytes: &[u8]) -> Result<(), String> {
     let lists = split(bytes)?;
     if lists.is_empty() {
-        return Err("there is no revocation list in it".into());
+        return Err("no CRL found".into());
     }
     lists.iter().try_for_each(|list| RawCrl::read(list, usize::MAX).map(drop))
 }
 
-/// The lists in PEM, or those in DER.
+/// Splits the input into CRLs, PEM or DER.
 pub(super) fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
     if bytes.first() == Some(&der::SEQUENCE) {
         let (mut lists, mut rest) = (Vec::new(), der::DerReader(bytes));
         while !rest.is_empty() {
-            let list = rest.expect(der::SEQUENCE).ok_or("it is malformed")?;
+            let list = rest.expect(der::SEQUENCE).ok_or("malformed CRL")?;
             lists.push(list.whole.to_vec().into());
         }
         return Ok(lists);
     }
     CertificateRevocationListDer::pem_slice_iter(bytes)
         .collect::<Result<_, _>>()
-        .map_err(|error| format!("it is neither DER nor PEM: {error}"))
+        .map_err(|error| format!("neither DER nor PEM: {error}"))
 }
 
-/// The lists of a load by what became of them.
+/// The CRLs of a load by their result.
 #[derive(Default)]
 pub(super) struct LoadedCrls {
     pub(super) verified: Vec<ParsedCrl>,
     pub(super) waiting: Vec<PendingCrl>,
-    /// Those that do not count, and hold up no others.
+    /// CRLs that are ignored and do not fail the load.
     pub(super) left_out: Vec<CrlError>,
     pub(super) errors: Vec<CrlError>,
 }
@@ -82,7 +82,7 @@ impl LoadedCrls {
         let is_known = |list: &[u8]| {
             RawCrl::issuer(list).is_none_or(|name| issuers.iter().any(|known| known.name == name))
         };
-        // Those of known issuers first: what others bring takes no room from them.
+        // CRLs of known issuers are first, so those of unknown issuers cannot use up the entry limit.
         let lists =
             lists.into_iter().enumerate().map(|(index, list)| (index, is_known(&list), list));
         let (own, others): (Vec<_>, Vec<_>) = lists.partition(|(_, is_known, _)| *is_known);
@@ -98,15 +98,14 @@ impl LoadedCrls {
                     sorted.waiting.push(list);
                 }
                 Ok(LoadedCrl::Pending(_)) => warnings.push(format!(
-                    "revocation list {index}: {PENDING_LIMIT} lists wait for their issuer already; it does \
-                     not count"
+                    "CRL {index}: ignored, because {PENDING_LIMIT} CRLs wait for their issuer"
                 )),
-                // Whose time is over has nobody below it who could be let in.
+                // No certificate below an expired CA is accepted, so its CRL is not needed.
                 Err(reason) if reason == issuer::NOT_IN_FORCE => {
                     sorted.left_out.push(CrlError { index, reason });
                 }
                 Err(reason) if !is_known && policy.mode == RevocationMode::Strict => {
-                    let reason = format!("{reason}; its issuer is not known");
+                    let reason = format!("{reason}; its issuer is unknown");
                     sorted.left_out.push(CrlError { index, reason });
                 }
                 Err(reason) => sorted.errors.push(CrlError { index, reason }),
@@ -116,7 +115,7 @@ impl LoadedCrls {
     }
 }
 
-/// Reads one list, and verifies it where one of these authorities signed it.
+/// Parses one CRL, and verifies it if one of these CAs signed it.
 fn load_one(
     der: CertificateRevocationListDer<'static>,
     position: usize,
@@ -127,7 +126,7 @@ fn load_one(
     let read = ParsedCrl::new(&der, position, room)?;
     Ok(match signer(&der, &read.issuer, issuers)? {
         Ok(_) if read.list.this_update > now.as_secs() => {
-            return Err("its thisUpdate is in the future".into());
+            return Err("thisUpdate is in the future".into());
         }
         Ok(signer) => LoadedCrl::Verified(read.signed_by(signer)),
         Err(reason) => LoadedCrl::Pending(PendingCrl::new(read, der, reason)),
@@ -138,7 +137,8 @@ impl ParsedCrl {
     fn new(der: &[u8], position: usize, limit: usize) -> Result<Self, String> {
         let RawCrl { issuer, this_update, next_update, number, base, scope, revoked, restored } =
             RawCrl::read(der, limit)?;
-        let set = |serials| Serials::new(serials).map_err(|_| "a serial number has over 20 bytes");
+        let set =
+            |serials| Serials::new(serials).map_err(|_| "serial number is longer than 20 bytes");
         let list = Crl {
             public_key: Vec::new(),
             scope,
@@ -152,7 +152,7 @@ impl ParsedCrl {
         Ok(Self { position, issuer: issuer.to_vec(), list, changes })
     }
 
-    /// How many certificates it speaks of by name.
+    /// The number of entries.
     pub(super) fn entries(&self) -> usize {
         let restored = self.changes.as_ref().map_or(0, |changes| changes.restored.len());
         self.list.serials.len() + restored
@@ -164,10 +164,10 @@ impl ParsedCrl {
     }
 }
 
-/// Which of the authorities signed a list of this issuer; or why none of them did.
+/// Finds the CA that signed a CRL of this issuer. The inner error is the reason if none did.
 ///
 /// # Errors
-/// Why its signer may not sign lists.
+/// The CA that signed the CRL may not sign CRLs.
 fn signer<'a>(
     list: &[u8],
     issuer: &[u8],
@@ -175,13 +175,13 @@ fn signer<'a>(
 ) -> Result<Result<&'a Issuer, String>, String> {
     let mut named = issuers.iter().filter(|known| known.name == issuer).peekable();
     if named.peek().is_none() {
-        return Ok(Err(format!("its issuer {} is not in the trust bundle", name(issuer))));
+        return Ok(Err(format!("issuer {} is not in the trust bundle", name(issuer))));
     }
     let signers: Vec<_> = named.filter(|known| known.signed(list)).collect();
-    // One authority may have several certificates; one that lets it sign lists is enough.
+    // A CA may have several certificates; one that allows CRL signing is enough.
     let may_sign = signers.iter().find(|signer| signer.may_sign_crls().is_ok());
     match may_sign.or_else(|| signers.first()) {
         Some(signer) => signer.may_sign_crls().map(|()| Ok(*signer)).map_err(str::to_owned),
-        None => Ok(Err(format!("its signature is not by {}", name(issuer)))),
+        None => Ok(Err(format!("CRL is not signed by {}", name(issuer)))),
     }
 }

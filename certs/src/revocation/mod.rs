@@ -1,8 +1,7 @@
-//! Which certificates were revoked.
+//! CRLs: loading, verification and lookup of revoked certificates.
 //!
-//! A list is read once, when it arrives: its profile, its issuer and signature against the roots, its scope and
-//! its age. What remains is a sorted array of serial numbers per issuer, so a handshake pays for a binary
-//! search and not for the list.
+//! A CRL is checked once on load: its syntax, its issuer and signature, its scope and its dates. The index then keeps
+//! a sorted array of serial numbers per issuer, so a handshake costs a binary search.
 
 mod coverage;
 mod loading;
@@ -29,46 +28,47 @@ use parse::{Number, Scope};
 use pending::PendingCrls;
 use serials::Serials;
 
-/// What is known of a certificate.
+/// The revocation status of a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RevocationStatus {
-    /// Its issuer's lists are in force and do not name it.
+    /// The CRLs that cover the certificate are in force, and none revokes it.
     Good,
-    /// A list of its issuer names it.
+    /// A CRL of the issuer revokes the certificate.
     Revoked,
-    /// There is no list of its issuer that speaks of all such certificates.
+    /// No CRL of the issuer covers the certificate.
     Unknown,
-    /// A list of its issuer that speaks of it is past its `nextUpdate`.
+    /// A CRL that covers the certificate is past its `nextUpdate`.
     Expired,
 }
 
-/// What part a certificate plays in a chain. A list may speak of one part only.
+/// The role of a certificate in a chain. A CRL may cover one role only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateRole {
     /// The end entity.
     Leaf,
-    /// An intermediate.
+    /// An intermediate CA.
     Authority,
 }
 
-/// The certificate that is asked about.
+/// A certificate whose revocation status is queried.
 #[derive(Debug, Clone, Copy)]
 pub struct RevocationQuery<'a> {
-    /// The content of its issuer's name, DER.
+    /// The content of the issuer's name, DER.
     pub issuer: &'a [u8],
-    /// Its issuer's `SubjectPublicKeyInfo`, DER: a list proves nothing good of what another key of the same
-    /// name has signed. None: the name alone counts.
+    /// The issuer's `SubjectPublicKeyInfo`, DER: only CRLs of this key can prove that the certificate is good. None:
+    /// CRLs of all keys with the issuer's name count.
     pub issuer_key: Option<&'a [u8]>,
-    /// Its serial number, two's complement, big-endian.
+    /// The serial number, two's complement, big-endian.
     pub serial: &'a [u8],
-    /// The part that it plays.
+    /// The role in the chain.
     pub role: CertificateRole,
-    /// All of it, for where a list speaks of a part of its issuer's certificates; empty: such lists verify_pending
-    /// nothing good.
+    /// The certificate, DER, for CRLs that cover one distribution point. Empty: such CRLs do not prove that the
+    /// certificate is good.
     pub certificate: &'a [u8],
 }
 
-/// The revoked serial numbers by issuer. Replaced whole; only lists that wait for their issuer are added to it.
+/// The revoked serial numbers by issuer. An update replaces the whole index; only CRLs that wait for their issuer are
+/// added later.
 #[derive(Debug, Clone, Default)]
 pub struct CrlIndex {
     issuers: BTreeMap<Vec<u8>, Vec<Arc<Crl>>>,
@@ -76,20 +76,20 @@ pub struct CrlIndex {
     warnings: Vec<String>,
 }
 
-/// The authorities by which lists are verified when they are loaded.
+/// The CAs that verify CRLs on load.
 #[derive(Debug, Clone, Copy)]
 pub struct CrlSigners<'a> {
     /// The roots.
     pub roots: &'a [CertificateDer<'static>],
-    /// Intermediates; they count when one of the roots, or of the others, signed them.
+    /// Intermediates. They are used if a root, or another of them, signed them.
     pub intermediates: &'a [CertificateDer<'static>],
-    /// Intermediates that only verified chains have shown so far. Their lists are treated as if these chains came
-    /// after the load: a list of theirs that cannot be used waits, or is reported, and does not fail the load.
+    /// Intermediates learned from verified chains. Their CRLs are treated as if these chains came after the load: a
+    /// CRL that cannot be used waits or causes a warning, and does not fail the load.
     pub seen: &'a [CertificateDer<'static>],
 }
 
 struct Crl {
-    /// The key that signed it: lists count their numbers per key and scope.
+    /// The key that signed the CRL. CRL numbers are per key and scope.
     public_key: Vec<u8>,
     scope: Scope,
     /// `CRLNumber`.
@@ -105,27 +105,26 @@ impl fmt::Debug for Crl {
     }
 }
 
-/// Why a list cannot be used. Its place is its number among the lists, from 0.
+/// An error in loading a CRL.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("revocation list {index}: {reason}")]
+#[error("CRL {index}: {reason}")]
 pub struct CrlError {
-    /// Which list.
+    /// The index of the CRL in the input, from 0.
     pub index: usize,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
 impl CrlIndex {
-    /// Reads lists in PEM, or any number in DER, one behind the other. Certificates of intermediate issuers
-    /// may stand beside those in PEM; they are used only when one of `signers` signed them. Of several lists
-    /// of an issuer with the same scope the newest wins, also against those in `previous`; a list of changes
-    /// is applied to it. A list that none of these authorities signed counts once [`Self::verify_pending`] is given
-    /// the one that did.
+    /// Loads CRLs in PEM, or any number of concatenated CRLs in DER. PEM input may contain certificates of
+    /// intermediate issuers; they are used only if one of `signers` signed them. Of several CRLs with the same issuer
+    /// and scope the newest is used, including those in `previous`; a delta CRL is applied to its base CRL. A CRL
+    /// that none of these CAs signed is used after [`Self::verify_pending`] gets its issuer.
     ///
     /// # Errors
-    /// Each list that is malformed, of an unsupported kind or from the future, or whose signer may not sign
-    /// lists; and when there is more than `policy` allows. In strict mode such a list is left out with a
-    /// warning where its issuer is not known: nobody is let in whose list is not there.
+    /// A CRL is malformed, unsupported or from the future, its signer may not sign CRLs, or the CRLs exceed the
+    /// limits of `policy`. In strict mode, such a CRL of an unknown issuer only causes a warning: certificates
+    /// without a CRL are rejected anyway.
     pub fn load(
         bytes: &[u8],
         signers: &CrlSigners<'_>,
@@ -136,7 +135,7 @@ impl CrlIndex {
         let fail = |reason| vec![CrlError { index: 0, reason }];
         let (limit, length) = (policy.bytes_limit, bytes.len());
         if length > limit {
-            return Err(fail(format!("{length} bytes of lists; at most {limit} are read")));
+            return Err(fail(format!("CRLs have {length} bytes; must be {limit} at most")));
         }
         let lists = split(bytes).map_err(fail)?;
         let beside = CertificateDer::pem_slice_iter(bytes).filter_map(Result::ok);
@@ -162,7 +161,7 @@ impl CrlIndex {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let left_out = left_out.iter().map(|list| format!("{list}; the list is ignored"));
+        let left_out = left_out.iter().map(|crl| format!("{crl}; the CRL is ignored"));
         index.warnings.extend(left_out);
         if let Some(previous) = previous {
             index.keep_newer_of(previous, &issuers, is_unverified);
@@ -171,24 +170,24 @@ impl CrlIndex {
         Ok(index)
     }
 
-    /// Verifies the lists that wait for an authority of this name by its key, once. The authority must be on a
-    /// path that was verified up to a root.
+    /// Verifies the CRLs that wait for a CA of this name with its key, once. The CA must be on a path that was
+    /// verified up to a root.
     pub(crate) fn verify_pending(&self, issuer: &Issuer, now: UnixTime) {
         self.pending.verify_pending(issuer, now);
     }
 
-    /// Whether a list waits for an issuer of this name (the content of the name, DER). Takes no lock.
+    /// Whether a CRL waits for an issuer of this name (the content of the name, DER). Takes no lock.
     pub(crate) fn has_pending_from(&self, issuer: &[u8]) -> bool {
         self.pending.has_pending_from(issuer)
     }
 
-    /// How many lists wait for their issuer.
+    /// The number of CRLs that wait for their issuer.
     #[must_use]
     pub fn pending_count(&self) -> usize {
         self.pending.len()
     }
 
-    /// Takes lists whose signatures were verified.
+    /// Adds CRLs whose signatures were verified.
     fn take(&mut self, verified: Vec<ParsedCrl>) -> Vec<CrlError> {
         let mut changes = Vec::new();
         for read in verified {
@@ -205,7 +204,7 @@ impl CrlIndex {
         changed.filter_map(Result::err).collect()
     }
 
-    /// Takes a list, unless a newer one of its kind stands in the same set.
+    /// Adds a CRL, unless the index has a newer one with the same key and scope.
     fn add(&mut self, issuer: Vec<u8>, list: Crl) {
         let readable = name(&issuer);
         let lists = self.issuers.entry(issuer).or_default();
@@ -214,16 +213,15 @@ impl CrlIndex {
             return;
         };
         if held.age() != list.age() {
-            self.warnings.push(format!(
-                "there are an older and a newer list of {readable}; the newer one counts"
-            ));
+            self.warnings
+                .push(format!("{readable} has an older and a newer CRL; the newer one is used"));
         }
         if held.age() < list.age() {
             *held = Arc::new(list);
         }
     }
 
-    /// Applies a list of changes to the list that it changes.
+    /// Applies a delta CRL to its base CRL.
     fn change(&mut self, read: ParsedCrl) -> Result<(), String> {
         let ParsedCrl { issuer, list, changes: Some(Changes { base, restored }), .. } = read else {
             return Ok(());
@@ -233,26 +231,26 @@ impl CrlIndex {
         let Some(held) = held.filter(|held| held.number >= base) else {
             let (issuer, base) = (name(&issuer), digits(&base));
             return Err(format!(
-                "it changes list number {base} of {issuer}, or a later one, which is not here"
+                "delta CRL without its base CRL: number {base} of {issuer}, or later"
             ));
         };
         if held.number < list.number {
             let kept = held.serials.iter().filter(|serial| !restored.contain(serial));
             let serials = Serials::new(kept.chain(list.serials.iter()).collect());
-            let serials = serials.map_err(|_| "a serial number has over 20 bytes")?;
+            let serials = serials.map_err(|_| "serial number is longer than 20 bytes")?;
             let next_update = held.next_update.min(list.next_update);
             *held = Arc::new(Crl { serials, next_update, ..list });
         }
         Ok(())
     }
 
-    /// Puts the lists in force back where the ones that came are older, or are missing while others came that
-    /// could not be verified (`is_unverified`): one of those may be a list of the same issuer that was damaged.
+    /// Keeps the CRLs of `previous` that are newer than those loaded, or that are missing while another loaded CRL is
+    /// not verified (`is_unverified`): that one may be a damaged CRL of the same issuer.
     fn keep_newer_of(&mut self, previous: &Self, issuers: &[Issuer], is_unverified: bool) {
         let previous = previous.in_force();
         for (issuer, lists) in &previous {
             let now = self.issuers.get(issuer).map_or(&[][..], Vec::as_slice);
-            // Of whom we trust no more there need be none.
+            // Issuers removed from the trust bundle need no CRL.
             let is_missed = |held: &&Arc<Crl>| {
                 let signer = (issuer.as_slice(), held.public_key.as_slice());
                 issuers.iter().any(|known| (&known.name[..], &known.public_key[..]) == signer)
@@ -262,9 +260,10 @@ impl CrlIndex {
             if missed.is_empty() {
                 continue;
             }
-            let mut warning = format!("a list of {} is not among those that came", name(issuer));
+            let mut warning = format!("the loaded CRLs have none of {}", name(issuer));
             if is_unverified {
-                warning += "; the last good one stays in force, as one that came is not verified";
+                warning +=
+                    "; the last good one stays in force, because a loaded CRL is not verified";
                 self.issuers.entry(issuer.clone()).or_default().extend(missed);
             }
             self.warnings.push(warning);
@@ -278,22 +277,22 @@ impl CrlIndex {
                 };
                 if held.age() > list.age() {
                     self.warnings.push(format!(
-                        "the list of {} is older than the one in force, which stays",
+                        "the loaded CRL of {} is older than the one in force, which stays",
                         name(issuer)
                     ));
                     *list = held.clone();
                 } else if held.serials == list.serials && held.next_update == list.next_update {
-                    // The same one again: that nothing has changed is then seen at a glance.
+                    // The same CRL was loaded again: sharing the `Arc` makes later comparisons cheap.
                     *list = held.clone();
                 }
             }
         }
     }
 
-    /// What is known of a certificate.
+    /// The revocation status of a certificate.
     ///
-    /// A list that names the number revokes it whatever its scope, since an issuer gives a number
-    /// only once. For the opposite, each list that speaks of such certificates must be in force.
+    /// A CRL that contains the serial number revokes the certificate whatever its scope, because an issuer uses a
+    /// serial number once. For the status good, each CRL that covers the certificate must be in force.
     #[must_use]
     pub fn status(&self, asked: &RevocationQuery<'_>, now: UnixTime) -> RevocationStatus {
         let verified = self.pending.verified(asked.issuer);
@@ -314,7 +313,7 @@ impl CrlIndex {
         RevocationStatus::Good
     }
 
-    /// The lists that count now, by the name of their issuer.
+    /// All verified CRLs by the name of their issuer.
     fn in_force(&self) -> BTreeMap<Vec<u8>, Vec<Arc<Crl>>> {
         let mut all = self.issuers.clone();
         for (issuer, lists) in self.pending.all_verified() {
@@ -323,13 +322,13 @@ impl CrlIndex {
         all
     }
 
-    /// What these lists revoke and those of `previous` did not.
+    /// The certificates that these CRLs revoke and those of `previous` did not.
     pub(crate) fn revoked_since(&self, previous: Option<&Self>) -> Vec<LinkId> {
         let before = previous.map(Self::in_force).unwrap_or_default();
         let mut revoked = Vec::new();
         for (issuer, lists) in &self.in_force() {
             let before = before.get(issuer).map_or(&[][..], Vec::as_slice);
-            // Most lists stay as they are.
+            // Most CRLs do not change between updates.
             let is_held = |list: &&Arc<Crl>| before.iter().any(|held| Arc::ptr_eq(held, list));
             let was_revoked =
                 |serial: &&[u8]| before.iter().any(|list| list.serials.contain(serial));
@@ -341,25 +340,25 @@ impl CrlIndex {
         revoked
     }
 
-    /// How many serial numbers are held.
+    /// The number of revoked serial numbers.
     #[must_use]
     pub fn len(&self) -> usize {
         self.in_force().values().flatten().map(|list| list.serials.len()).sum()
     }
 
-    /// How many bytes the serial numbers take.
+    /// The memory of the serial numbers in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         self.in_force().values().flatten().map(|list| list.serials.bytes()).sum()
     }
 
-    /// Whether no list is held, and none waits for its issuer.
+    /// Whether the index has no CRL, and none waits for its issuer.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.issuers.is_empty() && self.pending.is_empty()
     }
 
-    /// What an operator should know of the load, and of the lists that wait.
+    /// Warnings of the load, and about CRLs that wait for their issuer, for the operator.
     #[must_use]
     pub fn warnings(&self) -> Vec<String> {
         [self.warnings.clone(), self.pending.warnings()].concat()
@@ -371,14 +370,14 @@ impl Crl {
         (&self.number, self.this_update)
     }
 
-    /// Whether the newer one of the two replaces the other.
+    /// Whether the newer of the two CRLs replaces the other.
     fn has_same_key_and_scope(&self, other: &Self) -> bool {
         self.public_key == other.public_key && self.scope == other.scope
     }
 }
 
 impl Scope {
-    /// Whether a list of this scope would name the certificate if it were revoked.
+    /// Whether a CRL of this scope covers the certificate.
     fn covers(&self, asked: &RevocationQuery<'_>) -> bool {
         let named = match asked.role {
             CertificateRole::Leaf => self.leaves,
@@ -391,7 +390,7 @@ impl Scope {
     }
 }
 
-/// The readable parts of a name, for messages.
+/// The longest readable part of a name, for messages.
 fn name(issuer: &[u8]) -> String {
     let text: String = String::from_utf8_lossy(issuer)
         .chars()
@@ -401,7 +400,7 @@ fn name(issuer: &[u8]) -> String {
     format!("{longest:?}")
 }
 
-/// A number in hex, without zeroes before it.
+/// Formats a number in hex without leading zeros.
 fn digits(number: &Number) -> String {
     let digits = crate::peer::hex(number);
     let digits = digits.trim_start_matches('0');

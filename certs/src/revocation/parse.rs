@@ -1,5 +1,5 @@
-//! One revocation list (RFC 5280, section 5), read strictly: a kind that we cannot judge by is refused
-//! here, with its reason, and never when somebody comes.
+//! Strict parser for a CRL (RFC 5280, section 5). Unsupported kinds of CRLs are rejected on load with a reason, and
+//! not in a handshake.
 
 use crate::der::{self, DerReader, Element};
 
@@ -14,69 +14,70 @@ const DISTRIBUTION_POINTS: &[u8] = &[0x55, 0x1d, 0x1f];
 /// A number of at most 20 bytes (RFC 5280, section 5.2.3), right-aligned.
 pub(super) type Number = [u8; 20];
 
-/// A list, as it says.
+/// A parsed CRL. Its signature is not verified.
 pub(super) struct RawCrl<'a> {
     /// The content of the issuer's name.
     pub(super) issuer: &'a [u8],
     pub(super) this_update: u64,
     pub(super) next_update: u64,
     pub(super) number: Number,
-    /// For a list of changes: the number of the list that it changes, at least.
+    /// For a delta CRL: the minimum number of its base CRL.
     pub(super) base: Option<Number>,
     pub(super) scope: Scope,
-    /// The serial numbers.
+    /// The revoked serial numbers.
     pub(super) revoked: Vec<&'a [u8]>,
-    /// For a list of changes: what is good again.
+    /// For a delta CRL: the serial numbers that it removes from the base CRL.
     pub(super) restored: Vec<&'a [u8]>,
 }
 
-/// Which of its issuer's certificates a list speaks of.
+/// The certificates of the issuer that a CRL covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Scope {
     pub(super) leaves: bool,
     pub(super) authorities: bool,
-    /// The names (`GeneralName`, DER) of the distribution point; none: of all certificates.
+    /// The names (`GeneralName`, DER) of the distribution point; empty: the CRL is not limited to a distribution
+    /// point.
     pub(super) points: Box<[Box<[u8]>]>,
 }
 
-const MALFORMED: &str = "it is malformed";
-const INDIRECT: &str = "indirect lists are not supported";
-const CRITICAL: &str = "it has a critical extension that is not supported";
+const MALFORMED: &str = "malformed CRL";
+const INDIRECT: &str = "indirect CRLs are not supported";
+const CRITICAL: &str = "unsupported critical extension";
 
 impl<'a> RawCrl<'a> {
-    /// Reads a list. Who signed it is not looked at.
+    /// Parses a CRL. The signature is not verified.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// The CRL is malformed, of an unsupported kind, or has more than `limit` entries.
     pub(super) fn read(der: &'a [u8], limit: usize) -> Result<Self, String> {
         let (mut fields, algorithm) = outer(der).ok_or(MALFORMED)?;
         let version = fields.optional(der::INTEGER);
         if version.is_none_or(|version| version.content != [1]) {
-            return Err("only version 2 lists are supported".into());
+            return Err("only version 2 CRLs are supported".into());
         }
         if fields.expect(der::SEQUENCE).is_none_or(|own| own.content != algorithm) {
-            return Err(format!("{MALFORMED}: it names two algorithms"));
+            return Err(format!("{MALFORMED}: the two signature algorithms differ"));
         }
         let issuer = fields.expect(der::SEQUENCE).ok_or(MALFORMED)?.content;
         let this_update = fields.any().and_then(der::time);
-        let this_update = this_update.ok_or_else(|| format!("{MALFORMED}: its thisUpdate"))?;
+        let this_update = this_update.ok_or_else(|| format!("{MALFORMED}: thisUpdate"))?;
         let next_update = fields.any().and_then(der::time);
-        let next_update = next_update.ok_or_else(|| format!("{MALFORMED}: its nextUpdate"))?;
+        let next_update = next_update.ok_or_else(|| format!("{MALFORMED}: nextUpdate"))?;
         let entries = fields.optional(der::SEQUENCE).map_or(&[][..], |entries| entries.content);
         let extensions = fields.optional(0xa0).ok_or(MALFORMED)?.content;
         if !fields.is_empty() {
             return Err(MALFORMED.into());
         }
         let Extensions { number, base, scope } = crl_extensions(extensions)?;
-        let number = number.ok_or("it has no CRL number that is not critical")?;
+        let number = number.ok_or("CRL number is missing or critical")?;
         let (mut revoked, mut restored) = (Vec::new(), Vec::new());
         let mut entries = DerReader(entries);
         while !entries.is_empty() {
             let (serial, is_restored) = entry(entries.expect(der::SEQUENCE).ok_or(MALFORMED)?)?;
-            // In a whole list it would mean nothing, so that it is not left out there.
+            // `removeFromCRL` has no meaning in a full CRL, so the certificate stays revoked there.
             if is_restored && base.is_some() { &mut restored } else { &mut revoked }.push(serial);
             if revoked.len() + restored.len() > limit {
-                return Err(format!("it has more than {limit} entries, which is the limit"));
+                return Err(format!("CRL has more than {limit} entries, which is the limit"));
             }
         }
         Ok(Self { issuer, this_update, next_update, number, base, scope, revoked, restored })
@@ -84,7 +85,7 @@ impl<'a> RawCrl<'a> {
 }
 
 impl RawCrl<'_> {
-    /// The content of the name that a list gives its issuer; none when it cannot be read.
+    /// The content of the issuer's name in a CRL; none if it cannot be read.
     pub(super) fn issuer(der: &[u8]) -> Option<&[u8]> {
         let (mut fields, _) = outer(der)?;
         fields.optional(der::INTEGER);
@@ -93,7 +94,7 @@ impl RawCrl<'_> {
     }
 }
 
-/// The fields of the signed part, and the algorithm that the signature is by.
+/// The fields of the signed part, and the signature algorithm.
 fn outer(list: &[u8]) -> Option<(DerReader<'_>, &[u8])> {
     let mut whole = DerReader(list);
     let mut parts = DerReader(whole.expect(der::SEQUENCE)?.content);
@@ -103,7 +104,7 @@ fn outer(list: &[u8]) -> Option<(DerReader<'_>, &[u8])> {
     (whole.is_empty() && parts.is_empty()).then_some((fields, algorithm))
 }
 
-/// An entry: its serial number, and whether it takes an earlier entry back.
+/// Reads an entry: its serial number, and whether it removes an earlier entry.
 fn entry(entry: Element<'_>) -> Result<(&[u8], bool), String> {
     const REMOVE_FROM_CRL: &[u8] = &[0x0a, 1, 8];
     let mut fields = DerReader(entry.content);
@@ -163,7 +164,7 @@ fn crl_extensions(extensions: &[u8]) -> Result<Extensions, String> {
     while !list.is_empty() {
         let extension = Extension::read(&mut list).ok_or(MALFORMED)?;
         if seen.contains(&extension.id) {
-            return Err(format!("{MALFORMED}: it has an extension twice"));
+            return Err(format!("{MALFORMED}: duplicate extension"));
         }
         seen.push(extension.id);
         match extension.id {
@@ -196,7 +197,7 @@ fn scope(value: &[u8]) -> Result<Scope, String> {
         let field = fields.any().ok_or(MALFORMED)?;
         let kind = field.tag & 0x1f;
         if kind < last {
-            return Err(format!("{MALFORMED}: its distribution point is out of order"));
+            return Err(format!("{MALFORMED}: distribution point fields are out of order"));
         }
         last = kind + 1;
         let set = || boolean(field.content).ok_or(MALFORMED);
@@ -205,32 +206,32 @@ fn scope(value: &[u8]) -> Result<Scope, String> {
             ONLY_USERS => found.authorities = !set()?,
             ONLY_AUTHORITIES => found.leaves = !set()?,
             ONLY_SOME_REASONS => {
-                return Err("lists for some reasons only are not supported".into());
+                return Err("CRLs for some reasons only are not supported".into());
             }
             IS_INDIRECT if set()? => return Err(INDIRECT.into()),
             IS_INDIRECT => {}
-            _ => return Err(format!("{MALFORMED}: its distribution point")),
+            _ => return Err(format!("{MALFORMED}: distribution point")),
         }
     }
     if !outer.is_empty() || !(found.leaves || found.authorities) {
-        return Err(format!("{MALFORMED}: its distribution point speaks of nothing"));
+        return Err(format!("{MALFORMED}: distribution point covers no certificates"));
     }
     Ok(found)
 }
 
-/// `DistributionPointName`: only a full name can be compared without knowing whose it is.
+/// `DistributionPointName`. Only full names are supported: a relative name depends on the CRL issuer.
 fn full_name(name: &[u8]) -> Result<Box<[Box<[u8]>]>, String> {
     const FULL_NAME: u8 = 0xa0;
     const RELATIVE_NAME: u8 = 0xa1;
     let names = match DerReader(name).any() {
         Some(names) if names.tag == FULL_NAME => general_names(names.content),
         Some(names) if names.tag == RELATIVE_NAME => {
-            return Err("its distribution point has no full name, which is not supported".into());
+            return Err("distribution point has no full name, which is not supported".into());
         }
         _ => None,
     };
     let names = names.filter(|names| !names.is_empty());
-    let names = names.ok_or_else(|| format!("{MALFORMED}: the name of its distribution point"))?;
+    let names = names.ok_or_else(|| format!("{MALFORMED}: name of the distribution point"))?;
     Ok(names.into_iter().map(Box::from).collect())
 }
 
@@ -247,8 +248,8 @@ fn general_names(content: &[u8]) -> Option<Vec<&[u8]>> {
     Some(names)
 }
 
-/// The names of the distribution points at which a certificate's own issuer says whether it is revoked, for
-/// whatever reason (RFC 5280, section 4.2.1.13). Empty when it names none, or cannot be read.
+/// The names of the distribution points where the certificate's issuer publishes CRLs for all reasons (RFC 5280,
+/// section 4.2.1.13). Empty if the certificate has none, or cannot be read.
 pub(crate) fn distribution_points(certificate: &[u8]) -> Vec<&[u8]> {
     points(certificate).unwrap_or_default()
 }
@@ -277,7 +278,7 @@ fn points(certificate: &[u8]) -> Option<Vec<&[u8]>> {
     while !points.is_empty() {
         let mut fields = DerReader(points.expect(der::SEQUENCE)?.content);
         let name = fields.optional(POINT);
-        // With reasons, or another issuer, it says less than all, or somebody else does.
+        // A point with reasons covers only some revocations, and one with a CRL issuer is another issuer's.
         let Some(name) = name.filter(|_| fields.is_empty()) else {
             continue;
         };
@@ -288,7 +289,7 @@ fn points(certificate: &[u8]) -> Option<Vec<&[u8]>> {
     Some(found)
 }
 
-/// A number that is not negative.
+/// Reads an integer that is not negative.
 fn number(value: &[u8]) -> Option<Number> {
     let mut outer = DerReader(value);
     let digits = outer.expect(der::INTEGER).filter(|_| outer.is_empty())?.content;
@@ -302,7 +303,7 @@ fn number(value: &[u8]) -> Option<Number> {
     Some(number)
 }
 
-/// X.690, section 11.1: in DER there are two.
+/// X.690, section 11.1: DER allows two encodings.
 fn boolean(content: &[u8]) -> Option<bool> {
     match content {
         [0] => Some(false),

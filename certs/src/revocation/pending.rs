@@ -1,9 +1,9 @@
-//! Revocation lists whose issuer is not known when they are loaded.
+//! CRLs whose issuer is not known on load.
 //!
-//! In many private PKIs the trust bundle holds the root alone, and peers show the intermediate that signed them.
-//! The intermediate's list waits here until a chain that was verified up to a root brings its issuer: then its
-//! signature is verified, once, and the list counts like any other. A chain that is not verified never gets
-//! here, so a certificate that only has the issuer's name binds nothing.
+//! In many private PKIs the trust bundle has only the root, and peers present the intermediate that signed them. The
+//! CRL of the intermediate waits until a chain that was verified up to a root contains its issuer. Its signature is
+//! then verified once, and the CRL is used like any other. Chains that are not verified have no effect here, so a
+//! certificate with only the issuer's name cannot activate a CRL.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -18,21 +18,21 @@ use super::loading::ParsedCrl;
 use super::{Crl, CrlIndex};
 use crate::issuer::Issuer;
 
-/// The most lists that wait for their issuer.
+/// The maximum number of CRLs that wait for their issuer.
 pub(super) const PENDING_LIMIT: usize = 256;
-/// The most keys that are tried on one list. An authority that is trusted could otherwise make any number of
-/// issuers of one name, each of which costs the digest of the whole list.
+/// The maximum number of keys tried on one CRL. Otherwise a trusted CA could create any number of issuers with the
+/// same name, each of which costs a digest of the whole CRL.
 const KEYS_LIMIT: usize = 256;
 
-/// CrlsByIssuer by the name of their issuer.
+/// CRLs by the name of their issuer.
 pub(super) type CrlsByIssuer = BTreeMap<Vec<u8>, Vec<Arc<Crl>>>;
 
-/// The lists that wait, and those that were verified since they were loaded.
+/// The CRLs that wait for their issuer, and those verified since the load.
 #[derive(Default)]
 pub(super) struct PendingCrls {
-    /// The names of all issuers that were waited for, so that others take no lock.
+    /// The names of all issuers that CRLs waited for. Lookups of other issuers take no lock.
     names: Box<[Vec<u8>]>,
-    /// Whether any list still waits, so that no lock is taken once none does.
+    /// Whether any CRL still waits. If not, lookups take no lock.
     is_open: AtomicBool,
     waiting: Mutex<Waiting>,
     verified: RwLock<CrlsByIssuer>,
@@ -41,15 +41,15 @@ pub(super) struct PendingCrls {
 #[derive(Default)]
 struct Waiting {
     lists: Vec<PendingCrl>,
-    /// Why lists that were verified do not count all the same.
+    /// Why some verified CRLs are not used.
     problems: Vec<String>,
 }
 
-/// A list that was read, and whose signature was not verified.
+/// A parsed CRL whose signature is not verified.
 pub(super) struct PendingCrl {
     pub(super) read: ParsedCrl,
     pub(super) der: CertificateRevocationListDer<'static>,
-    /// Why no known authority has signed it.
+    /// Why none of the known CAs signed it.
     pub(super) reason: String,
     /// The SHA-256 of each key that was tried.
     tried: HashSet<[u8; 32]>,
@@ -57,13 +57,13 @@ pub(super) struct PendingCrl {
 
 impl fmt::Debug for PendingCrls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} lists wait for their issuer", self.waiting().lists.len())
+        write!(f, "{} CRLs wait for their issuer", self.waiting().lists.len())
     }
 }
 
 impl PendingCrls {
-    /// Takes the lists that wait, why some that were verified do not count, and from `in_force` all lists that one
-    /// of those that wait may replace.
+    /// Creates the set from the CRLs that wait and the problems of verified CRLs. Moves all CRLs out of `in_force`
+    /// that one of the waiting CRLs may replace.
     pub(super) fn new(
         lists: Vec<PendingCrl>,
         problems: Vec<String>,
@@ -86,40 +86,39 @@ impl PendingCrls {
         self.waiting().lists.len()
     }
 
-    /// Whether no list waited, and none was verified that does not count.
+    /// Whether no CRL waited, and no verified CRL has a problem.
     pub(super) fn is_empty(&self) -> bool {
         self.names.is_empty() && self.waiting().problems.is_empty()
     }
 
-    /// Whether a list waits for an issuer of this name.
+    /// Whether a CRL waits for an issuer of this name.
     pub(super) fn has_pending_from(&self, issuer: &[u8]) -> bool {
         self.is_open.load(Acquire) && self.names.iter().any(|name| name == issuer)
     }
 
-    /// Verifies the lists that have the name of an authority by its key, unless that was done before. The
-    /// authority must be on a path that was verified.
+    /// Verifies the CRLs with the name of a CA with its key, once. The CA must be on a verified path.
     pub(super) fn verify_pending(&self, issuer: &Issuer, now: UnixTime) {
         if !self.has_pending_from(&issuer.name) {
             return;
         }
-        // Locked while signatures are verified: another handshake with the same issuer needs the outcome.
+        // The lock is held during verification: another handshake with the same issuer needs the result.
         let mut waiting = self.waiting();
         let signed = take_signed(&mut waiting.lists, issuer, now);
         if signed.is_empty() {
             return;
         }
-        // With the lists that count already, since of several of a kind only the newest counts.
+        // The CRLs that are already in use are included, because only the newest with the same key and scope is used.
         let issuers = CrlsByIssuer::from([(issuer.name.clone(), self.verified(&issuer.name))]);
         let mut index = CrlIndex { issuers, ..CrlIndex::default() };
         let errors = index.take(signed);
         waiting.problems.extend(errors.iter().map(ToString::to_string).chain(index.warnings));
         let mut verified = self.verified.write().unwrap_or_else(PoisonError::into_inner);
         verified.extend(index.issuers);
-        // After the lists count: who sees that none waits sees these as well.
+        // The store follows the update of the CRLs: a thread that sees no waiting CRL also sees these CRLs.
         self.is_open.store(!waiting.lists.is_empty(), Release);
     }
 
-    /// The verified lists of an issuer of this name.
+    /// The verified CRLs of an issuer of this name.
     pub(super) fn verified(&self, issuer: &[u8]) -> Vec<Arc<Crl>> {
         if !self.names.iter().any(|name| name == issuer) {
             return Vec::new();
@@ -128,7 +127,7 @@ impl PendingCrls {
         verified.get(issuer).cloned().unwrap_or_default()
     }
 
-    /// All verified lists.
+    /// All verified CRLs.
     pub(super) fn all_verified(&self) -> CrlsByIssuer {
         if self.is_empty() {
             return CrlsByIssuer::new();
@@ -136,13 +135,12 @@ impl PendingCrls {
         self.verified.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What an operator should know of the lists that still wait.
+    /// Warnings about the CRLs that still wait.
     pub(super) fn warnings(&self) -> Vec<String> {
         let one = |list: &PendingCrl| {
             let (position, reason) = (list.read.position, &list.reason);
             format!(
-                "revocation list {position}: {reason}; the list counts as soon as a verified chain brings \
-                 the authority that signed it"
+                "CRL {position}: {reason}; the CRL is used once a verified chain contains its signer"
             )
         };
         let waiting = self.waiting();
@@ -163,8 +161,7 @@ impl PendingCrl {
         Self { read, der, reason, tried: HashSet::new() }
     }
 
-    /// Whether the list is of this issuer, not from the future, and signed by the issuer's key. The same key is
-    /// tried once.
+    /// Whether this issuer signed the CRL and its `thisUpdate` is not in the future. Each key is tried once.
     fn is_signed_by(&mut self, issuer: &Issuer, now: UnixTime) -> bool {
         let is_due = self.read.issuer == issuer.name && self.read.list.this_update <= now.as_secs();
         is_due
@@ -174,7 +171,7 @@ impl PendingCrl {
     }
 }
 
-/// Takes the lists that this issuer signed out of those that wait. The issuer must be on a path that was verified.
+/// Removes the CRLs that this issuer signed from those that wait. The issuer must be on a verified path.
 pub(super) fn take_signed(
     lists: &mut Vec<PendingCrl>,
     issuer: &Issuer,

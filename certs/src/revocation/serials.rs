@@ -1,14 +1,14 @@
-//! Serial numbers, many of them: each costs as many bytes as it has, and a search a few looks.
+//! A compact set of serial numbers: each takes as many bytes as it has, and a lookup is a binary search.
 
 use crate::proof::shortest;
 
-/// The longest serial number (RFC 5280, section 4.1.2.2), and a byte for its sign.
+/// The maximum length of a serial number in bytes (20; RFC 5280, section 4.1.2.2), and one for the sign.
 const LONGEST: usize = 21;
 
 /// A set of serial numbers (two's complement, big-endian). Immutable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Serials {
-    /// Those of one length stand together, in order, without anything between them.
+    /// The serial numbers of each length, sorted and concatenated.
     groups: Box<[Group]>,
 }
 
@@ -18,15 +18,15 @@ struct Group {
     bytes: Box<[u8]>,
 }
 
-/// That a serial number is longer than one may be.
+/// A serial number is longer than permitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooLong;
 
 impl Serials {
-    /// The set of these, in whatever order.
+    /// Creates the set from serial numbers in any order.
     ///
     /// # Errors
-    /// When one is too long.
+    /// A serial number is too long.
     pub(crate) fn new(mut all: Vec<&[u8]>) -> Result<Self, TooLong> {
         for serial in &mut all {
             *serial = shortest(serial);
@@ -43,24 +43,24 @@ impl Serials {
         Ok(Self { groups: groups.collect() })
     }
 
-    /// Whether the number is in the set.
+    /// Whether the set contains the serial number.
     pub(crate) fn contain(&self, serial: &[u8]) -> bool {
         let serial = shortest(serial);
         let group = self.groups.iter().find(|group| group.length == serial.len());
         group.is_some_and(|group| group.contains(serial))
     }
 
-    /// How many there are.
+    /// The number of serial numbers.
     pub(crate) fn len(&self) -> usize {
         self.groups.iter().map(Group::len).sum()
     }
 
-    /// How many bytes they take.
+    /// The memory of the serial numbers in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.groups.iter().map(|group| group.bytes.len()).sum()
     }
 
-    /// Each of them.
+    /// Iterates over the serial numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         self.groups.iter().flat_map(|group| group.bytes.chunks_exact(group.length.max(1)))
     }
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_put_in_is_there_and_nothing_else() {
+    fn serial_set_contains_only_added_numbers() {
         let all: Vec<Vec<u8>> = (0u32..70_000).map(|n| (n * 3).to_be_bytes().to_vec()).collect();
         let serials = Serials::new(all.iter().rev().map(Vec::as_slice).collect()).unwrap();
         assert_eq!((serials.len(), serials.iter().count()), (70_000, 70_000));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_is_the_same_however_long_it_is_written_and_its_sign_counts() {
+    fn serial_numbers_compare_without_padding_and_with_sign() {
         let serials = Serials::new(vec![&[0, 0xff], &[0, 0, 7], &[0], &[0xff, 0x80]]).unwrap();
         assert_eq!(serials.len(), 4);
         let check = |serial: &[u8], expected| {
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_serial_number_costs_as_many_bytes_as_it_has() {
+    fn serial_number_uses_only_its_own_bytes() {
         let all: Vec<[u8; 20]> = (0..=255).map(|n| [n % 0x7f + 1; 20]).collect();
         let serials = Serials::new(all.iter().map(<[u8; 20]>::as_slice).collect()).unwrap();
         assert_eq!(serials.bytes(), serials.len() * 20);

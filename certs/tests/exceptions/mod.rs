@@ -1,23 +1,23 @@
-//! What a suite of others is held against: each case as the suite expects, but for a list of exceptions that
-//! stands in a file beside the test and is exact.
+//! Compares the results of an external test suite with its expectations, except for an exact list of exceptions in a
+//! file beside the test.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-/// Whether a peer is let in.
+/// The result for a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Accepted,
     Refused,
 }
 
-/// What a case should come to, and what it came to here.
+/// The expected and the actual result of a case.
 #[derive(Debug, Clone)]
 pub(crate) struct Outcome {
     pub(crate) id: String,
     pub(crate) wanted: Verdict,
     pub(crate) ours: Verdict,
-    /// Why the peer was refused.
+    /// The reason for the rejection.
     pub(crate) cause: String,
 }
 
@@ -31,8 +31,8 @@ impl Outcome {
     }
 }
 
-/// The exceptions of a file: on each line `id | accepted or refused | reason`. A line that begins with `#`, or is
-/// empty, says nothing.
+/// The exceptions of a file: each line is `id | accepted or refused | reason`. Empty lines and lines that begin with
+/// `#` are comments.
 pub(crate) struct Exceptions(BTreeMap<&'static str, Verdict>);
 
 impl Exceptions {
@@ -48,13 +48,13 @@ impl Exceptions {
                 other => panic!("{line:?}: {other:?} is neither accepted nor refused"),
             };
             assert!(reason.len() > 20, "{line:?} gives no reason");
-            assert!(found.insert(id, ours).is_none(), "{id} stands there twice");
+            assert!(found.insert(id, ours).is_none(), "duplicate exception {id}");
         }
         Self(found)
     }
 
-    /// Expects that each outcome is as wanted, unless an exception says otherwise, and that each exception
-    /// still occurs, where its case is among the outcomes.
+    /// Asserts that each result is as expected or matches an exception, and that each exception of the tested cases
+    /// still occurs.
     pub(crate) fn hold(&self, outcomes: &[Outcome]) {
         let mut faults = String::new();
         for Outcome { id, wanted, ours, cause } in outcomes {
@@ -63,7 +63,11 @@ impl Exceptions {
                 Some(listed) if listed == ours && wanted != ours => {}
                 None => writeln!(faults, "{id}: {ours:?}, not {wanted:?}; {cause}").unwrap(),
                 Some(_) if wanted == ours => {
-                    writeln!(faults, "{id}: {ours:?}, as it should be: no exception").unwrap();
+                    writeln!(
+                        faults,
+                        "{id}: {ours:?} as the suite expects, so the exception is not needed"
+                    )
+                    .unwrap();
                 }
                 Some(listed) => {
                     writeln!(faults, "{id}: {ours:?}, listed as {listed:?}; {cause}").unwrap();

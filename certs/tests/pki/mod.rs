@@ -1,6 +1,6 @@
-//! Certificates and revocation lists made for a test, good and bad.
+//! Valid and invalid certificates and CRLs for tests.
 //!
-//! Lists are encoded by hand, since those that matter most here are those that no library makes.
+//! CRLs are encoded by hand, because no library creates the invalid ones.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,10 +14,10 @@ use time::OffsetDateTime;
 use weft_certs::{TrustParts, TrustStore};
 use weft_model::{RevocationPolicy, StringMatch};
 
-/// The id that good leaves have.
+/// The SPIFFE ID of valid leaves.
 pub(crate) const WEB: &str = "spiffe://mesh.test/ns/a/sa/web";
 
-/// The moment at which everything here happens: 2027-01-15, 08:00 UTC.
+/// The time of all tests: 2027-01-15, 08:00 UTC.
 pub(crate) const NOW: u64 = 1_800_000_000;
 pub(crate) const HOUR: i64 = 3600;
 
@@ -34,7 +34,7 @@ pub(crate) fn unix(seconds: i64) -> UnixTime {
     UnixTime::since_unix_epoch(Duration::from_secs(NOW.saturating_add_signed(seconds)))
 }
 
-/// Carries what `from` has to say to `to`, as far as `to` takes it.
+/// Delivers the data of `from` to `to` until `to` rejects it.
 pub(crate) fn carry(from: &mut Connection, to: &mut Connection) -> Result<(), rustls::Error> {
     let mut bytes = Vec::new();
     while from.wants_write() {
@@ -48,10 +48,10 @@ pub(crate) fn carry(from: &mut Connection, to: &mut Connection) -> Result<(), ru
     Ok(())
 }
 
-/// An authority with its certificate and key.
+/// A CA with its certificate and key.
 pub(crate) type Ca = CertifiedIssuer<'static, KeyPair>;
 
-/// A leaf, PEM: the chain that its holder shows, and its key.
+/// A leaf, PEM: the chain that its holder presents, and its key.
 pub(crate) struct Leaf {
     pub(crate) chain: String,
     pub(crate) key: String,
@@ -80,7 +80,7 @@ pub(crate) fn intermediate(params: CertificateParams, issuer: &Ca) -> Ca {
     Ca::signed_by(params, KeyPair::generate().unwrap(), issuer).unwrap()
 }
 
-/// What a good leaf asks for, with this serial number.
+/// The parameters of a valid leaf with this serial number.
 pub(crate) fn leaf_params(uri: &str, serial: u64) -> CertificateParams {
     let mut params = params("leaf");
     params.serial_number = Some(serial.into());
@@ -93,7 +93,7 @@ pub(crate) fn leaf_params(uri: &str, serial: u64) -> CertificateParams {
     params
 }
 
-/// A leaf that `issuer` signs, shown with the certificates of `above`.
+/// A leaf that `issuer` signs, with the certificates of `above` in its chain.
 pub(crate) fn leaf(params: &CertificateParams, issuer: &Ca, above: &[&Ca]) -> Leaf {
     let key = KeyPair::generate().unwrap();
     let own = params.signed_by(&key, issuer).unwrap().pem();
@@ -101,7 +101,7 @@ pub(crate) fn leaf(params: &CertificateParams, issuer: &Ca, above: &[&Ca]) -> Le
     Leaf { chain, key: key.serialize_pem() }
 }
 
-/// A root, an intermediate that it signed under number 50, and a good leaf with number 1000.
+/// A root, an intermediate with serial number 50, and a valid leaf with serial number 1000.
 pub(crate) struct World {
     pub(crate) root: Ca,
     pub(crate) below: Ca,
@@ -118,7 +118,7 @@ impl World {
         Self { root, below, good }
     }
 
-    /// A store that trusts the root and does not ask for revocation lists.
+    /// A store with the root and without CRLs.
     pub(crate) fn trust(&self) -> TrustStore {
         self.named(Vec::new())
     }
@@ -127,12 +127,12 @@ impl World {
         TrustStore::load(self.root.pem().as_bytes(), None, names, None, unix(0)).unwrap()
     }
 
-    /// A store with lists of the intermediate and of the root.
+    /// A store with CRLs of the intermediate and of the root.
     pub(crate) fn listed(&self, below: Option<&List>, root: Option<&List>) -> TrustStore {
         self.listed_under(RevocationPolicy::default(), below, root)
     }
 
-    /// The same under a policy.
+    /// The same with a policy.
     pub(crate) fn listed_under(
         &self,
         policy: RevocationPolicy,
@@ -154,7 +154,7 @@ impl World {
     }
 }
 
-/// A revocation list to be signed.
+/// A CRL to be signed.
 #[derive(Clone)]
 pub(crate) struct List {
     /// As encoded: 1 is version 2.
@@ -167,12 +167,12 @@ pub(crate) struct List {
     pub(crate) serials: Vec<Vec<u8>>,
     /// The extensions of each entry, DER.
     pub(crate) entry_extensions: Vec<u8>,
-    /// More extensions of the list, DER.
+    /// Additional CRL extensions, DER.
     pub(crate) extensions: Vec<u8>,
 }
 
 impl List {
-    /// A good list with this number and these serial numbers.
+    /// A valid CRL with this number and these serial numbers.
     pub(crate) fn new(number: u64, serials: &[u64]) -> Self {
         Self {
             version: 1,
@@ -185,12 +185,12 @@ impl List {
         }
     }
 
-    /// The list, DER, signed by `issuer`.
+    /// The CRL, DER, signed by `issuer`.
     pub(crate) fn signed_by(&self, issuer: &Ca) -> Vec<u8> {
         self.signed_as(issuer.der(), issuer)
     }
 
-    /// The list, DER, in the name of the subject of `certificate` but signed by `signer`.
+    /// The CRL, DER, with the subject of `certificate` as issuer but signed by `signer`.
     pub(crate) fn signed_as(&self, certificate: &CertificateDer<'_>, signer: &Ca) -> Vec<u8> {
         let anchor = webpki::anchor_from_trusted_cert(certificate).unwrap();
         let body = self.body(&der(0x30, &anchor.subject));
@@ -232,7 +232,7 @@ impl List {
 const ECDSA_WITH_SHA256: &[u8] =
     &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 
-/// Whether one who does not know an extension must refuse what carries it.
+/// Whether an implementation must reject an extension that it does not support.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Critical {
     Yes,
@@ -279,7 +279,7 @@ fn utc(seconds: i64) -> String {
     )
 }
 
-/// A list as PEM.
+/// A CRL as PEM.
 pub(crate) fn crl_pem(der: &[u8]) -> String {
     pem::encode(&pem::Pem::new("X509 CRL", der))
 }

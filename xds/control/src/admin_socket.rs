@@ -109,7 +109,7 @@ fn execute_with(
                 root: root.clone(),
                 certificate: certificate.clone(),
                 key: key.0.clone().into(),
-                lists: lists.clone(),
+                crls: lists.clone(),
             };
             ca_rotation::import(store, given, now)
         }
