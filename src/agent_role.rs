@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use weft_agent::kernel::{FlowPath, KernelReconciler, OccupancyLevel, ServiceReport};
-use weft_agent::metrics::{self, Metrics};
+use weft_agent::metrics::{self, AgentMetrics};
 use weft_agent::plan::AgentPlan;
 use weft_agent::redirect::{self, RedirectGuard, RedirectStatus};
 use weft_model::{FlowTuple, Transport};
@@ -17,7 +17,7 @@ use crate::process::RoleReport;
 #[derive(Debug)]
 pub struct AgentRole {
     /// The workers' counters.
-    pub metrics: WorkerMetrics<Metrics>,
+    pub metrics: WorkerMetrics<AgentMetrics>,
     /// The plan in force.
     pub plans: watch::Receiver<Arc<AgentPlan>>,
     /// The guard of the redirects; none without `--redirects`.

@@ -11,7 +11,7 @@ use crate::refusal::FlowRefusal;
 
 /// The metrics of one worker.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub struct AgentMetrics {
     pub(crate) connections: Counter,
     pub(crate) connections_open: Gauge,
     pub(crate) bytes_to_endpoint: Counter,
@@ -27,7 +27,7 @@ pub struct Metrics {
     pub(crate) services: SharedFlowCounts,
 }
 
-impl Metrics {
+impl AgentMetrics {
     pub(crate) fn refuse(&self, refusal: FlowRefusal) {
         let position = FlowRefusal::ALL.iter().position(|other| *other == refusal);
         if let Some(counter) = position.and_then(|position| self.refused.get(position)) {
@@ -38,17 +38,17 @@ impl Metrics {
 
 /// Flows of a service on the proxy path: how many have begun, and how many are open.
 #[must_use]
-pub fn proxied_flows(metrics: &WorkerMetrics<Metrics>, listener: &str) -> (u64, u64) {
+pub fn proxied_flows(metrics: &WorkerMetrics<AgentMetrics>, listener: &str) -> (u64, u64) {
     flows_of(listener, metrics.sets().iter().map(|set| &set.services))
 }
 
 /// Adds the metrics of all workers, and of what the kernel carries, to a page.
 pub fn add_metrics(
-    metrics: &WorkerMetrics<Metrics>,
+    metrics: &WorkerMetrics<AgentMetrics>,
     kernel: &KernelPathReport,
     page: &mut MetricsPage<'_>,
 ) {
-    let workers = Workers(metrics.sets());
+    let workers = AgentTotals(metrics.sets());
     workers.add_flows(kernel, page);
     workers.add_traffic(page);
     workers.add_refusals(page);
@@ -61,10 +61,10 @@ pub fn add_metrics(
 }
 
 /// The metrics of all workers, to be added up.
-struct Workers(Vec<Arc<Metrics>>);
+struct AgentTotals(Vec<Arc<AgentMetrics>>);
 
-impl Workers {
-    fn sum(&self, counter: impl Fn(&Metrics) -> u64) -> u64 {
+impl AgentTotals {
+    fn sum(&self, counter: impl Fn(&AgentMetrics) -> u64) -> u64 {
         self.0.iter().map(|worker| counter(worker)).fold(0, u64::wrapping_add)
     }
 
@@ -73,9 +73,10 @@ impl Workers {
             let services = kernel.services.iter().filter(|s| s.transport == Some(transport));
             services.map(count).sum()
         };
-        let by_path = |proxy: fn(&Metrics) -> u64, transport, count: fn(&ServiceReport) -> u64| {
-            [("proxy", self.sum(proxy)), ("kernel", in_kernel(transport, count))]
-        };
+        let by_path =
+            |proxy: fn(&AgentMetrics) -> u64, transport, count: fn(&ServiceReport) -> u64| {
+                [("proxy", self.sum(proxy)), ("kernel", in_kernel(transport, count))]
+            };
         page.counter_by(
             "weft_agent_connections",
             "TCP connections to services.",

@@ -28,7 +28,7 @@ use crate::forward::pacer::ReadSide;
 use crate::forward::tcp::{IdlePolicy, RelayOutcome, RelaySides, RelayedBytes, relay};
 use crate::forward::udp::{BatchSize, Datagram, enable_gro, send_all};
 use crate::plan::{AgentPlan, AgentTarget, EndpointChoice, OTHER_ENDPOINTS};
-use crate::record::Record;
+use crate::record::AgentAccessRecord;
 use crate::refusal::FlowRefusal;
 use crate::source::{first_not_out_of_ports, is_out_of_ports};
 use crate::worker::AgentWorker;
@@ -239,7 +239,7 @@ impl FlowLog {
         if !self.logged {
             return;
         }
-        worker.access.line(&Record {
+        worker.access.line(&AgentAccessRecord {
             kind: Transport::Tcp.word(),
             path: "proxy",
             time_ms: unix_ms(),
@@ -421,7 +421,7 @@ fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &AgentWorker) {
     if !flow.logged {
         return;
     }
-    worker.access.line(&Record {
+    worker.access.line(&AgentAccessRecord {
         kind: Transport::Udp.word(),
         path: "proxy",
         time_ms: unix_ms(),

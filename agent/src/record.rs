@@ -1,4 +1,4 @@
-//! The line a connection or flow leaves behind.
+//! The access log line of a connection or flow.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use weft_model::Name;
 
 /// One access line. The field names equal the type names of the path.
 #[derive(Debug, Serialize)]
-pub(crate) struct Record<'a> {
+pub(crate) struct AgentAccessRecord<'a> {
     pub(crate) kind: &'static str,
     /// Who moved it: `kernel` or `proxy`.
     pub(crate) path: &'static str,

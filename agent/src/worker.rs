@@ -25,7 +25,7 @@ use crate::flow_counts::{FlowCounts, WorkerFlowCounts};
 use crate::forward::pacer::{BatchPacer, PAUSE, ReadSide};
 use crate::forward::tcp::RelayBuffers;
 use crate::forward::udp::{Datagram, ReceiveBuffer, ReplySockets, UdpReceiver};
-use crate::metrics::Metrics;
+use crate::metrics::AgentMetrics;
 use crate::pipeline::{self, AcceptedTcp, UdpFlow};
 use crate::plan::AgentPlan;
 use crate::source::SourceAddresses;
@@ -55,7 +55,7 @@ pub struct AgentShared {
     /// The shutdown of the process.
     pub drain: Drain,
     /// The registry of the workers' counters.
-    pub metrics: WorkerMetrics<Metrics>,
+    pub metrics: WorkerMetrics<AgentMetrics>,
     /// The writer of access logs.
     pub access: Writer,
     /// The limits of one worker.
@@ -71,7 +71,7 @@ pub struct AgentShared {
 /// One worker.
 pub(crate) struct AgentWorker {
     pub(crate) shared: AgentShared,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<AgentMetrics>,
     pub(crate) access: Rc<AccessLog>,
     pub(crate) active_connections: ActiveConnections,
     pub(crate) relay_buffers: RelayBuffers,

@@ -10,6 +10,7 @@ pub mod bootstrap;
 pub mod crafted_pki;
 pub mod curl;
 pub mod dns_server;
+pub mod echo_flow;
 pub mod fake_clock;
 pub mod http1;
 pub mod http2;

@@ -2,7 +2,6 @@
 //! control plane with the certificate authority, an agent on the router, `web` and two endpoints of
 //! `orders` with sidecars, and a client with a certificate but no sidecar.
 
-use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +10,7 @@ use serde_json::{Value, json};
 use weft::demo::hosts::{Host, Network};
 
 use crate::curl::{Curl, CurlResponse};
+use crate::echo_flow::EchoFlow;
 use crate::mesh_pki::{IdentityFiles, MeshPki, TRUST_DOMAIN, spiffe_id, text};
 use crate::process::{run, weft};
 use crate::role_process::{RoleProcess, on};
@@ -109,25 +109,6 @@ impl Default for TestMeshOptions<'_> {
             agent_arguments: &[],
             sidecar_arguments: &[],
         }
-    }
-}
-
-/// A TCP connection to an endpoint of the echo service, through the agent.
-#[derive(Debug)]
-pub struct EchoFlow(BufReader<TcpStream>);
-
-impl EchoFlow {
-    /// Sends a line and returns the name of the endpoint that echoed it; `None` if the connection
-    /// is broken.
-    pub fn send_line(&mut self, what: &str) -> Option<String> {
-        writeln!(self.0.get_mut(), "{what}").ok()?;
-        self.read_endpoint_name()
-    }
-
-    fn read_endpoint_name(&mut self) -> Option<String> {
-        let mut line = String::new();
-        let read = self.0.read_line(&mut line).ok()?;
-        (read > 0).then(|| line.split_whitespace().next().unwrap_or_default().to_owned())
     }
 }
 
@@ -312,7 +293,7 @@ impl TestMesh {
         let echo = self.echo();
         let stream = on(Some(&self.client), || TcpStream::connect_timeout(&echo, DEADLINE)).ok()?;
         stream.set_read_timeout(Some(DEADLINE)).ok()?;
-        let mut flow = EchoFlow(BufReader::new(stream));
+        let mut flow = EchoFlow::new(stream);
         let replica = flow.read_endpoint_name()?;
         Some((flow, replica))
     }

@@ -186,7 +186,7 @@ fn endpoint_of_another_address_family_is_reported() {
         &[],
     );
     let wanted = format!(
-        "listener \"strange\": endpoint {other_family} is not of its clients' family of addresses"
+        "listener \"strange\": endpoint {other_family} is of another address family than its clients"
     );
     let reported = problems(&agent);
     assert_eq!(reported.len(), 1, "{reported:?}");

@@ -115,7 +115,10 @@ fn stop_control_until_expiry(mesh: &mut TestMesh, load: &BackgroundLoad) {
     load.await_answers();
     let complaints = [&mesh.web].into_iter().chain(&mesh.orders).map(|one| &one.sidecar.process);
     for process in complaints {
-        assert!(process.errors().contains("not renewed yet"), "{process:?} logs failed renewals");
+        assert!(
+            process.errors().contains("certificate renewal failed"),
+            "{process:?} logs failed renewals"
+        );
     }
     assert_eq!(certificates_of_sidecars(mesh), before);
     mesh.control.restart();
@@ -345,12 +348,7 @@ fn caller_with_a_wrong_clock_renews_its_certificate_once_it_is_corrected() {
     clock.set_back(DAY);
     mesh.web.sidecar.restart_with_clock(&clock);
     eventually("the stored certificate is not yet valid by its clock", || {
-        mesh.web
-            .sidecar
-            .process
-            .errors()
-            .contains("of an earlier run is not taken up")
-            .then_some(())
+        mesh.web.sidecar.process.errors().contains("stored certificate not usable").then_some(())
     });
     assert!(ask_anew(&mesh).is_err());
     clock.reset();
@@ -366,7 +364,7 @@ fn caller_with_a_wrong_clock_renews_its_certificate_once_it_is_corrected() {
     asked(&mesh, false);
     eventually("idle connections are drained", || (mesh.ask_orders().status == 503).then_some(()));
     ask(&mut kept).expect("the open connection is served");
-    let message = "not renewed yet";
+    let message = "certificate renewal failed";
     within_certificate_lifetime("the sidecar tries to renew its certificate", || {
         mesh.web.sidecar.process.errors().contains(message).then_some(())
     });

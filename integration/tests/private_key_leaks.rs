@@ -475,7 +475,7 @@ fn world_readable_key_file_is_reported() {
     };
     set(0o644);
     eventually("the problem is reported", || {
-        reported().contains("(mode 644); chmod 600").then_some(())
+        reported().contains("(mode 644): use mode 600").then_some(())
     });
     set(0o640);
     eventually("a group-readable key is accepted", || (reported() == "[]").then_some(()));

@@ -262,7 +262,7 @@ fn guard_follows_its_file_and_keeps_the_last_good_one() {
     std::fs::write(&setup.file, one.replace("15006", "15007")).expect("the file can be written");
     eventually("the rules of the removed redirect are removed", || {
         let verified = redirect("verify", "native", &format!("--netns /run/netns/two {NODE}"));
-        String::from_utf8_lossy(&verified.stderr).contains("nothing of weft").then_some(())
+        String::from_utf8_lossy(&verified.stderr).contains("no rules of weft").then_some(())
     });
     let changed = WORKLOAD_IN_FILE.replace("15006", "15007");
     eventually("the changed redirect is installed", || {

@@ -20,7 +20,7 @@ use nix::sys::socket::{Shutdown, shutdown};
 use tokio::sync::Notify;
 use weft_certs::{LinkId, Proof, TrustDelta, TrustStore};
 
-use crate::metrics::Metrics;
+use crate::metrics::SidecarMetrics;
 
 /// Grace period of the requests on a connection whose peer certificate expired.
 const EXPIRED_DRAIN: Duration = Duration::from_secs(3600);
@@ -266,7 +266,7 @@ impl ConnectionRegistry {
     /// Closes the connections that depend on certificates revoked since the last call, or drains them where the
     /// revocation policy sets a grace period. Closed connections pass no further bytes; [`Self::notify_closed`] wakes
     /// their tasks. `now` is in seconds since 1970.
-    pub(crate) fn apply(&self, history: &RevocationHistory, now: u64, metrics: &Metrics) {
+    pub(crate) fn apply(&self, history: &RevocationHistory, now: u64, metrics: &SidecarMetrics) {
         let applied = self.applied.replace(history.count);
         let affected: BTreeMap<u64, Duration> = match history.since(applied) {
             Some(new) => {
@@ -331,7 +331,7 @@ impl ConnectionRegistry {
     }
 
     /// Drains the connections whose peer certificates expired, and closes those whose grace period has expired.
-    pub(crate) fn tick(&self, now: u64, metrics: &Metrics) {
+    pub(crate) fn tick(&self, now: u64, metrics: &SidecarMetrics) {
         let mut by_deadline = self.by_deadline.borrow_mut();
         let mut entries = self.entries.borrow_mut();
         while let Some((deadline, id)) =
@@ -479,7 +479,7 @@ mod tests {
     fn connections_of_a_revoked_certificate_are_closed_and_others_stay_open() {
         let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
-        let metrics = Metrics::default();
+        let metrics = SidecarMetrics::default();
         let first = authority.store(&[], 1, None);
         let mut history = RevocationHistory::default();
         let (chain, serial) = authority.sign();
@@ -514,7 +514,7 @@ mod tests {
     fn connection_through_an_intermediate_that_stays_outlives_the_root_above_it() {
         let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
-        let metrics = Metrics::default();
+        let metrics = SidecarMetrics::default();
         let root = authority.authority.trust_bundle();
         let below = authority.authority.certificate();
         let chain = authority.sign().0;
@@ -538,7 +538,7 @@ mod tests {
     #[test]
     fn worker_that_missed_too_many_revocations_closes_every_connection() {
         let authority = TestPki::new();
-        let metrics = Metrics::default();
+        let metrics = SidecarMetrics::default();
         let (chain, _) = authority.sign();
         let check = |missed: u64, expected: bool| {
             let registry = Rc::<ConnectionRegistry>::default();
@@ -562,7 +562,7 @@ mod tests {
     fn requests_in_flight_may_finish_within_the_grace_period_of_the_policy() {
         let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
-        let metrics = Metrics::default();
+        let metrics = SidecarMetrics::default();
         let policy = RevocationPolicy { drain: Duration::from_secs(30), ..Default::default() };
         let first = authority.store(&[], 1, None);
         let mut history = RevocationHistory::default();
@@ -590,7 +590,7 @@ mod tests {
     fn connection_with_an_expired_peer_certificate_drains_and_is_closed_after_an_hour() {
         let authority = TestPki::new();
         let registry = Rc::<ConnectionRegistry>::default();
-        let metrics = Metrics::default();
+        let metrics = SidecarMetrics::default();
         let store = authority.store(&[], 1, None);
         let proof = prove(&authority.sign().0, &store);
         let ends = proof.expires_at();

@@ -13,7 +13,7 @@ use crate::tls::failure::TlsFailure;
 
 /// The metrics of one worker.
 #[derive(Debug, Default)]
-pub struct Metrics {
+pub struct SidecarMetrics {
     pub(crate) connections: Counter,
     pub(crate) connections_open: Gauge,
     pub(crate) connections_refused: Counter,
@@ -49,7 +49,7 @@ impl Default for UpstreamHandshakeFailures {
     }
 }
 
-impl Metrics {
+impl SidecarMetrics {
     pub(crate) fn count_noncompliant(&self, reason: DesyncReason) {
         increment(self.noncompliant.get(reason.index()));
     }
@@ -76,11 +76,11 @@ fn increment(counter: Option<&Counter>) {
 
 /// Adds the metrics of all workers, and of the CRLs in force, to a page.
 pub fn add_metrics(
-    metrics: &WorkerMetrics<Metrics>,
+    metrics: &WorkerMetrics<SidecarMetrics>,
     covered: &CrlsByTrustStore,
     page: &mut MetricsPage<'_>,
 ) {
-    let workers = Workers(metrics.sets());
+    let workers = SidecarTotals(metrics.sets());
     workers.add_connections(page);
     workers.add_http2(page);
     workers.add_handshakes(page);
@@ -91,10 +91,10 @@ pub fn add_metrics(
 }
 
 /// The metrics of all workers, to be added up.
-struct Workers(Vec<Arc<Metrics>>);
+struct SidecarTotals(Vec<Arc<SidecarMetrics>>);
 
-impl Workers {
-    fn sum(&self, counter: impl Fn(&Metrics) -> u64) -> u64 {
+impl SidecarTotals {
+    fn sum(&self, counter: impl Fn(&SidecarMetrics) -> u64) -> u64 {
         self.0.iter().map(|worker| counter(worker)).fold(0, u64::wrapping_add)
     }
 
@@ -102,7 +102,7 @@ impl Workers {
     fn sums<'w>(
         &self,
         words: impl Iterator<Item = &'w str>,
-        counters: impl Fn(&Metrics) -> &[Counter],
+        counters: impl Fn(&SidecarMetrics) -> &[Counter],
     ) -> Vec<(&'w str, u64)> {
         words
             .enumerate()

@@ -1,4 +1,4 @@
-//! The lines that requests and connections leave behind.
+//! The access log lines of requests, TCP connections and TLS handshakes.
 
 use std::net::SocketAddr;
 
@@ -24,7 +24,7 @@ impl Serialize for Trace {
 
 /// One access line. The field names equal the type names of the path.
 #[derive(Debug, Serialize)]
-pub(crate) struct Record<'a> {
+pub(crate) struct HttpAccessRecord<'a> {
     pub(crate) kind: &'static str,
     pub(crate) time_ms: u128,
     pub(crate) client: SocketAddr,
@@ -96,7 +96,7 @@ pub(crate) struct HandshakeRecord {
 }
 
 impl HandshakeRecord {
-    /// What is told of a client's certificate, good or not.
+    /// Adds the fields of the client certificate, valid or not.
     pub(crate) fn with_certificate(mut self, certificate: Option<&CertificateDer<'_>>) -> Self {
         if let Some(text) = certificate.and_then(CertificateText::of) {
             let (from, to) = (text.not_before, text.not_after);

@@ -20,7 +20,7 @@ const NONE: &str = "none";
 /// Classes of response codes; the last is for codes outside the standard, 600 to 999.
 const RESPONSE_CLASSES: [&str; 6] = ["1xx", "2xx", "3xx", "4xx", "5xx", OTHER];
 
-/// What tells series apart.
+/// The labels of a series.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct SeriesLabels {
     listener: Name,

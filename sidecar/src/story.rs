@@ -1,4 +1,4 @@
-//! What there is to tell of a request, from its head to its line.
+//! The request log: what the access log says of a request, gathered from its head to its end.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -10,18 +10,18 @@ use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::pipeline::ClientConnection;
-use crate::record::Record;
+use crate::record::HttpAccessRecord;
 use crate::request_metrics::{RequestLabels, RequestResult};
 use crate::upstream::ExchangeOutcome;
 use crate::worker::{SidecarWorker, now, unix_ms};
 
-/// What there is to tell of a request.
+/// What the access log says of a request.
 #[derive(Default)]
 pub(crate) struct Story {
     line: Option<Line>,
     /// The policy that decided.
     pub(crate) rule: Option<Name>,
-    /// The policy that only watches and would refuse it; none of a name: nothing would allow it.
+    /// The policy in dry-run mode that would deny the request; `Some(None)`: no policy would allow it.
     dry_run: Option<Option<Name>>,
     /// The virtual host that matched.
     service: Option<Name>,
@@ -29,11 +29,11 @@ pub(crate) struct Story {
     pub(crate) cluster: Option<Name>,
     subject: Option<String>,
     pub(crate) endpoint: Option<SocketAddr>,
-    /// How the request departed from strict HTTP/1.1.
+    /// How the request deviates from strict HTTP/1.1.
     pub(crate) desync: Option<DesyncReason>,
 }
 
-/// What of a request stands in its line.
+/// The parts of a request that its access log line repeats.
 #[derive(Default)]
 struct Line {
     method: String,
@@ -43,7 +43,7 @@ struct Line {
 }
 
 impl Story {
-    /// That of a request whose head was not read.
+    /// The log of a request whose head was not read.
     pub(crate) fn unread(version: HttpVersion, desync: Option<DesyncReason>, logged: bool) -> Self {
         let line = logged.then(|| Line { version: version.word(), ..Line::default() });
         Self { line, desync, ..Self::default() }
@@ -65,7 +65,7 @@ impl Story {
         self.subject = subject.cloned();
     }
 
-    /// Takes down what policies said.
+    /// Notes the decision of policies.
     pub(crate) fn judged(&mut self, judgement: &RbacEvaluation<'_>, worker: &SidecarWorker) {
         let refusing = judgement.shadow.filter(|shadow| shadow.refused);
         if refusing.is_some() {
@@ -77,7 +77,7 @@ impl Story {
         }
     }
 
-    /// Counts the request, and leaves its line behind.
+    /// Counts the request and writes its access log line.
     pub(crate) fn finish(
         self,
         result: Result<ExchangeOutcome, Denial>,
@@ -108,7 +108,7 @@ impl Story {
         let Some(line) = self.line else {
             return;
         };
-        worker.access.line(&Record {
+        worker.access.line(&HttpAccessRecord {
             kind: "http",
             time_ms: unix_ms(),
             client: connection.client,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use weft_model::Name;
 
-use crate::metrics::Metrics;
+use crate::metrics::SidecarMetrics;
 
 /// The most names that a process logs.
 const NAMES_LIMIT: usize = 256;
@@ -16,12 +16,12 @@ const NAME_LIMIT_BYTES: usize = 128;
 /// Records the headers that the listener of one connection drops.
 #[derive(Debug, Default)]
 pub(crate) struct DroppedHeaders {
-    metrics: Arc<Metrics>,
+    metrics: Arc<SidecarMetrics>,
     listener: Name,
 }
 
 impl DroppedHeaders {
-    pub(crate) fn new(metrics: Arc<Metrics>, listener: Name) -> Self {
+    pub(crate) fn new(metrics: Arc<SidecarMetrics>, listener: Name) -> Self {
         Self { metrics, listener }
     }
 

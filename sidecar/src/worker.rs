@@ -26,7 +26,7 @@ use crate::authenticate::TokenCache;
 use crate::connection_registry::{self, ConnectionRegistry};
 use crate::detect::ServerFirstCache;
 use crate::http2_windows::WindowBudget;
-use crate::metrics::Metrics;
+use crate::metrics::SidecarMetrics;
 use crate::pipeline::{self, AcceptedSocket, ClientConnection};
 use crate::plan::{PlannedListener, SidecarPlan};
 use crate::plan_changes::PlanChanges;
@@ -59,7 +59,7 @@ pub struct SidecarShared {
     /// The drain state of the process.
     pub drain: Drain,
     /// The registry of the workers' metrics.
-    pub metrics: WorkerMetrics<Metrics>,
+    pub metrics: WorkerMetrics<SidecarMetrics>,
     /// The access log.
     pub access: Writer,
     /// The limits of one worker.
@@ -73,7 +73,7 @@ pub struct SidecarShared {
 /// The state of one worker.
 pub(crate) struct SidecarWorker {
     pub(crate) shared: SidecarShared,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<SidecarMetrics>,
     pub(crate) access: Rc<AccessLog>,
     pub(crate) live: ActiveConnections,
     pub(crate) pools: Pools,

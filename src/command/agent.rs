@@ -9,7 +9,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Args, ValueEnum};
 use tokio::sync::watch;
 use weft_agent::kernel::{KernelLimits, KernelReconciler, PathChoice};
-use weft_agent::metrics::Metrics;
+use weft_agent::metrics::AgentMetrics;
 use weft_agent::node::NodeInfo;
 use weft_agent::plan::{AgentPlan, AgentPlanProblem};
 use weft_agent::{AgentLimits, AgentShared};
@@ -94,7 +94,7 @@ pub(super) fn run(arguments: &AgentArgs, log: &str) -> Result<(), CommandError> 
     let prepared = prepared.map_err(CommandError::Failed)?;
     let guard = arguments.redirects.as_deref().map(redirects::guard);
     let guard = guard.transpose().map_err(CommandError::Usage)?;
-    let worker_metrics = WorkerMetrics::<Metrics>::default();
+    let worker_metrics = WorkerMetrics::<AgentMetrics>::default();
     let plans = watch::Sender::new(Arc::new(AgentPlan::default()));
     let kernel_limits = KernelLimits {
         slots: arguments.slot_limit,

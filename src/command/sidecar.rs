@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &SidecarArgs, log: &str) -> Result<(), CommandError
     };
     let prepared = process::prepare("sidecar", arguments.data_plane.workers, log);
     let prepared = prepared.map_err(CommandError::Failed)?;
-    let worker_metrics = WorkerMetrics::<metrics::Metrics>::default();
+    let worker_metrics = WorkerMetrics::<metrics::SidecarMetrics>::default();
     let access = access_writer()?;
     let plans = watch::Sender::new(Arc::new(SidecarPlan::default()));
     let receiver = plans.subscribe();
@@ -74,7 +74,7 @@ pub(super) fn run(arguments: &SidecarArgs, log: &str) -> Result<(), CommandError
 
 /// Metrics and state of a sidecar.
 struct SidecarRole {
-    metrics: WorkerMetrics<metrics::Metrics>,
+    metrics: WorkerMetrics<metrics::SidecarMetrics>,
     plans: watch::Receiver<Arc<SidecarPlan>>,
 }
 

@@ -11,18 +11,18 @@ use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use super::service::ECHO_PORT;
 
 /// An open connection to the echo service.
-pub(super) struct EchoFlow {
+pub(super) struct DemoFlow {
     runtime: tokio::runtime::Runtime,
     stream: BufReader<TcpStream>,
 }
 
 /// Opens a TCP flow to a virtual IP; returns it with the name of the endpoint that answered.
-pub(super) fn echo_flow(service: IpAddr) -> Result<(EchoFlow, String), String> {
+pub(super) fn echo_flow(service: IpAddr) -> Result<(DemoFlow, String), String> {
     echo_flow_from(service, 0)
 }
 
 /// As [`echo_flow`], from this source port; 0: any free port.
-pub(super) fn echo_flow_from(service: IpAddr, port: u16) -> Result<(EchoFlow, String), String> {
+pub(super) fn echo_flow_from(service: IpAddr, port: u16) -> Result<(DemoFlow, String), String> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -35,12 +35,12 @@ pub(super) fn echo_flow_from(service: IpAddr, port: u16) -> Result<(EchoFlow, St
     let stream = runtime
         .block_on(connecting)
         .map_err(|error: io::Error| format!("cannot connect to the echo service: {error}"))?;
-    let mut flow = EchoFlow { runtime, stream: BufReader::new(stream) };
+    let mut flow = DemoFlow { runtime, stream: BufReader::new(stream) };
     let replica = flow.read_replica()?;
     Ok((flow, replica))
 }
 
-impl EchoFlow {
+impl DemoFlow {
     /// The client address of the flow.
     pub(super) fn client(&self) -> Result<SocketAddr, String> {
         self.stream.get_ref().local_addr().map_err(|error| error.to_string())

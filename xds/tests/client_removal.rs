@@ -118,7 +118,7 @@ fn state_absence_means_nothing_for_endpoints_secrets_and_routes() {
 }
 
 #[test]
-fn what_the_server_says_does_not_exist_is_known_until_it_comes() {
+fn removed_resource_is_missing_until_it_is_sent() {
     check(
         Delta,
         "open

@@ -59,7 +59,7 @@ fn state_clusters_and_listeners_are_asked_for_and_then_what_they_refer_to() {
 }
 
 #[test]
-fn what_nothing_refers_to_is_no_longer_asked_for() {
+fn unreferenced_resource_is_unsubscribed() {
     check(
         Delta,
         "open
@@ -337,7 +337,7 @@ fn a_response_that_holds_a_name_twice_is_refused() {
 }
 
 #[test]
-fn a_refusal_names_the_resource_and_the_place() {
+fn rejection_names_the_resource_and_the_field() {
     let mut session = session(Delta);
     session.open();
     let outcome = respond(&mut session, "l#1 good:1 evil:bad");
@@ -353,7 +353,7 @@ fn a_refusal_names_the_resource_and_the_place() {
 }
 
 #[test]
-fn what_nobody_asked_for_is_ignored() {
+fn unrequested_resource_is_ignored() {
     check(
         Delta,
         "open
@@ -400,7 +400,7 @@ fn a_type_that_nobody_asked_for_is_refused_once() {
 }
 
 #[test]
-fn what_is_the_same_changes_nothing() {
+fn identical_response_changes_nothing() {
     check(
         Delta,
         "open

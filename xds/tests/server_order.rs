@@ -8,7 +8,7 @@ use transcript::check;
 use weft_xds::client::XdsVariant::{Delta, StateOfTheWorld};
 
 #[test]
-fn what_is_referred_to_goes_first() {
+fn referenced_resources_are_sent_first() {
     check(
         Delta,
         "> r +r

@@ -28,7 +28,7 @@ use crate::clock::{now, unix_ms};
 use crate::netlink::conntrack::{self, Conntrack, ConntrackEntry, EndedConnection};
 use crate::netlink::{Netlink, Notification, nf_tables};
 use crate::plan::AgentPlan;
-use crate::record::Record;
+use crate::record::AgentAccessRecord;
 use crate::redirect::may_have_iptables_rules;
 
 /// How often the kernel's counters are read.
@@ -479,9 +479,9 @@ fn wait<'a>(
 
 /// The access-log record of a connection. The record of a TCP connection is written when conntrack drops the
 /// entry, two minutes after the end.
-fn record<'a>(ended: &EndedConnection, service: &'a Name) -> Record<'a> {
+fn record<'a>(ended: &EndedConnection, service: &'a Name) -> AgentAccessRecord<'a> {
     let flow = ended.entry.flow;
-    Record {
+    AgentAccessRecord {
         kind: flow.transport.word(),
         path: "kernel",
         time_ms: unix_ms(),

@@ -5,7 +5,6 @@
 //! in a new namespace of the same name. One thread does all this, and sleeps while nothing changes.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
@@ -478,24 +477,5 @@ impl Namespace {
         };
         let file = std::fs::metadata(path).ok()?;
         Some((file.dev(), file.ino()))
-    }
-}
-
-impl fmt::Display for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Own => f.write_str("this namespace"),
-            Self::At(path) => write!(f, "{}", path.display()),
-        }
-    }
-}
-
-impl fmt::Display for RedirectState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InSync => f.write_str("in sync"),
-            Self::NotInstalled => f.write_str("no rules of weft are installed"),
-            Self::Drifted(how) => f.write_str(&how.join("; ")),
-        }
     }
 }

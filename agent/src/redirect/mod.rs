@@ -15,6 +15,7 @@ mod nft;
 mod probe;
 mod report;
 mod rules;
+mod types;
 
 use std::hash::Hasher;
 use std::net::IpAddr;
@@ -22,14 +23,12 @@ use std::net::IpAddr;
 use weft_model::Cidr;
 
 pub(crate) use apply::may_have_iptables_rules;
-pub use apply::{
-    BackendChoice, Namespace, RedirectBackend, RedirectError, RedirectState, apply, plan, remove,
-    remove_all, verify,
-};
+pub use apply::{apply, plan, remove, remove_all, verify};
 pub use dns::apply_once;
 pub use guard::{DesiredRedirects, RedirectGuard};
 pub use probe::{ProbeOutcome, probe};
 pub use report::{RedirectReport, RedirectStatus};
+pub use types::{BackendChoice, Namespace, RedirectBackend, RedirectError, RedirectState};
 
 /// The mark of packets for other addresses that are delivered to local sockets, under [`MARK_MASK`]: UDP for
 /// services, and responses to clients whose addresses the agent sends from.

@@ -85,7 +85,7 @@ fn serve(reader: &mut BufReader<TcpStream>, received: &Mutex<Vec<String>>) -> Op
         "close" => "200 OK\r\nconnection: close\r\n\r\nuntil the end",
         "long" => "200 OK\r\ncontent-length: 6\r\n\r\n",
         _ if method == "HEAD" => "200 OK\r\ncontent-length: 6\r\nx-answer: 1\r\n\r\n",
-        _ => "200 OK\r\nX-Http1Response: 1\r\ncontent-length: 6\r\n\r\nhello\n",
+        _ => "200 OK\r\nX-Answer: 1\r\ncontent-length: 6\r\n\r\nhello\n",
     };
     reader.get_mut().write_all(format!("HTTP/1.1 {response}").as_bytes()).ok()?;
     // A response without a length ends with the connection.

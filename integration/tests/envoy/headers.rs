@@ -95,7 +95,7 @@ fn request(listener: &'static str, target: &str, lines: &str) -> Case {
 #[test]
 fn headers_are_added_and_removed_in_the_same_order_as_by_envoy() {
     let least_specific = serving(json!({"route_config": table(json!({}))}));
-    let most_specific = json!({"most_most_specific_header_mutations_wins": true});
+    let most_specific = json!({"most_specific_header_mutations_wins": true});
     let most_specific = serving(json!({"route_config": table(most_specific)}));
     let mut cases = Vec::new();
     for listener in ["least", "most"] {

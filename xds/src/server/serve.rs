@@ -22,7 +22,6 @@ use tonic::{Request, Status, Streaming};
 use weft_model::SpiffeId;
 
 use super::guard::{GuardedService, MessageMeter, RequestGate, RequestLimits};
-use super::session::refusal;
 use super::subscribers::SubscriberHandle;
 use super::{ResourceSet, ResourceSubscribers, ServerSession, XdsResponse};
 use crate::authority::{self, CertificateService, CertificateSigner};
@@ -305,15 +304,13 @@ impl IncomingRequest {
         })
     }
 
+    /// The type URL and the message of a NACK.
     fn refusal(&self) -> Option<(&str, &str)> {
-        match self {
-            Self::Delta(request) => {
-                Some((&request.type_url, refusal(request.error_detail.as_ref())?))
-            }
-            Self::State(request) => {
-                Some((&request.type_url, refusal(request.error_detail.as_ref())?))
-            }
-        }
+        let (type_url, error) = match self {
+            Self::Delta(request) => (&request.type_url, &request.error_detail),
+            Self::State(request) => (&request.type_url, &request.error_detail),
+        };
+        Some((type_url, &error.as_ref()?.message))
     }
 }
 

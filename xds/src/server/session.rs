@@ -17,7 +17,6 @@ use envoy_types::pb::envoy::service::discovery::v3::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
 };
 use envoy_types::pb::google::protobuf::Any;
-use envoy_types::pb::google::rpc;
 
 use weft_model::Name;
 
@@ -467,11 +466,6 @@ impl ServerSession {
             ..DeltaDiscoveryResponse::default()
         }))]
     }
-}
-
-/// The message of a NACK.
-pub(super) fn refusal(detail: Option<&rpc::Status>) -> Option<&str> {
-    detail.map(|status| status.message.as_str())
 }
 
 /// Names whose current version or removal the client does not know. A name may occur twice.
