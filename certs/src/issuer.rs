@@ -17,7 +17,7 @@ use crate::verify::ALGORITHMS;
 
 /// A CA of the trust bundle or of a verified path. Its CRLs are accepted unless `fault` is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Issuer {
+pub(crate) struct CaCertificate {
     /// The content of the CA's name, DER, as in the issuer field of the certificates that it signs.
     pub(crate) name: Vec<u8>,
     /// The CA's `SubjectPublicKeyInfo`.
@@ -33,7 +33,7 @@ const DEPTH_LIMIT: u32 = 7;
 /// The fault of a CA whose certificate has expired or is not valid yet.
 pub(crate) const NOT_IN_FORCE: &str = "issuer certificate has expired or is not valid yet";
 
-impl Issuer {
+impl CaCertificate {
     /// Reads a root, or a CA certificate of a verified path.
     pub(crate) fn of(certificate: &[u8]) -> Option<Self> {
         Self::read(&X509Certificate::from_der(certificate).ok()?.1)
@@ -167,26 +167,28 @@ pub(crate) fn known(
     roots: &[CertificateDer<'_>],
     beside: &[CertificateDer<'_>],
     now: UnixTime,
-) -> Vec<Issuer> {
-    let mut known = roots.iter().filter_map(|root| Issuer::of(root)).collect();
+) -> Vec<CaCertificate> {
+    let mut known = roots.iter().filter_map(|root| CaCertificate::of(root)).collect();
     add_below(&mut known, beside.iter().collect(), now);
     known
 }
 
 /// Adds the CAs of `rest` that are below one of `known`, and returns the other certificates.
 pub(crate) fn add_below<'c>(
-    known: &mut Vec<Issuer>,
+    known: &mut Vec<CaCertificate>,
     mut rest: Vec<&'c CertificateDer<'c>>,
     now: UnixTime,
 ) -> Vec<&'c CertificateDer<'c>> {
     for _ in 0..DEPTH_LIMIT {
         let mut found = Vec::new();
-        rest.retain(|certificate| match Issuer::read_intermediate(certificate, known, now) {
-            Some(intermediate) => {
-                found.push(intermediate);
-                false
+        rest.retain(|certificate| {
+            match CaCertificate::read_intermediate(certificate, known, now) {
+                Some(intermediate) => {
+                    found.push(intermediate);
+                    false
+                }
+                None => true,
             }
-            None => true,
         });
         if found.is_empty() {
             break;

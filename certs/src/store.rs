@@ -12,7 +12,7 @@ use weft_model::{
     ExpiredCrlAction, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch,
 };
 
-use crate::issuer::{self, Bundle, Issuer};
+use crate::issuer::{self, Bundle, CaCertificate};
 use crate::proof::{CertificateFields, LinkId, TrustDelta};
 use crate::{
     CertificateRole, CrlError, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus, der,
@@ -179,7 +179,7 @@ impl TrustStore {
         for certificate in above {
             let subject = CertificateFields::read(certificate).map(|fields| fields.subject);
             if subject.is_some_and(|subject| lists.has_pending_from(subject))
-                && let Some(authority) = Issuer::of(certificate)
+                && let Some(authority) = CaCertificate::of(certificate)
             {
                 lists.verify_pending(&authority, now);
             }

@@ -9,7 +9,7 @@ use super::pending::{PENDING_LIMIT, PendingCrl};
 use super::serials::Serials;
 use super::{Crl, CrlError, name};
 use crate::der;
-use crate::issuer::{self, Issuer};
+use crate::issuer::{self, CaCertificate};
 
 /// A parsed CRL; its signature may not be verified yet.
 pub(super) struct ParsedCrl {
@@ -74,7 +74,7 @@ pub(super) struct LoadedCrls {
 impl LoadedCrls {
     pub(super) fn of(
         lists: Vec<CertificateRevocationListDer<'static>>,
-        issuers: &[Issuer],
+        issuers: &[CaCertificate],
         policy: &RevocationPolicy,
         now: UnixTime,
         warnings: &mut Vec<String>,
@@ -119,7 +119,7 @@ impl LoadedCrls {
 fn load_one(
     der: CertificateRevocationListDer<'static>,
     position: usize,
-    issuers: &[Issuer],
+    issuers: &[CaCertificate],
     room: usize,
     now: UnixTime,
 ) -> Result<LoadedCrl, String> {
@@ -158,7 +158,7 @@ impl ParsedCrl {
         self.list.serials.len() + restored
     }
 
-    pub(super) fn signed_by(mut self, signer: &Issuer) -> Self {
+    pub(super) fn signed_by(mut self, signer: &CaCertificate) -> Self {
         self.list.public_key.clone_from(&signer.public_key);
         self
     }
@@ -171,8 +171,8 @@ impl ParsedCrl {
 fn signer<'a>(
     list: &[u8],
     issuer: &[u8],
-    issuers: &'a [Issuer],
-) -> Result<Result<&'a Issuer, String>, String> {
+    issuers: &'a [CaCertificate],
+) -> Result<Result<&'a CaCertificate, String>, String> {
     let mut named = issuers.iter().filter(|known| known.name == issuer).peekable();
     if named.peek().is_none() {
         return Ok(Err(format!("issuer {} is not in the trust bundle", name(issuer))));

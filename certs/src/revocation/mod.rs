@@ -21,7 +21,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use weft_model::RevocationPolicy;
 
-use crate::issuer::{self, Issuer};
+use crate::issuer::{self, CaCertificate};
 use crate::proof::LinkId;
 use loading::{Changes, LoadedCrls, ParsedCrl, split};
 use parse::{Number, Scope};
@@ -141,7 +141,7 @@ impl CrlIndex {
         let beside = CertificateDer::pem_slice_iter(bytes).filter_map(Result::ok);
         let beside: Vec<_> = signers.intermediates.iter().cloned().chain(beside).collect();
         let mut issuers: Vec<_> =
-            signers.roots.iter().filter_map(|root| Issuer::of(root)).collect();
+            signers.roots.iter().filter_map(|root| CaCertificate::of(root)).collect();
         let mut rest = issuer::add_below(&mut issuers, beside.iter().collect(), now);
         let own = issuers.len();
         rest.extend(signers.seen.iter().filter(|seen| !beside.contains(seen)));
@@ -172,7 +172,7 @@ impl CrlIndex {
 
     /// Verifies the CRLs that wait for a CA of this name with its key, once. The CA must be on a path that was
     /// verified up to a root.
-    pub(crate) fn verify_pending(&self, issuer: &Issuer, now: UnixTime) {
+    pub(crate) fn verify_pending(&self, issuer: &CaCertificate, now: UnixTime) {
         self.pending.verify_pending(issuer, now);
     }
 
@@ -246,7 +246,7 @@ impl CrlIndex {
 
     /// Keeps the CRLs of `previous` that are newer than those loaded, or that are missing while another loaded CRL is
     /// not verified (`is_unverified`): that one may be a damaged CRL of the same issuer.
-    fn keep_newer_of(&mut self, previous: &Self, issuers: &[Issuer], is_unverified: bool) {
+    fn keep_newer_of(&mut self, previous: &Self, issuers: &[CaCertificate], is_unverified: bool) {
         let previous = previous.in_force();
         for (issuer, lists) in &previous {
             let now = self.issuers.get(issuer).map_or(&[][..], Vec::as_slice);

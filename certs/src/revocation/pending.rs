@@ -16,7 +16,7 @@ use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 
 use super::loading::ParsedCrl;
 use super::{Crl, CrlIndex};
-use crate::issuer::Issuer;
+use crate::issuer::CaCertificate;
 
 /// The maximum number of CRLs that wait for their issuer.
 pub(super) const PENDING_LIMIT: usize = 256;
@@ -97,7 +97,7 @@ impl PendingCrls {
     }
 
     /// Verifies the CRLs with the name of a CA with its key, once. The CA must be on a verified path.
-    pub(super) fn verify_pending(&self, issuer: &Issuer, now: UnixTime) {
+    pub(super) fn verify_pending(&self, issuer: &CaCertificate, now: UnixTime) {
         if !self.has_pending_from(&issuer.name) {
             return;
         }
@@ -162,7 +162,7 @@ impl PendingCrl {
     }
 
     /// Whether this issuer signed the CRL and its `thisUpdate` is not in the future. Each key is tried once.
-    fn is_signed_by(&mut self, issuer: &Issuer, now: UnixTime) -> bool {
+    fn is_signed_by(&mut self, issuer: &CaCertificate, now: UnixTime) -> bool {
         let is_due = self.read.issuer == issuer.name && self.read.list.this_update <= now.as_secs();
         is_due
             && self.tried.len() < KEYS_LIMIT
@@ -174,7 +174,7 @@ impl PendingCrl {
 /// Removes the CRLs that this issuer signed from those that wait. The issuer must be on a verified path.
 pub(super) fn take_signed(
     lists: &mut Vec<PendingCrl>,
-    issuer: &Issuer,
+    issuer: &CaCertificate,
     now: UnixTime,
 ) -> Vec<ParsedCrl> {
     if issuer.may_sign_crls().is_err() {
