@@ -294,3 +294,17 @@ fn type_names_that_exist_twice_are_found() {
     check("struct Plan;", "#[cfg(test)]\nmod tests {\n    struct Plan;\n}", &[]);
     check("struct Plan;", "impl Trait for A {\n    type Plan = u8;\n}", &[]);
 }
+
+#[test]
+fn links_that_lead_nowhere_are_found() {
+    let check = |text: &str, violations: &[&str]| {
+        let files = [File::new("docs/a.md", text), File::new("src/b.rs", "//! B.")];
+        check(links::broken_links, &files, violations);
+    };
+    check(
+        "[b](../src/b.rs), [folder](../src), [part](../src/b.rs#L1), [web](https://a.example/)",
+        &[],
+    );
+    check("[b](src/b.rs)", &["docs/a.md: the link to src/b.rs leads nowhere"]);
+    check("[c](../src/c.rs)", &["c.rs leads nowhere"]);
+}

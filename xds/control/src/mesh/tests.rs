@@ -160,9 +160,15 @@ fn invalid_clause_is_refused_with_its_field() {
         Mesh::parse(&with(valid), std::path::Path::new(".")).expect(valid);
     }
     for (clause, expected) in [
-        ("{from: ['spiffe://mesh.local/ns/a*']}", "from[0]: \"spiffe://mesh.local/ns/a*\""),
-        ("{from: ['spiffe:///*']}", "from[0]: \"spiffe://\""),
-        ("{from: [web], from_addresses: [10.0.0.0/33]}", "from_addresses[0]: \"10.0.0.0/33\""),
+        (
+            "{from: ['spiffe://mesh.local/ns/a*']}",
+            "from[0]: invalid SPIFFE ID \"spiffe://mesh.local/ns/a*\"",
+        ),
+        ("{from: ['spiffe:///*']}", "from[0]: invalid SPIFFE ID \"spiffe://\""),
+        (
+            "{from: [web], from_addresses: [10.0.0.0/33]}",
+            "from_addresses[0]: invalid address range \"10.0.0.0/33\"",
+        ),
         ("{from: [web], ports: [81]}", "ports[0]: unknown port 81"),
         (
             "{from: [web], claims: {role: [admin]}}",
