@@ -349,13 +349,13 @@ fn rotation_waits_for_disconnected_workloads() {
     let away = format!("{}, which is not connected", spiffe_id("web"));
     eventually("only the disconnected workload is reported", || {
         let refused = rotate(&mesh, "next").expect_err("a workload is disconnected");
-        refused.ends_with(&format!("yet: {away}")).then_some(())
+        refused.ends_with(&format!("bundle: {away}")).then_some(())
     });
     mesh.control.process.kill();
     mesh.control.restart();
     eventually("the other workloads are connected again", || {
         let refused = rotate(&mesh, "next").expect_err("a workload is disconnected");
-        refused.ends_with(&format!("yet: {away}")).then_some(())
+        refused.ends_with(&format!("bundle: {away}")).then_some(())
     });
     mesh.web.sidecar.restart();
     eventually("all workloads trust the next authority", || rotate(&mesh, "next").ok());

@@ -256,7 +256,10 @@ fn ask_by_http2(port: u16) -> (Http2FrameClient, StreamOutcome) {
 
 /// Starts an upload on a new connection; returns whether it is accepted.
 fn begin_body(sidecar: &SingleSidecar) -> (Http2FrameClient, bool) {
-    let count = |sidecar: &SingleSidecar| sidecar.metric("weft_sidecar_requests_total");
+    let count = |sidecar: &SingleSidecar| {
+        let finished = sidecar.metric("weft_sidecar_requests_total");
+        finished + sidecar.metric("weft_sidecar_requests_open")
+    };
     let (refused, before) = (sidecar.metric(REFUSED), count(sidecar));
     let mut client = Http2FrameClient::connect(sidecar.port);
     client.send(&headers(END_HEADERS, 1, &POST));
