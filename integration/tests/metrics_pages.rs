@@ -120,10 +120,7 @@ fn metrics_pages_pass_promtool_and_are_documented() {
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     let new: Vec<&str> = written.lines().filter(|line| !kept.contains(line)).collect();
-    assert!(
-        written == kept,
-        "docs/metrics.md is outdated: run make docs. New lines: {new:#?}"
-    );
+    assert!(written == kept, "docs/metrics.md is outdated: run make docs. New lines: {new:#?}");
 }
 
 #[test]
