@@ -18,9 +18,9 @@ use crate::http::header_filter::HeaderFilter;
 use crate::normalize::normalize_request;
 use crate::plan::{PlannedHttp, SidecarPlan};
 use crate::refused_request::RefusedRequest;
+use crate::request_log::RequestLog;
 use crate::responder::LocalReply;
 use crate::route::{Routed, redirect_location, rewritten_target, route};
-use crate::story::Story;
 use crate::timeouts::RequestTimeouts;
 use crate::worker::{SidecarWorker, now, wall_clock};
 
@@ -78,12 +78,12 @@ fn allow<'h>(
     client: ClientInfo<'h>,
     http: &PlannedHttp,
     worker: &SidecarWorker,
-    story: &mut Story,
+    log: &mut RequestLog,
 ) -> Result<Authorized<'h>, Denial> {
     let tokens = http.tokens.as_ref();
     let authenticated = authenticate(head, client, tokens, wall_clock(), &worker.tokens)?;
     let (judgement, authorized) = authorize(authenticated, &http.rules);
-    story.judged(&judgement, worker);
+    log.judged(&judgement, worker);
     authorized
 }
 
@@ -101,13 +101,13 @@ pub(crate) fn decide<'p>(
     head: &mut RequestHead,
     has_body: bool,
     context: DecisionContext<'p, '_>,
-    story: &mut Story,
+    log: &mut RequestLog,
 ) -> Result<RequestDecision<'p>, RefusedRequest<'p>> {
     let DecisionContext { connection, plan, worker } = context;
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
     let address = forwarded::client(&head.headers, http.http.forwarded, connection.previous_hop());
     let header_filter = normalize_request(head, has_body, &http.http, connection, worker);
-    story.desync = head.desync;
+    log.desync = head.desync;
     let mut header_filter = header_filter?;
     if let Some(answer) = unescaping_redirect(http, head) {
         return Ok(RequestDecision::Answer { answer, changes: None });
@@ -116,7 +116,7 @@ pub(crate) fn decide<'p>(
     let client = connection.client_info(address);
     let tokens = http.tokens.as_ref();
     header_filter.reserve(tokens.into_iter().flat_map(TokenPolicy::written_headers));
-    let authorized = match allow(head, client, http, worker, story) {
+    let authorized = match allow(head, client, http, worker, log) {
         Ok(authorized) => authorized,
         Err(denial) => {
             return Err(RefusedRequest::by_route(denial, head, client, http, connection));
@@ -135,7 +135,7 @@ pub(crate) fn decide<'p>(
         let changes = HeaderChanges::of(found.mutations(None), || variables(""));
         RequestDecision::Answer { answer, changes }
     };
-    story.route(&found, inputs.tokens.subject.as_ref());
+    log.route(&found, inputs.tokens.subject.as_ref());
     match &route.action {
         RouteAction::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
             let cluster =

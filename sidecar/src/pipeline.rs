@@ -29,9 +29,9 @@ use crate::http::head::{HttpVersion, RequestHead};
 use crate::identity_headers::{ClientCertificateHeaders, HandshakeCertificates};
 use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService, SidecarPlan};
 use crate::plan_changes::PlanFollower;
+use crate::request_log::RequestLog;
 use crate::request_metrics::ConnectionSeries;
 pub(crate) use crate::responder::Responder;
-use crate::story::Story;
 use crate::stream::TransportStream;
 use crate::tcp_proxy::TcpConnectionInfo;
 use crate::timeouts::RequestProgress;
@@ -256,11 +256,11 @@ async fn serve_request(
 ) {
     let started = now();
     let _open = GaugeGuard::new(&worker.metrics.requests_open);
-    let mut story = Story::new(&head, worker.logs_requests(connection));
+    let mut log = RequestLog::new(&head, worker.logs_requests(connection));
     let progress = RequestProgress::new(source.is_empty());
     let io = RequestIo { source, reply, progress: &progress, started };
-    let result = perform(&mut head, io, connection, worker, &mut story).await;
-    story.finish(result, started, connection, worker);
+    let result = perform(&mut head, io, connection, worker, &mut log).await;
+    log.finish(result, started, connection, worker);
 }
 
 /// Counts and logs a request that was refused before its head was read.
@@ -275,8 +275,8 @@ pub(crate) fn refused(
         Denial::Desync(reason) => Some(reason),
         _ => None,
     };
-    let story = Story::unread(version, desync, logged);
-    story.finish(Err(denial), now(), connection, worker);
+    let log = RequestLog::unread(version, desync, logged);
+    log.finish(Err(denial), now(), connection, worker);
 }
 
 /// What a request has besides its head: its body, the response writer, and its start time.
@@ -292,7 +292,7 @@ async fn perform(
     io: RequestIo<'_, '_, '_>,
     connection: &ClientConnection,
     worker: &SidecarWorker,
-    story: &mut Story,
+    log: &mut RequestLog,
 ) -> Result<ExchangeOutcome, Denial> {
     let RequestIo { source, reply, progress, started } = io;
     let is_grpc = head.is_grpc();
@@ -300,7 +300,7 @@ async fn perform(
     let follower = worker.changes.follow();
     let has_body = !source.is_empty();
     let context = DecisionContext { connection, plan: &plan, worker };
-    let decision = decide(head, has_body, context, story);
+    let decision = decide(head, has_body, context, log);
     let head = &*head;
     // Those of the route, for the response or the refusal.
     let mut changes = None;
@@ -316,7 +316,7 @@ async fn perform(
             changes = own;
             match plan.target(&target) {
                 Some(target) => {
-                    story.cluster = Some(target.cluster.name.clone());
+                    log.cluster = Some(target.cluster.name.clone());
                     let mut call = Call::new(head, source, &mut *reply, progress);
                     call.header_filter = header_filter;
                     call.ends_tunnel = ends_tunnel;
@@ -326,10 +326,10 @@ async fn perform(
                     let authorized = AuthorizedRequest { inputs: &inputs, head, plan: &plan };
                     tokio::select! {
                         biased;
-                        result = exchange(&mut call, target, worker, &mut story.endpoint) => result,
+                        result = exchange(&mut call, target, worker, &mut log.endpoint) => result,
                         denial = timeouts.expired(started, progress) => Err(denial),
                         (denial, rule) = until_denied(authorized, connection, follower, worker) => {
-                            story.rule = rule;
+                            log.rule = rule;
                             Err(denial)
                         }
                     }

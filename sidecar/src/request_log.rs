@@ -17,7 +17,7 @@ use crate::worker::{SidecarWorker, now, unix_ms};
 
 /// What the access log says of a request.
 #[derive(Default)]
-pub(crate) struct Story {
+pub(crate) struct RequestLog {
     line: Option<Line>,
     /// The policy that decided.
     pub(crate) rule: Option<Name>,
@@ -42,7 +42,7 @@ struct Line {
     version: &'static str,
 }
 
-impl Story {
+impl RequestLog {
     /// The log of a request whose head was not read.
     pub(crate) fn unread(version: HttpVersion, desync: Option<DesyncReason>, logged: bool) -> Self {
         let line = logged.then(|| Line { version: version.word(), ..Line::default() });
