@@ -100,7 +100,8 @@ mod tests {
 
     #[test]
     fn certificate_from_a_future_clock_is_due_immediately() {
-        let (day, second) = (Duration::from_secs(86_400), Duration::from_secs(1));
+        let day = Duration::from_secs(86_400);
+        let second = Duration::from_secs(1);
         let now = SystemTime::UNIX_EPOCH + 20_000 * day;
         let rotation = Rotation::new(now + day, now + 2 * day, 0.5);
         assert!(rotation.is_due(now));
@@ -115,9 +116,11 @@ mod tests {
 
     #[test]
     fn retry_delay_does_not_outlast_the_certificate() {
-        let (start, second) = (SystemTime::UNIX_EPOCH, Duration::from_secs(1));
+        let start = SystemTime::UNIX_EPOCH;
+        let second = Duration::from_secs(1);
         let mut rotation = Rotation::new(start, start + 60 * second, 1.0);
-        let (mut now, mut attempts) = (rotation.due(), 0);
+        let mut now = rotation.due();
+        let mut attempts = 0;
         while !rotation.expired(now) {
             now += rotation.failed(now, 1.0);
             attempts += 1;
@@ -133,7 +136,8 @@ mod tests {
 
     #[test]
     fn certificate_expired_on_arrival_is_renewed_after_the_minimum_delay() {
-        let (start, second) = (SystemTime::UNIX_EPOCH, Duration::from_secs(1));
+        let start = SystemTime::UNIX_EPOCH;
+        let second = Duration::from_secs(1);
         let now = start + 100 * second;
         assert_eq!(Rotation::new(now, start + 50 * second, 0.0).due(), now + SHORTEST_RETRY);
     }

@@ -1,13 +1,12 @@
 //! Certificates of the CA: they contain the SPIFFE ID of the request, and no other field of it.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test panics on an unexpected result"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use std::collections::BTreeSet;

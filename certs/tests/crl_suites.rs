@@ -4,12 +4,7 @@
 //! cases of rustls-webpki (ISC) and the CRLs of C2SP/x509-limbo (Apache-2.0). `revocation.rs` covers the same kinds
 //! of CRLs with generated ones.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::print_stderr,
-    reason = "a test panics on an unexpected result and prints skipped parts"
-)]
+#![expect(clippy::print_stderr, reason = "a test prints what it skips")]
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -36,7 +31,9 @@ fn suite(name: &str) -> Option<PathBuf> {
 }
 
 fn status(index: &CrlIndex, leaf: &webpki::EndEntityCert<'_>) -> RevocationStatus {
-    let (issuer, serial, certificate) = (leaf.issuer(), leaf.serial(), leaf.der());
+    let issuer = leaf.issuer();
+    let serial = leaf.serial();
+    let certificate = leaf.der();
     index.status(
         &RevocationQuery {
             issuer,

@@ -1,12 +1,12 @@
 //! Loading of certificates, chains and keys.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "a test panics on an unexpected result"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use pki::{Leaf, WEB, World, leaf_params, unix};

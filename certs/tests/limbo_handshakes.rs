@@ -3,7 +3,7 @@
 //! The peer is a rustls endpoint without verification, so it can present chains that weft would not load. The data
 //! (Apache-2.0) is read if present; `limbo-exceptions.txt` lists the cases with another result, and the reasons.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
@@ -12,7 +12,7 @@
 )]
 
 mod exceptions;
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use std::path::PathBuf;

@@ -9,10 +9,9 @@
 //! A chain that is rejected for its path does not test CRLs, and the reverse. Therefore each chain is also verified
 //! without CRLs, and if only the CRLs forbid it, the reason is compared.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::panic,
-    clippy::indexing_slicing,
     clippy::print_stderr,
     reason = "a test panics on an unexpected result and prints skipped parts"
 )]
@@ -137,7 +136,9 @@ fn data() -> Option<PathBuf> {
 impl Suite {
     fn read() -> Option<Self> {
         let folder = data()?;
-        let (mut anchor, mut authorities, mut leaves) = (None, Vec::new(), Vec::new());
+        let mut anchor = None;
+        let mut authorities = Vec::new();
+        let mut leaves = Vec::new();
         for path in files(&folder.join("certs")) {
             let file = File::certificate(&path);
             if file.name == "TrustAnchorRootCertificate" {
@@ -203,7 +204,8 @@ impl Suite {
         lists: Option<&str>,
         policy: RevocationPolicy,
     ) -> Result<(), String> {
-        let (roots, revocations) = (self.anchor.pem(), lists.map(str::as_bytes));
+        let roots = self.anchor.pem();
+        let revocations = lists.map(str::as_bytes);
         let parts = TrustParts { roots: roots.as_bytes(), revocations, names: Vec::new(), policy };
         // CRLs that are rejected on load reject every client.
         let trust = TrustStore::build(parts, None, now()).map_err(|error| error.to_string())?;

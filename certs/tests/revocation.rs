@@ -1,13 +1,13 @@
 //! CRLs: accepted contents, accepted signers, and precedence.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "a test panics on an unexpected result"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use std::time::Duration;
@@ -94,7 +94,8 @@ fn crls_of_a_weft_ca_cover_its_root_and_intermediate() {
     let index = index.unwrap();
     assert_eq!((index.len(), index.warnings()), (1, vec![]));
     let name = |certificate| webpki::anchor_from_trusted_cert(certificate).unwrap().subject;
-    let (root, below) = (name(&root), name(&below));
+    let root = name(&root);
+    let below = name(&below);
     let check = |issuer, serial: &[u8], role, expected| {
         assert_eq!(
             index.status(
@@ -141,7 +142,8 @@ fn crl_number_takes_precedence_over_date() {
 
 #[test]
 fn older_crl_does_not_replace_the_one_in_force_and_is_reported() {
-    let (one, two) = (pki::root("one"), pki::root("two"));
+    let one = pki::root("one");
+    let two = pki::root("two");
     let roots = [&one, &two];
     let push = |number_one, number_two, previous: Option<&CrlIndex>| {
         let lists = [
@@ -165,7 +167,8 @@ fn older_crl_does_not_replace_the_one_in_force_and_is_reported() {
 
 #[test]
 fn removed_crl_is_dropped() {
-    let (one, two) = (pki::root("one"), pki::root("two"));
+    let one = pki::root("one");
+    let two = pki::root("two");
     let lists = [List::new(1, &[7]).signed_by(&one), List::new(1, &[7]).signed_by(&two)];
     let first = load(set(&lists).as_bytes(), &[&one, &two], None).unwrap();
     let second = load(set(&lists[..1]).as_bytes(), &[&one, &two], Some(&first)).unwrap();
@@ -175,7 +178,8 @@ fn removed_crl_is_dropped() {
 
 #[test]
 fn crls_of_two_cas_with_one_name_are_kept_apart() {
-    let (old, new) = (pki::root("root"), pki::root("root"));
+    let old = pki::root("root");
+    let new = pki::root("root");
     let held = List::new(90, &[7]).signed_by(&old);
     let fresh = List::new(1, &[8]).signed_by(&new);
 
@@ -191,7 +195,9 @@ fn crls_of_two_cas_with_one_name_are_kept_apart() {
 
 #[test]
 fn crl_without_a_trusted_signer_is_not_used_and_is_reported() {
-    let (ca, same_name, stranger) = (pki::root("root"), pki::root("root"), pki::root("stranger"));
+    let ca = pki::root("root");
+    let same_name = pki::root("root");
+    let stranger = pki::root("stranger");
     let list = List::new(1, &[7]);
     waits(&list.signed_by(&same_name), &[&ca], "CRL is not signed by \"root\"");
     waits(&list.signed_as(ca.der(), &stranger), &[&ca], "CRL is not signed by \"root\"");
@@ -210,7 +216,8 @@ fn waits(bytes: &[u8], roots: &[&Ca], reason: &str) {
 
 #[test]
 fn unsupported_crl_of_unknown_issuer_is_ignored_only_in_strict_mode() {
-    let (ca, stranger) = (pki::root("root"), pki::root("stranger"));
+    let ca = pki::root("root");
+    let stranger = pki::root("stranger");
     let own = List::new(1, &[7]).signed_by(&ca);
     let odd = List { number: None, ..List::new(1, &[]) }.signed_by(&stranger);
     let both = set(&[odd.clone(), own.clone()]);
@@ -229,7 +236,8 @@ fn unsupported_crl_of_unknown_issuer_is_ignored_only_in_strict_mode() {
 
 #[test]
 fn crl_of_unknown_issuer_leaves_others_in_force_and_is_reported_by_index() {
-    let (ca, stranger) = (pki::root("root"), pki::root("stranger"));
+    let ca = pki::root("root");
+    let stranger = pki::root("stranger");
     let good = List::new(1, &[7]).signed_by(&ca);
     let bad = List::new(1, &[7]).signed_by(&stranger);
     let index = load(set(&[good.clone(), bad]).as_bytes(), &[&ca], None).unwrap();
@@ -280,7 +288,8 @@ fn crl_of_an_intermediate_requires_a_valid_certificate_below_a_root() {
 
 #[test]
 fn crl_of_an_untrusted_intermediate_is_not_used() {
-    let (root, same_name) = (pki::root("root"), pki::root("root"));
+    let root = pki::root("root");
+    let same_name = pki::root("root");
     let below = pki::intermediate(ca_params("below"), &same_name);
     let deeper = pki::intermediate(ca_params("deeper"), &below);
     let list = |ca: &Ca| set(&[List::new(1, &[7]).signed_by(ca)]);
@@ -547,7 +556,8 @@ fn damaged_crl_file_never_makes_a_revoked_certificate_good() {
     let mut random = fastrand::Rng::with_seed(NOW);
     for _ in 0..2000 {
         let mut damaged = text.clone().into_bytes();
-        let (place, byte) = (random.usize(..damaged.len()), random.u8(..));
+        let place = random.usize(..damaged.len());
+        let byte = random.u8(..);
         damaged[place] = byte;
         check(&damaged, &format!("byte {place} is {byte:#x}"));
     }
@@ -600,7 +610,8 @@ fn delta_crl_is_applied_only_with_its_base_crl() {
             assert_eq!(status(&index, &ca, *serial), *expected, "{serial}");
         }
     };
-    let (good, revoked) = (RevocationStatus::Good, RevocationStatus::Revoked);
+    let good = RevocationStatus::Good;
+    let revoked = RevocationStatus::Revoked;
     let adding = delta(List::new(6, &[3]), 5);
     check(&[&adding], &[(1, revoked), (2, revoked), (3, revoked), (4, good)]);
     let back = delta(List { entry_extensions: restoring.clone(), ..List::new(7, &[2, 3]) }, 5);
@@ -659,7 +670,8 @@ fn distribution_point_crl_covers_only_certificates_that_name_the_point() {
         let names: Vec<u8> = uris.iter().flat_map(|uri| der(0x86, uri.as_bytes())).collect();
         der(0x30, &der(0xa0, &der(0xa0, &names)))
     };
-    let (good, unknown) = (RevocationStatus::Good, RevocationStatus::Unknown);
+    let good = RevocationStatus::Good;
+    let unknown = RevocationStatus::Unknown;
     check(&[named(&["http://x/2"])], good);
     check(&[named(&["http://x/1", "http://x/2"])], good);
     check(&[named(&["http://x/1"]), named(&["http://x/2"])], good);
@@ -679,7 +691,8 @@ fn distribution_point_crl_covers_only_certificates_that_name_the_point() {
 fn crl_for_leaves_or_cas_covers_only_these() {
     let ca = pki::root("root");
     let list = |tag| List { extensions: scoped(&[der(tag, &[0xff])]), ..List::new(1, &[7]) };
-    let (leaves, authorities) = (list(0x81).signed_by(&ca), list(0x82).signed_by(&ca));
+    let leaves = list(0x81).signed_by(&ca);
+    let authorities = list(0x82).signed_by(&ca);
     let check = |lists: &[u8], expected: [RevocationStatus; 2]| {
         let index = load(lists, &[&ca], None).unwrap();
         let got = [CertificateRole::Leaf, CertificateRole::Authority]
