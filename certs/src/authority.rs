@@ -16,7 +16,7 @@ use rustls_pki_types::pem::PemObject;
 use time::OffsetDateTime;
 use weft_model::SpiffeId;
 
-use crate::peer::hex;
+use crate::digest::hex;
 use crate::request::CheckedRequest;
 use crate::{KeyText, validity};
 
@@ -167,7 +167,7 @@ impl Authority {
         })?;
         let root_key = KeyPair::generate()?;
         let params =
-            authority_params(&format!("weft root {trust_domain}"), &id, 1, (now, ROOT_LIFE))?;
+            authority_params(&format!("weft root {trust_domain}"), &id, 1, now, ROOT_LIFE)?;
         let root_certificate = params.self_signed(&root_key)?.pem();
         Self::below(root_certificate, root_key.serialize_pem().into(), trust_domain, now)
     }
@@ -197,7 +197,8 @@ impl Authority {
             &format!("weft intermediate {trust_domain}"),
             &id,
             0,
-            (now, INTERMEDIATE_LIFE),
+            now,
+            INTERMEDIATE_LIFE,
         )?;
         let intermediate_certificate = params.signed_by(&intermediate_key, &root)?.pem();
         Ok(AuthorityFiles {
@@ -359,7 +360,8 @@ fn authority_params(
     common_name: &str,
     id: &str,
     depth: u8,
-    (now, life): (SystemTime, Duration),
+    now: SystemTime,
+    life: Duration,
 ) -> Result<CertificateParams, AuthorityError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

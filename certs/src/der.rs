@@ -1,5 +1,9 @@
 //! A reader for the subset of DER (X.690) that certificates and CRLs use.
 
+use std::time::Duration;
+
+use rustls_pki_types::UnixTime;
+
 /// An element: its tag, its content, and all its bytes including the header.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Element<'a> {
@@ -72,8 +76,17 @@ pub(crate) fn sequence(content: &[u8]) -> Vec<u8> {
     [header.as_slice(), content].concat()
 }
 
-/// A `Time` as seconds since 1970.
-pub(crate) fn time(element: Element<'_>) -> Option<u64> {
+/// The value of a BOOLEAN. X.690, section 11.1: DER allows two encodings.
+pub(crate) fn boolean(content: &[u8]) -> Option<bool> {
+    match content {
+        [0] => Some(false),
+        [0xff] => Some(true),
+        _ => None,
+    }
+}
+
+/// The value of a `Time` (RFC 5280, section 4.1.2.5). None if it is malformed or before 1970.
+pub(crate) fn time(element: Element<'_>) -> Option<UnixTime> {
     let text = std::str::from_utf8(element.content).ok()?.strip_suffix('Z')?;
     let (year, rest) = match element.tag {
         UTC_TIME => {
@@ -94,7 +107,8 @@ pub(crate) fn time(element: Element<'_>) -> Option<u64> {
     let month = time::Month::try_from(two(0)?).ok()?;
     let date = time::Date::from_calendar_date(year, month, two(2)?).ok()?;
     let at = time::Time::from_hms(two(4)?, two(6)?, two(8)?).ok()?;
-    u64::try_from(time::OffsetDateTime::new_utc(date, at).unix_timestamp()).ok()
+    let seconds = u64::try_from(time::OffsetDateTime::new_utc(date, at).unix_timestamp()).ok()?;
+    Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
 }
 
 #[cfg(test)]
@@ -117,7 +131,7 @@ mod tests {
     fn utc_time_and_generalized_time_are_read() {
         let check = |tag, text: &str, expected| {
             let element = Element { tag, content: text.as_bytes(), whole: &[] };
-            assert_eq!(time(element), expected, "{text}");
+            assert_eq!(time(element).map(|time| time.as_secs()), expected, "{text}");
         };
         check(UTC_TIME, "700101000000Z", Some(0));
         check(GENERALIZED_TIME, "20260101000000Z", Some(1_767_225_600));

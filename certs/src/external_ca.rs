@@ -111,9 +111,10 @@ impl AuthorityFiles {
         chain.pop();
         let chain: Vec<_> = chain.into_iter().map(|(_, certificate)| certificate).collect();
         check_client(Arc::new(store), &chain, at).map_err(|error| {
-            let (reason, detail) = fault::last(&error);
+            let refusal = fault::take(&error);
             unusable(&format!(
-                "peers would reject the certificates of this CA: {reason} ({detail})"
+                "peers would reject the certificates of this CA: {} ({})",
+                refusal.fault, refusal.detail
             ))
         })
     }

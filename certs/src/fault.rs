@@ -1,4 +1,8 @@
 //! The reasons for rejecting a peer, named as in the connection log of AWS load balancers, with their TLS alerts.
+//!
+//! A verifier can return only an error of rustls, and the variant of that error is what selects the TLS alert. The one
+//! variant that can carry a value of ours, `CertificateError::Other`, always sends `certificate_unknown`. Therefore the
+//! verifier keeps its [`PeerRefusal`] in a thread local until the caller of the handshake [takes](take) it.
 
 use std::cell::Cell;
 use std::fmt;
@@ -71,11 +75,14 @@ impl PeerFault {
         }
     }
 
-    /// Returns the error for which rustls sends the matching alert (RFC 8446, section 6.2). [`last`] returns the
-    /// detail.
-    pub(crate) fn refuse(self, detail: &'static str) -> Error {
-        LAST.set(Some((self, detail)));
-        Error::InvalidCertificate(match self {
+    /// The refusal of a peer for this fault.
+    pub(crate) fn because(self, detail: &'static str) -> PeerRefusal {
+        PeerRefusal { fault: self, detail, certificate: None }
+    }
+
+    /// The error for which rustls sends the matching alert (RFC 8446, section 6.2).
+    fn error(self, detail: &'static str) -> CertificateError {
+        match self {
             // bad_certificate.
             Self::MaxChainDepthExceeded | Self::MaxSizeExceeded | Self::Invalid => {
                 CertificateError::BadEncoding
@@ -93,7 +100,7 @@ impl PeerFault {
             Self::CrlProcessingError | Self::Untrusted | Self::Unmapped => {
                 CertificateError::Other(rustls::OtherError(std::sync::Arc::new(Unknown(detail))))
             }
-        })
+        }
     }
 }
 
@@ -115,39 +122,44 @@ impl fmt::Display for Unknown {
 
 impl std::error::Error for Unknown {}
 
-thread_local! {
-    static LAST: Cell<Option<(PeerFault, &'static str)>> = const { Cell::new(None) };
-    static SHOWN: Cell<Option<CertificateDer<'static>>> = const { Cell::new(None) };
+/// The refusal of a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerRefusal {
+    /// The reason.
+    pub fault: PeerFault,
+    /// A description for logs; empty if the error of the handshake has more detail.
+    pub detail: &'static str,
+    /// The certificate that was refused.
+    pub certificate: Option<CertificateDer<'static>>,
 }
 
-/// Records the certificate of a rejected peer.
-pub(crate) fn note(certificate: &CertificateDer<'_>) {
-    SHOWN.set(Some(certificate.clone().into_owned()));
-}
-
-/// The certificate of the peer whose fault [`last`] returned.
-#[must_use]
-pub fn refused_certificate() -> Option<CertificateDer<'static>> {
-    SHOWN.take()
-}
-
-/// Returns the fault and the detail of the handshake that has just failed on this thread with `error`. rustls errors
-/// carry only an alert, so the verifier stores the rest in a thread local.
-#[must_use]
-pub fn last(error: &Error) -> (PeerFault, &'static str) {
-    let last = LAST.take();
-    if !matches!(error, Error::InvalidCertificate(_)) {
-        SHOWN.set(None);
+impl PeerRefusal {
+    /// Keeps the refusal of this certificate for [`take`], and returns the error for rustls.
+    pub(crate) fn into_error(mut self, certificate: &CertificateDer<'_>) -> Error {
+        let error = self.fault.error(self.detail);
+        self.certificate = Some(certificate.clone().into_owned());
+        LAST.set(Some(self));
+        Error::InvalidCertificate(error)
     }
+}
+
+thread_local! {
+    static LAST: Cell<Option<PeerRefusal>> = const { Cell::new(None) };
+}
+
+/// Takes the refusal of the handshake that has just failed on this thread with `error`.
+#[must_use]
+pub fn take(error: &Error) -> PeerRefusal {
+    let last = LAST.take();
     match error {
         Error::InvalidCertificate(CertificateError::NotValidForName) => {
-            (PeerFault::Rejected, "certificate does not have the requested name")
+            PeerFault::Rejected.because("certificate does not have the requested name")
         }
         // rustls itself reports this error in the handshake; the verifier does not.
         Error::InvalidCertificate(CertificateError::BadSignature) => {
-            (PeerFault::Untrusted, "peer does not have the private key of its certificate")
+            PeerFault::Untrusted.because("peer does not have the private key of its certificate")
         }
-        Error::InvalidCertificate(_) => last.unwrap_or((PeerFault::Invalid, "")),
-        _ => (PeerFault::Unmapped, ""),
+        Error::InvalidCertificate(_) => last.unwrap_or_else(|| PeerFault::Invalid.because("")),
+        _ => PeerFault::Unmapped.because(""),
     }
 }

@@ -6,14 +6,14 @@
 
 use std::collections::HashSet;
 
-use rustls_pki_types::{CertificateDer, SubjectPublicKeyInfoDer, UnixTime};
+use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 use x509_parser::time::ASN1Time;
 
+use crate::certificate::CertificateFields;
 use crate::der::{self, DerReader};
-use crate::proof::CertificateFields;
-use crate::verify::ALGORITHMS;
+use crate::signature;
 
 /// A CA of the trust bundle or of a verified path. Its CRLs are accepted unless `fault` is set.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl CaCertificate {
 
     /// Whether this CA signed the certificate or CRL.
     pub(crate) fn signed(&self, structure: &[u8]) -> bool {
-        signed(&self.public_key, structure)
+        signature::is_signed(structure, &self.public_key)
     }
 }
 
@@ -147,21 +147,6 @@ pub(crate) fn take_below<'c>(
     taken
 }
 
-/// Whether the key (`SubjectPublicKeyInfo`) signed this certificate or CRL.
-pub(crate) fn signed(public_key: &[u8], structure: &[u8]) -> bool {
-    let key = SubjectPublicKeyInfoDer::from(public_key);
-    let Ok(key) = webpki::RawPublicKeyEntity::try_from(&key) else {
-        return false;
-    };
-    parts(structure).is_some_and(|(body, algorithm, signature)| {
-        ALGORITHMS
-            .all
-            .iter()
-            .filter(|candidate| candidate.signature_alg_id().as_ref() == algorithm)
-            .any(|candidate| key.verify_signature(*candidate, body, signature).is_ok())
-    })
-}
-
 /// Returns the roots, and the CAs of `beside` that are below one of them.
 pub(crate) fn known(
     roots: &[CertificateDer<'_>],
@@ -196,17 +181,4 @@ pub(crate) fn add_below<'c>(
         known.extend(found);
     }
     rest
-}
-
-/// Splits a certificate or CRL into the signed bytes, the algorithm and the signature.
-fn parts(structure: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
-    let mut outer = DerReader(structure);
-    let mut inner = DerReader(outer.expect(der::SEQUENCE)?.content);
-    let body = inner.expect(der::SEQUENCE)?;
-    let algorithm = inner.expect(der::SEQUENCE)?;
-    let signature = inner.expect(der::BIT_STRING)?;
-    if !inner.is_empty() || !outer.is_empty() {
-        return None;
-    }
-    Some((body.whole, algorithm.content, signature.content.strip_prefix(&[0])?))
 }

@@ -9,7 +9,9 @@
 //! `Debug` form.
 
 mod authority;
+mod certificate;
 mod der;
+mod digest;
 mod external_ca;
 pub mod fault;
 mod issuer;
@@ -20,9 +22,12 @@ mod path_cache;
 mod peer;
 mod profile;
 mod proof;
+mod random;
 pub mod request;
 mod revocation;
 pub mod rotation;
+mod serial;
+mod signature;
 mod store;
 mod system_roots;
 mod text;
@@ -34,13 +39,17 @@ pub use authority::{
     Authority, AuthorityError, AuthorityFiles, BACKDATED, IssuedCertificate, RevokedCertificate,
     RootSigner, describe_crl,
 };
+pub use certificate::validity;
+pub use digest::digest;
 pub use external_ca::ExternalCaFiles;
 pub use key_set::{
     KEY_SET_LIMIT_BYTES, KeySet, KeySetError, SignatureAlgorithm, SignatureVerdict, SignedText,
 };
 pub use key_text::KeyText;
-pub use peer::{VerifiedPeer, digest, identity_of, random_number, random_token, validity};
+pub use peer::VerifiedPeer;
+pub use profile::identity_of;
 pub use proof::{LinkId, Proof, TrustDelta};
+pub use random::{random_number, random_token};
 pub use revocation::{
     CertificateRole, CrlError, CrlIndex, CrlInfo, CrlSigners, IssuerCoverage, RevocationQuery,
     RevocationStatus, check_crls,

@@ -7,28 +7,13 @@ use std::collections::HashMap;
 use std::sync::Mutex;
 
 use aws_lc_rs::digest::{Context, SHA256};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 
-use crate::Proof;
+use crate::profile::Purpose;
+use crate::proof::Proof;
 
 /// The maximum number of cached paths, in two generations of equal size.
 const LIMIT: usize = 1024;
-
-/// The role in which a peer presents its certificates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    Client = 0,
-    Server = 1,
-}
-
-impl Purpose {
-    pub(crate) fn usage(self) -> webpki::KeyUsage {
-        match self {
-            Self::Client => webpki::KeyUsage::client_auth(),
-            Self::Server => webpki::KeyUsage::server_auth(),
-        }
-    }
-}
 
 /// The SHA-256 of the presented certificates and the purpose.
 pub(crate) type ChainDigest = [u8; 32];
@@ -41,8 +26,8 @@ pub(crate) struct CachedPath {
     pub(crate) above: Box<[usize]>,
     /// The root's `SubjectPublicKeyInfo`.
     pub(crate) root_key: Box<[u8]>,
-    /// When all certificates of the path are valid from, in seconds since 1970.
-    pub(crate) from: u64,
+    /// When all certificates of the path are valid from.
+    pub(crate) from: UnixTime,
     /// The proof, with the time at which the first certificate of the path expires.
     pub(crate) proof: Proof,
 }
@@ -105,11 +90,14 @@ impl Generations {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn path(from: u64) -> CachedPath {
-        let proof = Proof::new(Vec::new(), from + 1);
-        CachedPath { above: Box::new([0]), root_key: Box::default(), from, proof }
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let proof = Proof::new(Vec::new(), at(from + 1));
+        CachedPath { above: Box::new([0]), root_key: Box::default(), from: at(from), proof }
     }
 
     #[test]

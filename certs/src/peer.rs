@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls_pki_types::CertificateDer;
 use weft_model::SpiffeId;
 
-use crate::{profile, text};
+use crate::digest::{hex, sha256};
+use crate::profile;
+use crate::serial::serial_hex;
 
 /// The peer of a connection, verified by a finished mutual TLS handshake.
 ///
@@ -33,9 +34,7 @@ impl VerifiedPeer {
         let certificate = webpki::EndEntityCert::try_from(leaf).ok()?;
         let identity = profile::identity(leaf).ok()?;
         let serial = certificate.serial().into();
-        let sha256 = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, leaf);
-        let digest = sha256.as_ref().try_into().ok()?;
-        Some(Self { identity, serial, digest })
+        Some(Self { identity, serial, digest: sha256([leaf.as_ref()]) })
     }
 
     /// The SPIFFE ID; none if the certificate has none.
@@ -65,7 +64,7 @@ impl VerifiedPeer {
     /// The serial number in upper-case hex without the sign byte, the form of `x-amzn-mtls-clientcert-serial-number`.
     #[must_use]
     pub fn serial_hex(&self) -> String {
-        text::serial_hex(&self.serial)
+        serial_hex(&self.serial)
     }
 }
 
@@ -76,46 +75,4 @@ impl fmt::Debug for VerifiedPeer {
             .field("serial", &self.serial_hex())
             .finish()
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The SHA-256 of bytes in lower-case hex.
-#[must_use]
-pub fn digest(bytes: &[u8]) -> String {
-    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref())
-}
-
-/// 256 random bits in hex, for a secret that is shown once; none without random numbers.
-#[must_use]
-pub fn random_token() -> Option<String> {
-    let mut bytes = [0; 32];
-    aws_lc_rs::rand::fill(&mut bytes).ok()?;
-    Some(hex(&bytes))
-}
-
-/// 32 random bits; none without random numbers.
-#[must_use]
-pub fn random_number() -> Option<u32> {
-    let mut bytes = [0; 4];
-    aws_lc_rs::rand::fill(&mut bytes).ok()?;
-    Some(u32::from_ne_bytes(bytes))
-}
-
-/// The SPIFFE ID of a certificate that the caller has verified.
-#[must_use]
-pub fn identity_of(verified: &CertificateDer<'_>) -> Option<SpiffeId> {
-    profile::identity(verified).ok()?
-}
-
-/// The validity of a certificate: its start and its end; none if it cannot be read.
-#[must_use]
-pub fn validity(certificate: &CertificateDer<'_>) -> Option<(SystemTime, SystemTime)> {
-    use x509_parser::prelude::FromDer;
-    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
-    let at = |seconds: i64| Some(UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).ok()?));
-    let validity = parsed.validity();
-    Some((at(validity.not_before.timestamp())?, at(validity.not_after.timestamp())?))
 }

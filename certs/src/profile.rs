@@ -1,35 +1,53 @@
 //! Certificate profile checks in addition to those of webpki (RFC 5280, section 4.2; X.509-SVID, sections 2 and 4).
 
+use rustls_pki_types::CertificateDer;
 use weft_model::SpiffeId;
+use x509_parser::extensions::KeyUsage;
+use x509_parser::prelude::FromDer;
 
+use crate::certificate::{CertificateFields, Extension};
 use crate::der::{self, DerReader};
-use crate::proof::shortest;
+use crate::serial::{SERIAL_LIMIT_BYTES, shortest};
 
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 const KEY_USAGE: &[u8] = &[0x55, 0x1d, 0x0f];
 const NAME_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x1e];
 const POLICY_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x24];
 
-/// The maximum length of a serial number in bytes: 20 (RFC 5280, section 4.1.2.2) and one for the sign. CRL entries
-/// have the same limit, so a longer serial number could not be revoked.
-const SERIAL_BYTES: usize = 21;
+/// The error for a certificate that is malformed.
+pub(crate) const UNREADABLE: &str = "certificate cannot be read";
+
+/// The role in which a peer presents its certificates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Client = 0,
+    Server = 1,
+}
+
+impl Purpose {
+    pub(crate) fn usage(self) -> webpki::KeyUsage {
+        match self {
+            Self::Client => webpki::KeyUsage::client_auth(),
+            Self::Server => webpki::KeyUsage::server_auth(),
+        }
+    }
+}
 
 /// Checks the profile of a leaf certificate.
 ///
 /// # Errors
 /// The certificate cannot be read, its serial number is too long, it has name constraints, or its key usage is not
 /// that of a leaf.
-pub(crate) fn check_leaf(certificate: &[u8]) -> Result<(), &'static str> {
-    let profile = CertificateProfile::read(certificate).ok_or("certificate cannot be read")?;
-    profile.check_serial()?;
+pub(crate) fn check_leaf(certificate: &CertificateFields<'_>) -> Result<(), &'static str> {
+    let profile = CertificateProfile::read(certificate)?;
     if profile.constrains_names {
         return Err("leaf certificate has name constraints");
     }
     match profile.usage {
-        Some(usage) if usage.signs_certificates => {
+        Some(usage) if usage.key_cert_sign() => {
             Err("key usage of the leaf certificate allows certificate signing")
         }
-        Some(usage) if !usage.signs => {
+        Some(usage) if !usage.digital_signature() => {
             Err("key usage of the leaf certificate does not allow signatures")
         }
         _ => Ok(()),
@@ -41,10 +59,9 @@ pub(crate) fn check_leaf(certificate: &[u8]) -> Result<(), &'static str> {
 /// # Errors
 /// The certificate cannot be read, its serial number is too long, its key usage does not allow certificate signing,
 /// its name constraints are malformed, or it has policy constraints.
-pub(crate) fn check_authority(certificate: &[u8]) -> Result<(), &'static str> {
-    let profile = CertificateProfile::read(certificate).ok_or("certificate cannot be read")?;
-    profile.check_serial()?;
-    if profile.usage.is_some_and(|usage| !usage.signs_certificates) {
+pub(crate) fn check_authority(certificate: &CertificateFields<'_>) -> Result<(), &'static str> {
+    let profile = CertificateProfile::read(certificate)?;
+    if profile.usage.is_some_and(|usage| !usage.key_cert_sign()) {
         return Err("key usage of a CA does not allow certificate signing");
     }
     if profile.names_are_malformed {
@@ -74,6 +91,12 @@ pub(crate) fn identity(certificate: &[u8]) -> Result<Option<SpiffeId>, &'static 
     }
 }
 
+/// The SPIFFE ID of a certificate that the caller has verified.
+#[must_use]
+pub fn identity_of(verified: &CertificateDer<'_>) -> Option<SpiffeId> {
+    identity(verified).ok()?
+}
+
 /// The subject alternative names that can be written into a header (RFC 5280, section 4.2.1.6).
 #[derive(Debug, Default)]
 pub(crate) struct AlternativeNames<'a> {
@@ -92,7 +115,8 @@ pub(crate) fn alternative_names(certificate: &[u8]) -> Result<AlternativeNames<'
     const URI: u8 = 0x86;
     let unreadable = "subject alternative names cannot be read";
     let mut found = AlternativeNames::default();
-    let Some(names) = extension(certificate, ALTERNATIVE_NAMES) else {
+    let fields = CertificateFields::read(certificate);
+    let Some(names) = fields.and_then(|fields| fields.extension(ALTERNATIVE_NAMES)) else {
         return Ok(found);
     };
     let mut outer = DerReader(names);
@@ -110,94 +134,40 @@ pub(crate) fn alternative_names(certificate: &[u8]) -> Result<AlternativeNames<'
     Ok(found)
 }
 
-/// Returns the value of an extension.
-fn extension<'a>(certificate: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
-    const EXTENSIONS: u8 = 0xa3;
-    let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
-    let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
-    let extensions = loop {
-        let field = fields.any()?;
-        if field.tag == EXTENSIONS {
-            break field.content;
-        }
-    };
-    let mut list = DerReader(DerReader(extensions).expect(der::SEQUENCE)?.content);
-    loop {
-        let mut extension = DerReader(list.expect(der::SEQUENCE)?.content);
-        let id = extension.expect(der::OBJECT_IDENTIFIER)?.content;
-        extension.optional(der::BOOLEAN);
-        if id == wanted {
-            return Some(extension.expect(der::OCTET_STRING)?.content);
-        }
-    }
-}
-
 #[derive(Default)]
-struct CertificateProfile<'a> {
-    serial: &'a [u8],
-    usage: Option<Usage>,
+struct CertificateProfile {
+    usage: Option<KeyUsage>,
     constrains_names: bool,
     names_are_malformed: bool,
     constrains_policies: bool,
 }
 
-#[derive(Clone, Copy)]
-struct Usage {
-    signs: bool,
-    signs_certificates: bool,
-}
+impl CertificateProfile {
+    /// Reads the extensions and checks the serial number.
+    fn read(certificate: &CertificateFields<'_>) -> Result<Self, &'static str> {
+        let profile = Self::read_extensions(certificate).ok_or(UNREADABLE)?;
+        if shortest(certificate.serial).len() > SERIAL_LIMIT_BYTES {
+            return Err("serial number is longer than 20 bytes");
+        }
+        Ok(profile)
+    }
 
-impl<'a> CertificateProfile<'a> {
-    fn read(certificate: &'a [u8]) -> Option<Self> {
-        const VERSION: u8 = 0xa0;
-        const EXTENSIONS: u8 = 0xa3;
-        let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
-        let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
-        fields.optional(VERSION);
-        let mut profile = Self { serial: fields.expect(der::INTEGER)?.content, ..Self::default() };
-        while !fields.is_empty() {
-            let field = fields.any()?;
-            if field.tag == EXTENSIONS {
-                profile.read_extensions(field.content)?;
+    fn read_extensions(certificate: &CertificateFields<'_>) -> Option<Self> {
+        let mut profile = Self::default();
+        for extension in certificate.extensions()? {
+            let Extension { id, value, .. } = extension?;
+            match id {
+                KEY_USAGE => profile.usage = Some(KeyUsage::from_der(value).ok()?.1),
+                NAME_CONSTRAINTS => {
+                    profile.constrains_names = true;
+                    profile.names_are_malformed = !name_constraints_are_valid(value);
+                }
+                POLICY_CONSTRAINTS => profile.constrains_policies = true,
+                _ => {}
             }
         }
         Some(profile)
     }
-
-    fn read_extensions(&mut self, extensions: &[u8]) -> Option<()> {
-        let mut list = DerReader(DerReader(extensions).expect(der::SEQUENCE)?.content);
-        while !list.is_empty() {
-            let mut extension = DerReader(list.expect(der::SEQUENCE)?.content);
-            let id = extension.expect(der::OBJECT_IDENTIFIER)?.content;
-            extension.optional(der::BOOLEAN);
-            let value = extension.expect(der::OCTET_STRING)?.content;
-            match id {
-                KEY_USAGE => self.usage = Some(usage(value)?),
-                NAME_CONSTRAINTS => {
-                    self.constrains_names = true;
-                    self.names_are_malformed = !name_constraints_are_valid(value);
-                }
-                POLICY_CONSTRAINTS => self.constrains_policies = true,
-                _ => {}
-            }
-        }
-        Some(())
-    }
-
-    fn check_serial(&self) -> Result<(), &'static str> {
-        if shortest(self.serial).len() > SERIAL_BYTES {
-            Err("serial number is longer than 20 bytes")
-        } else {
-            Ok(())
-        }
-    }
-}
-
-/// `KeyUsage` (RFC 5280, section 4.2.1.3): the first bit is the highest.
-fn usage(value: &[u8]) -> Option<Usage> {
-    let bits = DerReader(value).expect(der::BIT_STRING)?.content;
-    let first = bits.get(1).copied().unwrap_or(0);
-    Some(Usage { signs: first & 0x80 != 0, signs_certificates: first & 0x04 != 0 })
 }
 
 /// Whether `NameConstraints` has at least one subtree in each list, and no DNS name begins with a dot.

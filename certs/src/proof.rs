@@ -6,11 +6,10 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use aws_lc_rs::digest::{SHA256, digest};
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 
-use crate::der::{self, DerReader};
-use crate::issuer;
+use crate::digest::sha256;
+use crate::serial::shortest;
 
 /// Identifies a certificate by issuer and serial number, or a CA by name, key and name constraints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,7 +19,7 @@ impl LinkId {
     /// The ID of the certificate with serial number `serial` that `issuer` (the content of its name, DER) signed.
     #[must_use]
     pub fn certificate(issuer: &[u8], serial: &[u8]) -> Self {
-        Self::of(&[&issuer.len().to_be_bytes(), issuer, shortest(serial)].concat())
+        Self::of([&issuer.len().to_be_bytes(), issuer, shortest(serial)])
     }
 
     /// The ID of a CA: the same for each certificate of the CA, and for a root and an intermediate.
@@ -33,9 +32,7 @@ impl LinkId {
         let constraints = constraints.map_or(&[][..], AsRef::as_ref);
         let [name_length, key_length] = [name, key].map(|part| part.len().to_be_bytes());
         let no_certificate = u64::MAX.to_be_bytes();
-        Self::of(
-            &[&no_certificate, &name_length, name, &key_length, key, &mark, constraints].concat(),
-        )
+        Self::of([&no_certificate, &name_length, name, &key_length, key, &mark, constraints])
     }
 
     /// The ID of the CA that a certificate (DER) belongs to. None if the certificate cannot be read.
@@ -45,9 +42,9 @@ impl LinkId {
     }
 
     /// 128 bits of a SHA-256 are enough: a peer that finds a collision only closes a connection of its own.
-    fn of(text: &[u8]) -> Self {
+    fn of<const N: usize>(parts: [&[u8]; N]) -> Self {
         let mut id = [0; 16];
-        id.iter_mut().zip(digest(&SHA256, text).as_ref()).for_each(|(id, byte)| *id = *byte);
+        id.iter_mut().zip(sha256(parts)).for_each(|(id, byte)| *id = byte);
         Self(id)
     }
 }
@@ -57,12 +54,12 @@ impl LinkId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
     links: Box<[LinkId]>,
-    /// When the first of the certificates expires, in seconds since 1970.
-    ends: u64,
+    /// When the first of the certificates expires.
+    ends: UnixTime,
 }
 
 impl Proof {
-    pub(crate) fn new(links: Vec<LinkId>, ends: u64) -> Self {
+    pub(crate) fn new(links: Vec<LinkId>, ends: UnixTime) -> Self {
         Self { links: links.into(), ends }
     }
 
@@ -72,9 +69,9 @@ impl Proof {
         &self.links
     }
 
-    /// When the first of the certificates expires, in seconds since 1970.
+    /// When the first of the certificates expires.
     #[must_use]
-    pub fn expires_at(&self) -> u64 {
+    pub fn expires_at(&self) -> UnixTime {
         self.ends
     }
 }
@@ -115,61 +112,4 @@ impl TrustDelta {
     pub fn links(&self) -> impl Iterator<Item = &LinkId> {
         self.revoked.iter().chain(&self.gone)
     }
-}
-
-/// The fields of a certificate (RFC 5280, section 4.1).
-#[derive(Clone, Copy)]
-pub(crate) struct CertificateFields<'a> {
-    pub(crate) whole: &'a [u8],
-    pub(crate) serial: &'a [u8],
-    pub(crate) issuer: &'a [u8],
-    pub(crate) subject: &'a [u8],
-    /// `SubjectPublicKeyInfo`.
-    pub(crate) key: &'a [u8],
-    pub(crate) begins: u64,
-    pub(crate) ends: u64,
-}
-
-impl<'a> CertificateFields<'a> {
-    pub(crate) fn read(certificate: &'a [u8]) -> Option<Self> {
-        const VERSION: u8 = 0xa0;
-        let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
-        let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
-        fields.optional(VERSION);
-        let serial = fields.expect(der::INTEGER)?.content;
-        fields.expect(der::SEQUENCE)?;
-        let issuer = fields.expect(der::SEQUENCE)?.content;
-        let mut validity = DerReader(fields.expect(der::SEQUENCE)?.content);
-        // A time before 1970 is treated as 1970.
-        let begins = der::time(validity.any()?).unwrap_or_default();
-        let ends = der::time(validity.any()?)?;
-        let subject = fields.expect(der::SEQUENCE)?.content;
-        let key = fields.expect(der::SEQUENCE)?.whole;
-        Some(Self { whole: certificate, serial, issuer, subject, key, begins, ends })
-    }
-
-    /// The fields of all certificates that can be read.
-    pub(crate) fn read_all(certificates: &'a [CertificateDer<'_>]) -> Vec<Self> {
-        certificates.iter().filter_map(|certificate| Self::read(certificate)).collect()
-    }
-
-    /// Whether `above` is the named issuer, and its key signed this certificate.
-    pub(crate) fn is_signed_by(&self, above: &Self) -> bool {
-        self.issuer == above.subject && issuer::signed(above.key, self.whole)
-    }
-
-    pub(crate) fn id(&self) -> LinkId {
-        LinkId::certificate(self.issuer, self.serial)
-    }
-}
-
-/// Strips redundant sign bytes of a two's complement integer.
-pub(crate) fn shortest(integer: &[u8]) -> &[u8] {
-    let mut rest = integer;
-    while let [sign @ (0 | 0xff), after @ ..] = rest
-        && after.first().is_some_and(|next| (next & 0x80) == (sign & 0x80))
-    {
-        rest = after;
-    }
-    rest
 }

@@ -12,12 +12,13 @@ use weft_model::{
     ExpiredCrlAction, RevocationDepth, RevocationMode, RevocationPolicy, StringMatch,
 };
 
+use crate::certificate::CertificateFields;
 use crate::issuer::{self, Bundle, CaCertificate};
-use crate::proof::{CertificateFields, LinkId, TrustDelta};
-use crate::{
-    CertificateRole, CrlError, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus, der,
-    profile,
+use crate::proof::{LinkId, TrustDelta};
+use crate::revocation::{
+    CertificateRole, CrlError, CrlIndex, CrlSigners, RevocationQuery, RevocationStatus,
 };
+use crate::{der, profile};
 
 /// The maximum number of learned intermediates, and the maximum size of each in bytes.
 const SEEN_LIMIT: usize = 64;
@@ -318,8 +319,8 @@ impl TrustStore {
         let is_of_domain = |domain: Option<String>| {
             self.domains.iter().flatten().all(|of_anchor| domain.as_ref() == Some(of_anchor))
         };
-        (one.begins..=one.ends).contains(&now.as_secs())
-            && profile::check_authority(one.whole).is_ok()
+        one.validity().is_some_and(|validity| validity.contains(now))
+            && profile::check_authority(one).is_ok()
             && self.check_revocation(&asked, now).is_ok()
             && domain(one.whole).is_ok_and(is_of_domain)
     }

@@ -6,9 +6,11 @@ use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::certificate::CertificateFields;
 use crate::der::{self, DerReader, Element};
-use crate::peer::hex;
+use crate::digest::hex;
 use crate::profile;
+use crate::serial::serial_hex;
 
 /// The fields of a certificate as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,17 +31,15 @@ impl CertificateText {
     /// Reads a certificate; none if it cannot be read. The certificate is not verified.
     #[must_use]
     pub fn of(certificate: &CertificateDer<'_>) -> Option<Self> {
-        const VERSION: u8 = 0xa0;
-        let mut outer = DerReader(DerReader(certificate).expect(der::SEQUENCE)?.content);
-        let mut fields = DerReader(outer.expect(der::SEQUENCE)?.content);
-        fields.optional(VERSION);
-        let serial = fields.expect(der::INTEGER)?.content;
-        fields.expect(der::SEQUENCE)?;
-        let issuer = name(fields.expect(der::SEQUENCE)?.content)?;
-        let mut validity = DerReader(fields.expect(der::SEQUENCE)?.content);
-        let (not_before, not_after) = (date(validity.any()?)?, date(validity.any()?)?);
-        let subject = name(fields.expect(der::SEQUENCE)?.content)?;
-        Some(Self { subject, issuer, serial: serial_hex(serial), not_before, not_after })
+        let fields = CertificateFields::read(certificate)?;
+        let [not_before, not_after] = fields.dates()?;
+        Some(Self {
+            subject: name(fields.subject)?,
+            issuer: name(fields.issuer)?,
+            serial: serial_hex(fields.serial),
+            not_before: date(not_before)?,
+            not_after: date(not_after)?,
+        })
     }
 }
 
@@ -62,16 +62,8 @@ impl CertificateNames {
     }
 }
 
-/// Formats a serial number in upper-case hex with an even number of digits.
-pub(crate) fn serial_hex(serial: &[u8]) -> String {
-    match serial {
-        [0, digits @ ..] if !digits.is_empty() => hex(digits).to_uppercase(),
-        digits => hex(digits).to_uppercase(),
-    }
-}
-
 fn date(element: Element<'_>) -> Option<String> {
-    let seconds = i64::try_from(der::time(element)?).ok()?;
+    let seconds = i64::try_from(der::time(element)?.as_secs()).ok()?;
     OffsetDateTime::from_unix_timestamp(seconds).ok()?.format(&Rfc3339).ok()
 }
 

@@ -20,7 +20,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use weft_model::{StringMatch, TlsParameters};
 
 use crate::parameters::{PROVIDER, provider, versions};
-use crate::path_cache::Purpose;
+use crate::profile::Purpose;
 use crate::unverified::{AnyClient, AnyServer};
 use crate::verify::Verifier;
 use crate::{Proof, TrustStore};

@@ -6,8 +6,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DistinguishedName, Error};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
-use crate::fault::{self, PeerFault};
-use crate::verify::{PRESENTED_LIMIT, signatures};
+use crate::fault::{PeerFault, PeerRefusal};
+use crate::profile::UNREADABLE;
+use crate::signature::signatures;
+use crate::verify::PRESENTED_LIMIT;
 
 /// The maximum size of a chain in bytes. The whole chain is forwarded in one header, where it is about 1.5 times as large.
 const CHAIN_BYTES_LIMIT: usize = 32 * 1024;
@@ -33,24 +35,10 @@ impl ClientCertVerifier for AnyClient {
         intermediates: &[CertificateDer<'_>],
         _now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let refuse = |fault: PeerFault, detail| {
-            fault::note(end_entity);
-            Err(fault.refuse(detail))
-        };
-        let bytes = std::iter::once(end_entity).chain(intermediates).map(|one| one.len());
-        if bytes.sum::<usize>() > CHAIN_BYTES_LIMIT {
-            return refuse(
-                PeerFault::MaxSizeExceeded,
-                "certificate chain is too large to be forwarded",
-            );
-        }
-        if intermediates.len() > PRESENTED_LIMIT {
-            return refuse(PeerFault::MaxChainDepthExceeded, "too many certificates presented");
-        }
-        match webpki::EndEntityCert::try_from(end_entity) {
-            Ok(_) => Ok(ClientCertVerified::assertion()),
-            Err(_) => refuse(PeerFault::Invalid, "certificate cannot be read"),
-        }
+        check_size(end_entity, intermediates)
+            .and_then(|()| check_form(end_entity))
+            .map_err(|refusal| refusal.into_error(end_entity))?;
+        Ok(ClientCertVerified::assertion())
     }
 
     signatures!();
@@ -69,14 +57,33 @@ impl ServerCertVerifier for AnyServer {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match webpki::EndEntityCert::try_from(end_entity) {
-            Ok(_) => Ok(ServerCertVerified::assertion()),
-            Err(_) => {
-                fault::note(end_entity);
-                Err(PeerFault::Invalid.refuse("certificate cannot be read"))
-            }
-        }
+        check_form(end_entity).map_err(|refusal| refusal.into_error(end_entity))?;
+        Ok(ServerCertVerified::assertion())
     }
 
     signatures!();
+}
+
+/// Checks that the chain is small enough to be forwarded.
+fn check_size(
+    end_entity: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+) -> Result<(), PeerRefusal> {
+    let bytes = std::iter::once(end_entity).chain(intermediates).map(|one| one.len());
+    if bytes.sum::<usize>() > CHAIN_BYTES_LIMIT {
+        let detail = "certificate chain is too large to be forwarded";
+        return Err(PeerFault::MaxSizeExceeded.because(detail));
+    }
+    if intermediates.len() > PRESENTED_LIMIT {
+        return Err(PeerFault::MaxChainDepthExceeded.because("too many certificates presented"));
+    }
+    Ok(())
+}
+
+/// Checks that the certificate can be read.
+fn check_form(certificate: &CertificateDer<'_>) -> Result<(), PeerRefusal> {
+    match webpki::EndEntityCert::try_from(certificate) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(PeerFault::Invalid.because(UNREADABLE)),
+    }
 }

@@ -9,59 +9,20 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::WebPkiSupportedAlgorithms;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DistinguishedName, Error};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use weft_model::{SpiffeId, StringMatch};
 
-use crate::fault::{self, PeerFault};
-use crate::path_cache::{self, CachedPath, ChainDigest, PathCache, Purpose};
-use crate::proof::{CertificateFields, LinkId};
-use crate::{CertificateRole, Proof, RevocationQuery, RevocationStatus, TrustStore, der, profile};
-
-pub(crate) static ALGORITHMS: std::sync::LazyLock<WebPkiSupportedAlgorithms> =
-    std::sync::LazyLock::new(|| {
-        rustls::crypto::aws_lc_rs::default_provider().signature_verification_algorithms
-    });
-
-/// The signature methods that every rustls verifier must have; they are the same in all of them.
-macro_rules! signatures {
-    () => {
-        fn verify_tls12_signature(
-            &self,
-            message: &[u8],
-            certificate: &rustls_pki_types::CertificateDer<'_>,
-            signed: &rustls::DigitallySignedStruct,
-        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-            rustls::crypto::verify_tls12_signature(
-                message,
-                certificate,
-                signed,
-                &$crate::verify::ALGORITHMS,
-            )
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            message: &[u8],
-            certificate: &rustls_pki_types::CertificateDer<'_>,
-            signed: &rustls::DigitallySignedStruct,
-        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-            rustls::crypto::verify_tls13_signature(
-                message,
-                certificate,
-                signed,
-                &$crate::verify::ALGORITHMS,
-            )
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-            $crate::verify::ALGORITHMS.supported_schemes()
-        }
-    };
-}
-pub(crate) use signatures;
+use crate::certificate::CertificateFields;
+use crate::der;
+use crate::fault::{PeerFault, PeerRefusal};
+use crate::path_cache::{self, CachedPath, ChainDigest, PathCache};
+use crate::profile::{self, Purpose, UNREADABLE};
+use crate::proof::{LinkId, Proof};
+use crate::revocation::{CertificateRole, RevocationQuery, RevocationStatus};
+use crate::signature::{ALGORITHMS, signatures};
+use crate::store::TrustStore;
 
 /// Verifies the certificates of peers with a trust store.
 pub(crate) struct Verifier {
@@ -93,24 +54,18 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         purpose: Purpose,
-    ) -> Result<webpki::EndEntityCert<'a>, Error> {
+    ) -> Result<webpki::EndEntityCert<'a>, PeerRefusal> {
         let digest = path_cache::chain_digest(purpose, end_entity, intermediates);
         if self.known_path(&digest, end_entity, intermediates, now).is_some()
             && let Ok(known) = webpki::EndEntityCert::try_from(end_entity)
         {
             return Ok(known);
         }
-        let verified =
-            self.verify_chain(end_entity, intermediates, now, purpose).map(|(leaf, path)| {
-                if let Some(path) = path {
-                    self.path_cache.put(digest, path);
-                }
-                leaf
-            });
-        if verified.is_err() {
-            fault::note(end_entity);
+        let (leaf, path) = self.verify_chain(end_entity, intermediates, now, purpose)?;
+        if let Some(path) = path {
+            self.path_cache.put(digest, path);
         }
-        verified
+        Ok(leaf)
     }
 
     /// The proof of a chain that a handshake has just accepted, leaf first: the cached path, or the result of another
@@ -140,7 +95,7 @@ impl Verifier {
         now: UnixTime,
     ) -> Option<CachedPath> {
         let path = self.path_cache.get(digest)?;
-        if !(path.from..=path.proof.expires_at()).contains(&now.as_secs()) {
+        if !(path.from..=path.proof.expires_at()).contains(&now) {
             return None;
         }
         let mut certificates: Vec<&[u8]> = vec![end_entity];
@@ -163,15 +118,18 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
         purpose: Purpose,
-    ) -> Result<(webpki::EndEntityCert<'a>, Option<CachedPath>), Error> {
+    ) -> Result<(webpki::EndEntityCert<'a>, Option<CachedPath>), PeerRefusal> {
         if intermediates.len() > PRESENTED_LIMIT {
-            return Err(PeerFault::MaxChainDepthExceeded.refuse("too many certificates presented"));
+            return Err(PeerFault::MaxChainDepthExceeded.because("too many certificates presented"));
         }
         let certificate = webpki::EndEntityCert::try_from(end_entity)
-            .map_err(|_| PeerFault::Invalid.refuse("certificate cannot be read"))?;
-        profile::check_leaf(end_entity).map_err(|detail| PeerFault::Invalid.refuse(detail))?;
+            .map_err(|_| PeerFault::Invalid.because(UNREADABLE))?;
+        CertificateFields::read(end_entity)
+            .ok_or(UNREADABLE)
+            .and_then(|leaf| profile::check_leaf(&leaf))
+            .map_err(|detail| PeerFault::Invalid.because(detail))?;
         let identity =
-            profile::identity(end_entity).map_err(|detail| PeerFault::Rejected.refuse(detail))?;
+            profile::identity(end_entity).map_err(|detail| PeerFault::Rejected.because(detail))?;
         let both: Vec<CertificateDer<'_>>;
         let intermediates = match self.trust.intermediates() {
             [] => intermediates,
@@ -180,10 +138,11 @@ impl Verifier {
                 &both[..]
             }
         };
-        let (fault, found) = (Cell::new(None), RefCell::new(None));
+        let refusal = Cell::new(None);
+        let found = RefCell::new(None);
         let good = |path: &webpki::VerifiedPath<'_>| {
             self.check_path(path, identity.as_ref(), now).map_err(|refused| {
-                fault.set(Some(refused));
+                refusal.set(Some(refused));
                 webpki::Error::UnknownIssuer
             })?;
             found.replace(found_path(path, end_entity, intermediates));
@@ -199,10 +158,9 @@ impl Verifier {
             Some(&good),
         );
         verified.map_err(|error| {
-            // webpki tries other paths after a rejection and returns its own error. The fault that `check_path` found
-            // has more detail.
-            let (fault, detail) = fault.get().unwrap_or_else(|| explain(&error));
-            fault.refuse(detail)
+            // webpki tries other paths after a rejection and returns its own error. The refusal of `check_path` has
+            // more detail.
+            refusal.take().unwrap_or_else(|| explain(&error))
         })?;
         let path = found.take();
         Ok((certificate, path))
@@ -215,22 +173,24 @@ impl Verifier {
         path: &webpki::VerifiedPath<'_>,
         identity: Option<&SpiffeId>,
         now: UnixTime,
-    ) -> Result<(), (PeerFault, &'static str)> {
+    ) -> Result<(), PeerRefusal> {
         let mut depth = 1;
         for authority in path.intermediate_certificates() {
-            profile::check_authority(&authority.der())
-                .map_err(|detail| (PeerFault::Invalid, detail))?;
+            CertificateFields::read(&authority.der())
+                .ok_or(UNREADABLE)
+                .and_then(|authority| profile::check_authority(&authority))
+                .map_err(|detail| PeerFault::Invalid.because(detail))?;
             depth += 1;
         }
         if depth > self.trust.policy().depth_limit {
-            return Err((PeerFault::MaxChainDepthExceeded, "certificate chain is too long"));
+            return Err(PeerFault::MaxChainDepthExceeded.because("certificate chain is too long"));
         }
         let domain = self.trust.domain_of(path.anchor());
         if let (Some(domain), Some(identity)) = (domain, identity)
             && domain != identity.trust_domain()
         {
             let detail = "trust domain of the certificate differs from that of its root";
-            return Err((PeerFault::Rejected, detail));
+            return Err(PeerFault::Rejected.because(detail));
         }
         let above: Vec<CertificateDer<'_>> =
             path.intermediate_certificates().map(|certificate| certificate.der()).collect();
@@ -248,13 +208,13 @@ impl Verifier {
         certificates: &[&[u8]],
         root_key: &[u8],
         now: UnixTime,
-    ) -> Result<(), (PeerFault, &'static str)> {
+    ) -> Result<(), PeerRefusal> {
         if self.trust.revocations().is_none() {
             return Ok(());
         }
-        let unreadable = (PeerFault::Invalid, "certificate cannot be read");
+        let unreadable = || PeerFault::Invalid.because(UNREADABLE);
         let fields = certificates.iter().map(|certificate| CertificateFields::read(certificate));
-        let fields = fields.collect::<Option<Vec<_>>>().ok_or(unreadable)?;
+        let fields = fields.collect::<Option<Vec<_>>>().ok_or_else(unreadable)?;
         let keys = fields.iter().skip(1).map(|issuer| issuer.key).chain([root_key]);
         for (at, (certificate, issuer_key)) in fields.iter().zip(keys).enumerate() {
             let asked = RevocationQuery {
@@ -264,15 +224,7 @@ impl Verifier {
                 role: if at == 0 { CertificateRole::Leaf } else { CertificateRole::Authority },
                 certificate: certificate.whole,
             };
-            self.trust.check_revocation(&asked, now).map_err(|status| match status {
-                RevocationStatus::Expired => (PeerFault::CrlProcessingError, "CRL has expired"),
-                RevocationStatus::Unknown => {
-                    (PeerFault::CrlProcessingError, "no CRL covers the certificate")
-                }
-                RevocationStatus::Revoked | RevocationStatus::Good => {
-                    (PeerFault::CrlHit, "certificate is revoked")
-                }
-            })?;
+            self.trust.check_revocation(&asked, now).map_err(refused_status)?;
         }
         Ok(())
     }
@@ -314,11 +266,13 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let certificate = self.verify(end_entity, intermediates, now, Purpose::Client)?;
+        let certificate = self
+            .verify(end_entity, intermediates, now, Purpose::Client)
+            .map_err(|refusal| refusal.into_error(end_entity))?;
         // A client is not connected to by name, so the fault is a rejection by policy.
         if !self.is_named(&certificate) {
-            fault::note(end_entity);
-            return Err(PeerFault::Rejected.refuse("certificate has none of the accepted names"));
+            let refusal = PeerFault::Rejected.because("certificate has none of the accepted names");
+            return Err(refusal.into_error(end_entity));
         }
         Ok(ClientCertVerified::assertion())
     }
@@ -337,7 +291,9 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let certificate = self.verify(end_entity, intermediates, now, Purpose::Server)?;
+        let certificate = self
+            .verify(end_entity, intermediates, now, Purpose::Server)
+            .map_err(|refusal| refusal.into_error(end_entity))?;
         let named = if self.names.is_empty() && self.trust.names().is_empty() {
             certificate.verify_is_valid_for_subject_name(server_name).is_ok()
         } else {
@@ -360,23 +316,42 @@ fn found_path(
 ) -> Option<CachedPath> {
     let mut above = Vec::new();
     let leaf = CertificateFields::read(leaf)?;
-    let mut from = leaf.begins;
-    let mut ends = leaf.ends;
-    let mut links = vec![leaf.id()];
+    let mut validity = leaf.validity()?;
+    let mut links = vec![LinkId::certificate(leaf.issuer, leaf.serial)];
     for certificate in path.intermediate_certificates() {
         let der = certificate.der();
         above.push(candidates.iter().position(|candidate| **candidate == *der)?);
         let fields = CertificateFields::read(&der)?;
-        (from, ends) = (from.max(fields.begins), ends.min(fields.ends));
-        links.extend([fields.id(), LinkId::authority_of(&der)?]);
+        validity = validity.and(fields.validity()?);
+        links.push(LinkId::certificate(fields.issuer, fields.serial));
+        links.push(LinkId::authority_of(&der)?);
     }
     links.push(LinkId::authority(path.anchor()));
     let root_key = der::sequence(&path.anchor().subject_public_key_info).into();
-    Some(CachedPath { above: above.into(), root_key, from, proof: Proof::new(links, ends) })
+    Some(CachedPath {
+        above: above.into(),
+        root_key,
+        from: validity.not_before,
+        proof: Proof::new(links, validity.not_after),
+    })
 }
 
-fn explain(error: &webpki::Error) -> (PeerFault, &'static str) {
-    match error {
+/// The refusal for a revocation status that the policy rejects.
+fn refused_status(status: RevocationStatus) -> PeerRefusal {
+    match status {
+        RevocationStatus::Expired => PeerFault::CrlProcessingError.because("CRL has expired"),
+        RevocationStatus::Unknown => {
+            PeerFault::CrlProcessingError.because("no CRL covers the certificate")
+        }
+        RevocationStatus::Revoked | RevocationStatus::Good => {
+            PeerFault::CrlHit.because("certificate is revoked")
+        }
+    }
+}
+
+/// The refusal for an error of webpki.
+fn explain(error: &webpki::Error) -> PeerRefusal {
+    let (fault, detail) = match error {
         webpki::Error::CertExpired { .. } => (PeerFault::Expired, "certificate has expired"),
         webpki::Error::CertNotValidYet { .. } => {
             (PeerFault::NotYetValid, "certificate is not valid yet")
@@ -404,5 +379,6 @@ fn explain(error: &webpki::Error) -> (PeerFault, &'static str) {
             (PeerFault::Rejected, "name constraints of a CA do not allow a name of the certificate")
         }
         _ => (PeerFault::Invalid, "invalid certificate in the chain"),
-    }
+    };
+    fault.because(detail)
 }

@@ -1,13 +1,12 @@
 //! Complete handshakes between weft's TLS configurations, in memory and at a fixed time.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,
     reason = "a test panics on an unexpected result"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use std::sync::Arc;
@@ -65,7 +64,7 @@ impl Refused {
 /// Delivers the data of `from` to `to`, and the alert back when `to` rejects it.
 fn deliver(from: &mut Connection, to: &mut Connection) -> Result<(), Refused> {
     carry(from, to).map_err(|error| {
-        let (fault, _) = weft_certs::fault::last(&error);
+        let fault = weft_certs::fault::take(&error).fault;
         match carry(to, from) {
             Err(Error::AlertReceived(alert)) => Refused { error, fault, alert },
             other => panic!("{error:?} sent {other:?} to the peer"),
@@ -186,7 +185,8 @@ fn valid_peers_complete_the_handshake_with_their_spiffe_ids() {
         let issued = authority.issue(&request, Duration::from_secs(3600), pki::now()).unwrap();
         (Leaf { chain: issued.chain.concat(), key: pending.key_pem.to_string() }, issued.serial)
     };
-    let ((web, web_serial), (other, other_serial)) = (issue(WEB), issue(OTHER));
+    let (web, web_serial) = issue(WEB);
+    let (other, other_serial) = issue(OTHER);
     let revoked = [RevokedCertificate { serial: "77".into(), at: pki::now() }];
     let lists = authority.crls(&revoked, 1, pki::now(), Duration::from_secs(60)).unwrap();
     let roots = authority.trust_bundle().as_bytes();
@@ -198,7 +198,8 @@ fn valid_peers_complete_the_handshake_with_their_spiffe_ids() {
     let client = client(Some(&other), trust(), vec![StringMatch::Exact(WEB.into())]);
     let (client, server) = meet(&client, &server).unwrap();
 
-    let (seen_client, seen_server) = (peer(&server), peer(&client));
+    let seen_client = peer(&server);
+    let seen_server = peer(&client);
     assert_eq!(seen_client.identity().map(SpiffeId::as_str), Some(OTHER));
     assert_eq!(seen_server.identity().map(SpiffeId::as_str), Some(WEB));
     assert_eq!(seen_client.serial_hex(), other_serial.to_uppercase());
@@ -248,7 +249,8 @@ fn client_without_certificate_is_rejected_only_if_one_is_required() {
 #[test]
 fn invalid_certificate_is_rejected_by_client_and_server_with_the_matching_alert() {
     let world = World::new();
-    let (root, below) = (&world.root, &world.below);
+    let root = &world.root;
+    let below = &world.below;
     let check = |leaf: &Leaf, fault, alert| {
         world.client_shows(leaf, world.trust()).unwrap_err().is(fault, alert);
         world.server_shows(leaf, world.trust()).unwrap_err().is(fault, alert);
@@ -479,7 +481,8 @@ fn cached_path_is_checked_for_dates_and_crls() {
         clock.0.store(seconds, Ordering::Relaxed);
         meet(&client(Some(leaf), world.trust(), Vec::new()), &server).map(drop)
     };
-    let (hour, day) = (short(HOUR), short(24 * HOUR));
+    let hour = short(HOUR);
+    let day = short(24 * HOUR);
     for _ in 0..3 {
         meets(&hour, 0).unwrap();
         meets(&day, 0).unwrap();

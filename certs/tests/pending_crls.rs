@@ -1,13 +1,12 @@
 //! CRLs of intermediates that only peers present, and intermediates in the trust bundle.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test panics on an unexpected result"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use std::sync::Arc;
@@ -53,7 +52,7 @@ fn chain(leaf: &Leaf) -> Vec<CertificateDer<'static>> {
 /// The result of a client; if rejected, the fault and its detail.
 fn admits(store: &Arc<TrustStore>, leaf: &Leaf) -> Result<(), String> {
     tls::check_client(store.clone(), &chain(leaf), unix(0)).map_err(|error| {
-        let (fault, detail) = fault::last(&error);
+        let fault::PeerRefusal { fault, detail, .. } = fault::take(&error);
         format!("{fault}: {detail}")
     })
 }

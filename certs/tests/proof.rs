@@ -1,12 +1,12 @@
 //! The links of a proof, and the trust changes that invalidate it.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "a test panics on an unexpected result"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
+#[expect(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use std::sync::Arc;
@@ -97,7 +97,7 @@ fn certificates_outside_the_path_are_not_part_of_the_proof() {
     let plain = proof(&[&below, &middle]);
     assert_eq!(plain.links().len(), 6, "three certificates and three authorities");
     assert_eq!(proof(&[&middle, &beside, &top, &below]), plain);
-    assert_eq!(plain.expires_at(), unix(24 * HOUR).as_secs());
+    assert_eq!(plain.expires_at(), unix(24 * HOUR));
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn proof_expires_with_its_first_certificate() {
     let below = intermediate(params, &top);
     let shown = leaf(&leaf_params(WEB, 1), &below, &[&below]).chain;
     let proof = prove(&shown, &store(&[&top], None)).unwrap();
-    assert_eq!(proof.expires_at(), unix(HOUR).as_secs());
+    assert_eq!(proof.expires_at(), unix(HOUR));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn expired_intermediate_does_not_shorten_the_proof_of_its_renewal() {
     let [expired, renewed] = [below(50, -HOUR, &top), below(51, HOUR, &top)];
     let good = leaf(&leaf_params(WEB, 1), &renewed, &[]).chain;
     let plain = prove(&(good.clone() + &renewed.pem()), &store(&[&top], None)).unwrap();
-    assert_eq!(plain.expires_at(), unix(HOUR).as_secs());
+    assert_eq!(plain.expires_at(), unix(HOUR));
     for both in [[&expired, &renewed], [&renewed, &expired]] {
         let held = store(&[&top, both[0], both[1]], None);
         let shown = good.clone() + &both[0].pem() + &both[1].pem();
@@ -160,7 +160,7 @@ fn forged_certificate_does_not_extend_the_proof() {
     let trust = store(&[&top], None);
     for above in [[&short, &forged], [&forged, &short]] {
         let shown = leaf(&leaf_params(WEB, 1), &short, &above).chain;
-        assert_eq!(prove(&shown, &trust).unwrap().expires_at(), unix(HOUR / 2).as_secs());
+        assert_eq!(prove(&shown, &trust).unwrap().expires_at(), unix(HOUR / 2));
     }
     let forged = leaf(&leaf_params(WEB, 1), &forged, &[&forged, &short]).chain;
     assert_eq!(prove(&forged, &trust), None);
@@ -227,7 +227,8 @@ fn former_anchor_revoked_by_its_root_loses_its_connections() {
 
 #[test]
 fn roots_with_one_name_are_distinguished() {
-    let (old, new) = (root("root"), root("root"));
+    let old = root("root");
+    let new = root("root");
     let both = store(&[&old, &new], None);
     let proof = |ca: &Ca| prove(&leaf(&leaf_params(WEB, 1), ca, &[]).chain, &both).unwrap();
     let later = store(&[&new], Some(&both));
@@ -235,7 +236,8 @@ fn roots_with_one_name_are_distinguished() {
     assert!(withdrawn.invalidates(&proof(&old)) && !withdrawn.invalidates(&proof(&new)));
     // In the other direction nothing is revoked, and the versions are ordered.
     assert!(both.delta_since(&later).is_empty());
-    let (before, after) = (both.version(), later.version());
+    let before = both.version();
+    let after = later.version();
     assert_eq!((before.lineage, before.generation + 1), (after.lineage, after.generation));
     assert_ne!(store(&[&new], None).version().lineage, after.lineage);
 }

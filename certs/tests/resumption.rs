@@ -1,12 +1,11 @@
 //! Resumed sessions are verified again.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "a test panics on an unexpected result"
 )]
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
 mod pki;
 
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, ClientConnection, Connection, Error, ServerConfig, ServerConnection};
 use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
-use weft_certs::fault::{PeerFault, last};
+use weft_certs::fault::{PeerFault, take};
 use weft_certs::tls::{ClientAuthentication, ClientTls, LoadedIdentity, ServerTls, SessionTickets};
 use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
@@ -40,7 +39,11 @@ fn required(trust: TrustStore) -> ClientAuthentication {
 }
 
 /// The certificates and the TLS version of a test.
-type Setting<'a> = (&'a World, TlsVersion);
+#[derive(Clone, Copy)]
+struct Setting<'a> {
+    world: &'a World,
+    version: TlsVersion,
+}
 
 fn only(version: TlsVersion) -> TlsParameters {
     TlsParameters { minimum: version, maximum: version, ..TlsParameters::default() }
@@ -51,7 +54,7 @@ fn by_each_version(test: impl Fn(TlsVersion)) {
 }
 
 fn server(
-    (world, version): Setting<'_>,
+    Setting { world, version }: Setting<'_>,
     clients: ClientAuthentication,
     tickets: &SessionTickets,
 ) -> ServerTls {
@@ -59,7 +62,10 @@ fn server(
     ServerTls::new(&identity(&world.good), clients, &alpn, &only(version), tickets).unwrap()
 }
 
-fn client((world, version): Setting<'_>, own: Option<&Leaf>) -> (ClientTls, Arc<ClientConfig>) {
+fn client(
+    Setting { world, version }: Setting<'_>,
+    own: Option<&Leaf>,
+) -> (ClientTls, Arc<ClientConfig>) {
     let own = own.map(identity);
     let names = vec![StringMatch::Exact(WEB.into())];
     let trust = Arc::new(world.trust());
@@ -87,25 +93,25 @@ fn meet(client: &Arc<ClientConfig>, server: &ServerTls, name: &str) -> (Connecti
 
 /// The result at server `then` of a client whose session began at server `first`, at a time in seconds from now.
 fn returns(
-    world: Setting<'_>,
+    setting: Setting<'_>,
     first: &ServerTls,
     then: &ServerTls,
     seconds: i64,
 ) -> Result<bool, PeerFault> {
-    let (_, config) = client(world, Some(&world.0.good));
+    let (_, config) = client(setting, Some(&setting.world.good));
     let (_, begun) = meet(&config, first, "server.test");
     assert_eq!(begun.handshake_kind(), Some(Full));
     let (_, resumed) = meet(&config, then, "server.test");
     assert_eq!(resumed.handshake_kind(), Some(Resumed));
     let told = then.client(&resumed, unix(seconds));
-    told.map(|client| client.is_some()).map_err(|error| last(&error).0)
+    told.map(|client| client.is_some()).map_err(|error| take(&error).fault)
 }
 
 #[test]
 fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
     by_each_version(|version| {
         let world = World::new();
-        let setting = (&world, version);
+        let setting = Setting { world: &world, version };
         let server = server(setting, required(world.trust()), &SessionTickets::new().unwrap());
         let (client, config) = client(setting, Some(&world.good));
         let proofs = [Full, Resumed].map(|kind| {
@@ -119,7 +125,7 @@ fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
             proved
         });
         assert_eq!(proofs[0], proofs[1]);
-        assert_eq!(proofs[0].expires_at(), unix(24 * HOUR).as_secs());
+        assert_eq!(proofs[0].expires_at(), unix(24 * HOUR));
     });
 }
 
@@ -127,11 +133,12 @@ fn full_and_resumed_handshakes_have_the_same_proof_on_both_sides() {
 fn resumed_client_is_verified_again() {
     by_each_version(|version| {
         let world = World::new();
+        let setting = Setting { world: &world, version };
         let check = |name: &str, clients, seconds, expected: Result<bool, PeerFault>| {
             let tickets = SessionTickets::new().unwrap();
-            let first = server((&world, version), required(world.trust()), &tickets);
-            let then = server((&world, version), clients, &tickets);
-            let resumed = returns((&world, version), &first, &then, seconds);
+            let first = server(setting, required(world.trust()), &tickets);
+            let then = server(setting, clients, &tickets);
+            let resumed = returns(setting, &first, &then, seconds);
             assert_eq!(resumed, expected, "{name}");
         };
         let lists = |below: &[u64], root: &[u64]| {
@@ -160,9 +167,10 @@ fn resumed_client_is_verified_again() {
 fn client_rejected_on_resumption_can_present_a_new_certificate() {
     by_each_version(|version| {
         let world = World::new();
+        let setting = Setting { world: &world, version };
         let tickets = SessionTickets::new().unwrap();
-        let own = server((&world, version), required(world.trust()), &tickets);
-        let (_, config) = client((&world, version), Some(&world.good));
+        let own = server(setting, required(world.trust()), &tickets);
+        let (_, config) = client(setting, Some(&world.good));
         let meet = || meet(&config, &own, "server.test").1;
         assert_eq!(meet().handshake_kind(), Some(Full));
         let late = meet();
@@ -179,25 +187,18 @@ fn client_rejected_on_resumption_can_present_a_new_certificate() {
 fn resumed_session_without_certificate_is_rejected_if_one_is_required() {
     by_each_version(|version| {
         let world = World::new();
+        let setting = Setting { world: &world, version };
         let tickets = SessionTickets::new().unwrap();
-        let (_, config) = client((&world, version), None);
-        meet(
-            &config,
-            &server((&world, version), ClientAuthentication::None, &tickets),
-            "server.test",
-        );
-        let strict = server((&world, version), required(world.trust()), &tickets);
+        let (_, config) = client(setting, None);
+        meet(&config, &server(setting, ClientAuthentication::None, &tickets), "server.test");
+        let strict = server(setting, required(world.trust()), &tickets);
         let (_, resumed) = meet(&config, &strict, "server.test");
         assert_eq!(resumed.handshake_kind(), Some(Resumed));
         assert_eq!(strict.client(&resumed, unix(0)), Err(Error::NoCertificatesPresented));
         let optional = ClientAuthentication::Optional(Arc::new(world.trust()), Vec::new());
-        meet(
-            &config,
-            &server((&world, version), ClientAuthentication::None, &tickets),
-            "server.test",
-        );
+        meet(&config, &server(setting, ClientAuthentication::None, &tickets), "server.test");
         let (_, resumed) = meet(&config, &strict, "server.test");
-        let resumed = server((&world, version), optional, &tickets)
+        let resumed = server(setting, optional, &tickets)
             .client(&resumed, unix(0))
             .map(|client| client.is_some());
         assert_eq!(resumed, Ok(false));
@@ -208,18 +209,17 @@ fn resumed_session_without_certificate_is_rejected_if_one_is_required() {
 fn session_is_resumed_only_for_the_same_listener_and_name() {
     by_each_version(|version| {
         let world = World::new();
-        let (_, config) = client((&world, version), Some(&world.good));
-        let own =
-            server((&world, version), required(world.trust()), &SessionTickets::new().unwrap());
-        let other =
-            server((&world, version), required(world.trust()), &SessionTickets::new().unwrap());
+        let setting = Setting { world: &world, version };
+        let (_, config) = client(setting, Some(&world.good));
+        let own = server(setting, required(world.trust()), &SessionTickets::new().unwrap());
+        let other = server(setting, required(world.trust()), &SessionTickets::new().unwrap());
         let kind = |server: &ServerTls, name: &str| meet(&config, server, name).1.handshake_kind();
         assert_eq!(kind(&own, "server.test"), Some(Full));
         assert_eq!(kind(&own, "server.test"), Some(Resumed));
         assert_eq!(kind(&own, "other.test"), Some(Full), "another name");
         assert_eq!(kind(&other, "server.test"), Some(Full), "another listener");
         // Each client configuration has an identity and a session cache of its own.
-        let (_, elsewhere) = client((&world, version), Some(&world.good));
+        let (_, elsewhere) = client(setting, Some(&world.good));
         assert_eq!(meet(&elsewhere, &own, "server.test").1.handshake_kind(), Some(Full));
     });
 }
@@ -228,9 +228,10 @@ fn session_is_resumed_only_for_the_same_listener_and_name() {
 fn resumed_server_is_verified_again() {
     by_each_version(|version| {
         let world = World::new();
+        let setting = Setting { world: &world, version };
         let tickets = SessionTickets::new().unwrap();
-        let own = server((&world, version), required(world.trust()), &tickets);
-        let (client, config) = client((&world, version), Some(&world.good));
+        let own = server(setting, required(world.trust()), &tickets);
+        let (client, config) = client(setting, Some(&world.good));
         let name = "server.test".try_into().unwrap();
         let (first, _) = meet(&config, &own, "server.test");
         assert_eq!(first.handshake_kind(), Some(Full));
@@ -251,7 +252,8 @@ fn resumed_server_is_verified_again() {
 fn session_of_one_tls_version_is_not_resumed_in_another() {
     let world = World::new();
     let tickets = SessionTickets::new().unwrap();
-    let both = |version| server((&world, version), required(world.trust()), &tickets);
+    let both =
+        |version| server(Setting { world: &world, version }, required(world.trust()), &tickets);
     let parameters = TlsParameters::default();
     let own = ClientTls::new(
         Some(&identity(&world.good)),

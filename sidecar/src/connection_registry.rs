@@ -233,7 +233,7 @@ impl ConnectionRegistry {
         if latest.invalidates(&proof, trust.version()) {
             status.state.set(ConnectionState::Closed);
         }
-        let deadline = proof.expires_at();
+        let deadline = proof.expires_at().as_secs();
         self.by_deadline.borrow_mut().insert((deadline, id));
         let mut by_link = self.by_link.borrow_mut();
         for link in proof.links() {
@@ -593,7 +593,7 @@ mod tests {
         let metrics = SidecarMetrics::default();
         let store = authority.store(&[], 1, None);
         let proof = prove(&authority.sign().0, &store);
-        let ends = proof.expires_at();
+        let ends = proof.expires_at().as_secs();
         let registered = registry.register(NOWHERE, proof, &store, &RevocationHistory::default());
         let check = |now, draining, closed| {
             registry.tick(now, &metrics);

@@ -240,7 +240,7 @@ impl SidecarTotals {
 fn add_crls(covered: &CrlsByTrustStore, page: &mut MetricsPage<'_>) {
     let crls: Vec<_> = covered.values().flatten().flatten().collect();
     let entries = crls.iter().map(|crl| crl.entries as u64).sum();
-    let next = crls.iter().map(|crl| crl.next_update).min().unwrap_or_default();
+    let next = crls.iter().map(|crl| crl.next_update.as_secs()).min().unwrap_or_default();
     page.gauge("weft_sidecar_crls", "CRLs in force.", crls.len() as u64);
     page.gauge(
         "weft_sidecar_crl_revoked_certificates",

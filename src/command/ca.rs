@@ -264,7 +264,7 @@ fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<
             (true, true, _) => ("covered", "leaf and CA certificates".to_owned()),
             (true, false, _) => ("partly", "leaf certificates only".to_owned()),
             (false, true, _) => ("partly", "CA certificates only".to_owned()),
-            (false, false, Some(end)) if end <= now.as_secs() => ("expired", date(end)),
+            (false, false, Some(end)) if end <= now => ("expired", date(end)),
             (false, false, Some(_)) => {
                 ("partly", "only certificates of a distribution point".to_owned())
             }
@@ -286,7 +286,8 @@ fn coverage(roots: &Path, lists: &Path, intermediates: Option<&Path>) -> Result<
     }
 }
 
-fn date(seconds: u64) -> String {
+fn date(time: UnixTime) -> String {
+    let seconds = time.as_secs();
     let at = i64::try_from(seconds).ok().and_then(|s| OffsetDateTime::from_unix_timestamp(s).ok());
     at.and_then(|at| at.format(&Rfc3339).ok()).unwrap_or_else(|| seconds.to_string())
 }

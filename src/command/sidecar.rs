@@ -101,6 +101,7 @@ impl RoleReport for SidecarRole {
 fn list(list: &CrlInfo) -> Value {
     json!({
         "issuer": list.issuer, "number": list.number, "speaks_of": list.scope,
-        "entries": list.entries, "this_update": list.this_update, "next_update": list.next_update,
+        "entries": list.entries, "this_update": list.this_update.as_secs(),
+        "next_update": list.next_update.as_secs(),
     })
 }

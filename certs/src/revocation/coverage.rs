@@ -1,11 +1,9 @@
 //! Descriptions of the CRLs in force, and the issuers that they cover.
 
-use std::fmt;
-
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::parse::Scope;
-use super::{Crl, CrlIndex, digits, name};
+use super::crl::{digits, name};
+use super::index::CrlIndex;
 use crate::issuer;
 
 /// The fields of a CRL.
@@ -17,10 +15,10 @@ pub struct CrlInfo {
     pub number: String,
     /// The number of revoked certificates.
     pub entries: usize,
-    /// `thisUpdate`, in seconds since 1970.
-    pub this_update: u64,
-    /// `nextUpdate`, in seconds since 1970.
-    pub next_update: u64,
+    /// `thisUpdate`.
+    pub this_update: UnixTime,
+    /// `nextUpdate`.
+    pub next_update: UnixTime,
     /// The certificates of the issuer that the CRL covers: `all`, `leaves` or `authorities`, and the distribution
     /// point if it covers only one.
     pub scope: String,
@@ -35,8 +33,8 @@ pub struct IssuerCoverage {
     pub leaves: bool,
     /// Whether a CRL in force covers all CAs that the issuer signed.
     pub authorities: bool,
-    /// When the first CRL of the issuer expires, in seconds since 1970; none without a CRL.
-    pub next_update: Option<u64>,
+    /// When the first CRL of the issuer expires; none without a CRL.
+    pub next_update: Option<UnixTime>,
 }
 
 impl CrlIndex {
@@ -88,29 +86,8 @@ impl CrlIndex {
     /// Messages about the CRLs that have expired.
     #[must_use]
     pub fn expired(&self, now: UnixTime) -> Vec<String> {
-        let over = self.crl_infos().into_iter().filter(|list| list.next_update <= now.as_secs());
+        let over = self.crl_infos().into_iter().filter(|list| list.next_update <= now);
         over.map(|list| format!("CRL number {} of {} has expired", list.number, list.issuer))
             .collect()
-    }
-}
-
-impl Crl {
-    /// Whether the CRL is in force and not limited to a distribution point.
-    fn covers_all(&self, now: UnixTime) -> bool {
-        self.scope.points.is_empty() && self.next_update > now.as_secs()
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match (self.leaves, self.authorities) {
-            (true, true) => "all",
-            (true, false) => "leaves",
-            (false, _) => "authorities",
-        })?;
-        for point in &self.points {
-            write!(f, " at {}", String::from_utf8_lossy(point.get(2..).unwrap_or_default()))?;
-        }
-        Ok(())
     }
 }

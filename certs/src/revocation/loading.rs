@@ -4,29 +4,11 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 use weft_model::{RevocationMode, RevocationPolicy};
 
-use super::parse::{Number, RawCrl};
+use super::crl::{CrlError, name};
+use super::parse::{ParsedCrl, RawCrl};
 use super::pending::{PENDING_LIMIT, PendingCrl};
-use super::serials::Serials;
-use super::{Crl, CrlError, name};
 use crate::der;
 use crate::issuer::{self, CaCertificate};
-
-/// A parsed CRL; its signature may not be verified yet.
-pub(super) struct ParsedCrl {
-    /// The index of the CRL in the input.
-    pub(super) position: usize,
-    /// The content of the issuer's name.
-    pub(super) issuer: Vec<u8>,
-    pub(super) list: Crl,
-    /// For a delta CRL (RFC 5280, section 5.2.4): the changes to its base CRL.
-    pub(super) changes: Option<Changes>,
-}
-
-pub(super) struct Changes {
-    /// The minimum number of the base CRL.
-    pub(super) base: Number,
-    pub(super) restored: Serials,
-}
 
 /// The result of loading one CRL.
 pub(super) enum LoadedCrl {
@@ -49,7 +31,8 @@ pub fn check_crls(bytes: &[u8]) -> Result<(), String> {
 /// Splits the input into CRLs, PEM or DER.
 pub(super) fn split(bytes: &[u8]) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
     if bytes.first() == Some(&der::SEQUENCE) {
-        let (mut lists, mut rest) = (Vec::new(), der::DerReader(bytes));
+        let mut lists = Vec::new();
+        let mut rest = der::DerReader(bytes);
         while !rest.is_empty() {
             let list = rest.expect(der::SEQUENCE).ok_or("malformed CRL")?;
             lists.push(list.whole.to_vec().into());
@@ -86,7 +69,8 @@ impl LoadedCrls {
         let lists =
             lists.into_iter().enumerate().map(|(index, list)| (index, is_known(&list), list));
         let (own, others): (Vec<_>, Vec<_>) = lists.partition(|(_, is_known, _)| *is_known);
-        let (mut sorted, mut room) = (Self::default(), policy.entries_limit);
+        let mut sorted = Self::default();
+        let mut room = policy.entries_limit;
         for (index, is_known, list) in own.into_iter().chain(others) {
             match load_one(list, index, issuers, room, now) {
                 Ok(LoadedCrl::Verified(read)) => {
@@ -123,45 +107,14 @@ fn load_one(
     room: usize,
     now: UnixTime,
 ) -> Result<LoadedCrl, String> {
-    let read = ParsedCrl::new(&der, position, room)?;
+    let read = ParsedCrl::read(&der, position, room)?;
     Ok(match signer(&der, &read.issuer, issuers)? {
-        Ok(_) if read.list.this_update > now.as_secs() => {
+        Ok(_) if read.list.this_update > now => {
             return Err("thisUpdate is in the future".into());
         }
         Ok(signer) => LoadedCrl::Verified(read.signed_by(signer)),
         Err(reason) => LoadedCrl::Pending(PendingCrl::new(read, der, reason)),
     })
-}
-
-impl ParsedCrl {
-    fn new(der: &[u8], position: usize, limit: usize) -> Result<Self, String> {
-        let RawCrl { issuer, this_update, next_update, number, base, scope, revoked, restored } =
-            RawCrl::read(der, limit)?;
-        let set =
-            |serials| Serials::new(serials).map_err(|_| "serial number is longer than 20 bytes");
-        let list = Crl {
-            public_key: Vec::new(),
-            scope,
-            number,
-            this_update,
-            next_update,
-            serials: set(revoked)?,
-        };
-        let restored = set(restored)?;
-        let changes = base.map(|base| Changes { base, restored });
-        Ok(Self { position, issuer: issuer.to_vec(), list, changes })
-    }
-
-    /// The number of entries.
-    pub(super) fn entries(&self) -> usize {
-        let restored = self.changes.as_ref().map_or(0, |changes| changes.restored.len());
-        self.list.serials.len() + restored
-    }
-
-    pub(super) fn signed_by(mut self, signer: &CaCertificate) -> Self {
-        self.list.public_key.clone_from(&signer.public_key);
-        self
-    }
 }
 
 /// Finds the CA that signed a CRL of this issuer. The inner error is the reason if none did.

@@ -5,17 +5,18 @@
 //! then verified once, and the CRL is used like any other. Chains that are not verified have no effect here, so a
 //! certificate with only the issuer's name cannot activate a CRL.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Acquire, Release};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
 
-use super::loading::ParsedCrl;
-use super::{Crl, CrlIndex};
+use super::crl::Crl;
+use super::crl_set::{CrlSet, CrlsByIssuer};
+use super::parse::ParsedCrl;
+use crate::digest::sha256;
 use crate::issuer::CaCertificate;
 
 /// The maximum number of CRLs that wait for their issuer.
@@ -23,9 +24,6 @@ pub(super) const PENDING_LIMIT: usize = 256;
 /// The maximum number of keys tried on one CRL. Otherwise a trusted CA could create any number of issuers with the
 /// same name, each of which costs a digest of the whole CRL.
 const KEYS_LIMIT: usize = 256;
-
-/// CRLs by the name of their issuer.
-pub(super) type CrlsByIssuer = BTreeMap<Vec<u8>, Vec<Arc<Crl>>>;
 
 /// The CRLs that wait for their issuer, and those verified since the load.
 #[derive(Default)]
@@ -108,12 +106,12 @@ impl PendingCrls {
             return;
         }
         // The CRLs that are already in use are included, because only the newest with the same key and scope is used.
-        let issuers = CrlsByIssuer::from([(issuer.name.clone(), self.verified(&issuer.name))]);
-        let mut index = CrlIndex { issuers, ..CrlIndex::default() };
-        let errors = index.take(signed);
-        waiting.problems.extend(errors.iter().map(ToString::to_string).chain(index.warnings));
+        let by_issuer = CrlsByIssuer::from([(issuer.name.clone(), self.verified(&issuer.name))]);
+        let mut in_force = CrlSet { by_issuer, ..CrlSet::default() };
+        let errors = in_force.take(signed);
+        waiting.problems.extend(errors.iter().map(ToString::to_string).chain(in_force.warnings));
         let mut verified = self.verified.write().unwrap_or_else(PoisonError::into_inner);
-        verified.extend(index.issuers);
+        verified.extend(in_force.by_issuer);
         // The store follows the update of the CRLs: a thread that sees no waiting CRL also sees these CRLs.
         self.is_open.store(!waiting.lists.is_empty(), Release);
     }
@@ -138,9 +136,9 @@ impl PendingCrls {
     /// Warnings about the CRLs that still wait.
     pub(super) fn warnings(&self) -> Vec<String> {
         let one = |list: &PendingCrl| {
-            let (position, reason) = (list.read.position, &list.reason);
             format!(
-                "CRL {position}: {reason}; the CRL is used once a verified chain contains its signer"
+                "CRL {}: {}; the CRL is used once a verified chain contains its signer",
+                list.read.position, list.reason
             )
         };
         let waiting = self.waiting();
@@ -163,10 +161,10 @@ impl PendingCrl {
 
     /// Whether this issuer signed the CRL and its `thisUpdate` is not in the future. Each key is tried once.
     fn is_signed_by(&mut self, issuer: &CaCertificate, now: UnixTime) -> bool {
-        let is_due = self.read.issuer == issuer.name && self.read.list.this_update <= now.as_secs();
+        let is_due = self.read.issuer == issuer.name && self.read.list.this_update <= now;
         is_due
             && self.tried.len() < KEYS_LIMIT
-            && self.tried.insert(sha256(&issuer.public_key))
+            && self.tried.insert(sha256([&issuer.public_key[..]]))
             && issuer.signed(&self.der)
     }
 }
@@ -182,10 +180,4 @@ pub(super) fn take_signed(
     }
     let signed = lists.extract_if(.., |list| list.is_signed_by(issuer, now));
     signed.map(|list| list.read.signed_by(issuer)).collect()
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut hash = [0; 32];
-    hash.iter_mut().zip(digest(&SHA256, bytes).as_ref()).for_each(|(to, from)| *to = *from);
-    hash
 }

@@ -1,9 +1,6 @@
 //! A compact set of serial numbers: each takes as many bytes as it has, and a lookup is a binary search.
 
-use crate::proof::shortest;
-
-/// The maximum length of a serial number in bytes (20; RFC 5280, section 4.1.2.2), and one for the sign.
-const LONGEST: usize = 21;
+use crate::serial::{SERIAL_LIMIT_BYTES, shortest};
 
 /// A set of serial numbers (two's complement, big-endian). Immutable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,7 +28,7 @@ impl Serials {
         for serial in &mut all {
             *serial = shortest(serial);
         }
-        if all.iter().any(|serial| serial.len() > LONGEST) {
+        if all.iter().any(|serial| serial.len() > SERIAL_LIMIT_BYTES) {
             return Err(TooLong);
         }
         all.sort_unstable_by_key(|serial| (serial.len(), *serial));
@@ -79,7 +76,8 @@ impl Group {
     }
 
     fn contains(&self, serial: &[u8]) -> bool {
-        let (mut from, mut to) = (0, self.len());
+        let mut from = 0;
+        let mut to = self.len();
         while from < to {
             let middle = from + (to - from) / 2;
             match self.get(middle).cmp(serial) {

@@ -196,7 +196,7 @@ impl TrustStores {
         let stores = self.stores.values().filter_map(|entry| entry.store.as_ref());
         let lists = stores.filter_map(|store| store.revocations());
         self.waiting = self.pending_crls();
-        let ends = lists.flat_map(CrlIndex::crl_infos).map(|list| list.next_update);
+        let ends = lists.flat_map(CrlIndex::crl_infos).map(|list| list.next_update.as_secs());
         let again =
             self.stores.values().filter_map(|entry| entry.failed.as_ref()).map(|(_, at)| *at);
         self.next_change = ends.filter(|end| *end > now.as_secs()).chain(again).min();

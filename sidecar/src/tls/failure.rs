@@ -198,7 +198,7 @@ impl TlsFailure {
     }
 
     fn of_certificate(error: &Error, cause: &CertificateError) -> Self {
-        let (fault, _) = fault::last(error);
+        let fault = fault::take(error).fault;
         match (cause, fault) {
             (CertificateError::BadSignature, _) => Self::BadSignature,
             (CertificateError::NotValidForName, _) | (_, PeerFault::Rejected) => Self::WrongName,

@@ -121,24 +121,25 @@ fn log_failure(
     worker: &SidecarWorker,
 ) {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
-    let (fault, detail) = match cause {
-        Some(cause) => fault::last(cause),
-        None if error.kind() == io::ErrorKind::FileTooLarge => (PeerFault::MaxSizeExceeded, ""),
-        None => (PeerFault::Unmapped, ""),
+    let refusal = cause.map(fault::take);
+    let fault = match &refusal {
+        Some(refusal) => refusal.fault,
+        None if error.kind() == io::ErrorKind::FileTooLarge => PeerFault::MaxSizeExceeded,
+        None => PeerFault::Unmapped,
     };
     worker.metrics.count_handshake_failure(fault);
-    // When no certificate was the cause, the thread-local holds the certificate of another client.
-    let certificate = fault::refused_certificate().filter(|_| fault != PeerFault::Unmapped);
     if !context.is_logged {
         return;
     }
-    let detail = if detail.is_empty() { error.to_string() } else { detail.to_owned() };
+    let detail = refusal.as_ref().map(|refusal| refusal.detail).filter(|text| !text.is_empty());
+    let detail = detail.map_or_else(|| error.to_string(), str::to_owned);
     let record = HandshakeRecord {
         tls_verify_status: format!("Failed:{fault}"),
         detail: Some(detail),
         ..record(context, took)
     };
-    worker.access.line(&record.with_certificate(certificate.as_ref()));
+    let certificate = refusal.as_ref().and_then(|refusal| refusal.certificate.as_ref());
+    worker.access.line(&record.with_certificate(certificate));
 }
 
 fn record(context: HandshakeContext, took: Duration) -> HandshakeRecord {
