@@ -1,4 +1,15 @@
 //! A reader for the subset of DER (X.690) that certificates and CRLs use.
+//!
+//! x509-parser reads what is read once, such as the certificates of a trust bundle. It does not replace this reader in
+//! handshakes and for CRLs:
+//!
+//! - It skips malformed parts. Name constraints with a malformed list become no constraints, a distribution point whose
+//!   `onlyContainsUserCerts` is neither TRUE nor FALSE covers all certificates, and a malformed attribute disappears from
+//!   its name. Such certificates and CRLs must be rejected.
+//! - It allocates for each name, extension and CRL entry. One certificate takes 2.0 microseconds, twice as long as the
+//!   whole check of a client with a cached path. A CRL of 100,000 entries takes 20 ms, with 88 bytes an entry before a limit on
+//!   their number can apply. Loading it with this reader, including its signature and the sorted index, takes 8 ms.
+//! - It does not keep the bytes of the names of distribution points, by which a certificate and its CRL are matched.
 
 use std::time::Duration;
 

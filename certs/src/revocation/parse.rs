@@ -161,9 +161,9 @@ impl<'a> RevokedEntry<'a> {
         let mut fields = DerReader(entry.content);
         let serial = fields.expect(der::INTEGER).ok_or(MALFORMED)?.content;
         fields.any().and_then(der::time).ok_or(MALFORMED)?;
-        let extensions = fields.optional(der::SEQUENCE);
+        let extensions = fields.optional(der::SEQUENCE).map_or(&[][..], |list| list.content);
         let mut is_restored = false;
-        for extension in extensions.into_iter().flat_map(|list| Extensions::of(list.content)) {
+        for extension in Extensions::of(extensions) {
             let extension = extension.ok_or(MALFORMED)?;
             match extension.id {
                 CERTIFICATE_ISSUER => return Err(INDIRECT.into()),
