@@ -308,3 +308,97 @@ fn links_that_lead_nowhere_are_found() {
     check("[b](src/b.rs)", &["docs/a.md: the link to src/b.rs leads nowhere"]);
     check("[c](../src/c.rs)", &["c.rs leads nowhere"]);
 }
+
+/// Expects import cycles in a crate of these files, each given by a part of its description.
+fn check_cycles(files: &[(&str, &str)], cycles: &[&str]) {
+    let file = |(path, text): &(&str, &str)| File::new(format!("a/src/{path}"), *text);
+    let files: Vec<File> = files.iter().map(file).collect();
+    check(|files| import_cycles::import_cycles(files, &[]), &files, cycles);
+}
+
+#[test]
+fn modules_that_import_each_other_are_found() {
+    let root = ("lib.rs", "mod a;\nmod b;\nmod c;");
+    let c = ("c.rs", "pub struct C;");
+    let a = ("a.rs", "use crate::{b::{self, B as Other}, c::C};");
+    let cycle = "a/src: 2 modules depend on each other; break the cycle by moving an item:\n    \
+                 a imports from b: B\n    b imports from a: A";
+    check_cycles(&[root, a, c, ("b.rs", "use super::a::A;\npub struct B;")], &[cycle]);
+    check_cycles(&[root, a, c, ("b.rs", "fn f() -> u8 { crate::a::A::new(1) }")], &[cycle]);
+    check_cycles(&[root, a, c, ("b.rs", "fn f() { say!(\"{}\", [crate::a::A]); }")], &[cycle]);
+    check_cycles(&[root, a, c, ("b.rs", "use super::a;\nfn f(a: &a::A) {}")], &[cycle]);
+    check_cycles(&[root, a, c, ("b.rs", "#[arg(parser = crate::a::A)]\nstruct S;")], &[cycle]);
+    check_cycles(&[root, a, c, ("b.rs", "use super::a::*;")], &["b imports from a: *"]);
+    check_cycles(&[root, a, c, ("b.rs", "use crate::c::C;\nuse other::a::A;")], &[]);
+    check_cycles(&[root, a, c, ("b.rs", "pub(in crate::a) struct B;\nuse super::a;")], &[]);
+}
+
+#[test]
+fn cycles_through_a_third_module_are_found() {
+    let root = ("lib.rs", "mod a;\nmod b;\nmod c;");
+    let a = ("a.rs", "use crate::b::B;");
+    let b = ("b.rs", "mod inner { use crate::c::C; }");
+    let found = "3 modules depend on each other; break the cycle by moving an item:\n    \
+                 a imports from b: B\n    b imports from c: C\n    c imports from a: A";
+    check_cycles(&[root, a, b, ("c.rs", "use crate::a::A;")], &[found]);
+    check_cycles(&[root, a, b, ("c.rs", "use std::fmt::A;")], &[]);
+}
+
+#[test]
+fn a_module_and_one_child_may_import_each_other() {
+    let root = ("lib.rs", "mod a;");
+    let parent = ("a/mod.rs", "mod b;\nmod c;\nfn f() { b::f(); c::f(); }");
+    let b = ("a/b.rs", "use super::Parent;");
+    check_cycles(&[root, parent, b, ("a/c.rs", "fn f() {}")], &[]);
+    check_cycles(&[root, parent, b, ("a/c.rs", "use super::Parent;")], &["3 modules depend"]);
+    check_cycles(
+        &[root, parent, b, ("a/c.rs", "use super::b::B;\nuse super::Parent;")],
+        &["a::c imports from a: Parent\n    a::c imports from a::b: B"],
+    );
+}
+
+#[test]
+fn an_imported_item_is_of_the_module_that_defines_it() {
+    let root = ("lib.rs", "mod a;\nmod d;\nfn f() {}");
+    let c = ("a/c.rs", "pub struct C;");
+    for reexport in ["pub(crate) use c::C;", "pub(crate) use self::c::*;", "use c::E as C;"] {
+        let parent = format!("mod b;\nmod c;\n{reexport}\nuse crate::d::D;");
+        let parent = ("a/mod.rs", parent.as_str());
+        let d = ("d.rs", "use crate::a::C;");
+        check_cycles(&[root, parent, c, ("a/b.rs", ""), d], &[]);
+        let user = ("a/b.rs", "use super::C;\nuse crate::d::D;");
+        check_cycles(&[root, parent, c, user, ("d.rs", "")], &[]);
+        let back = ("a/c.rs", "pub struct C;\nuse crate::d::D;");
+        check_cycles(&[root, parent, back, ("a/b.rs", ""), d], &["a::c imports from d: D"]);
+    }
+}
+
+#[test]
+fn imports_of_tests_and_names_in_texts_make_no_cycle() {
+    let root = ("lib.rs", "mod a;\nmod b;\n#[cfg(test)]\nmod c;");
+    let a = ("a.rs", "use crate::b::B;");
+    for test in [
+        "#[cfg(test)]\nmod tests { use crate::a::A; }",
+        "#[cfg(any(test, fuzzing))]\nuse crate::a::A;",
+        "impl B {\n    #[cfg(test)]\n    fn f() { crate::a::A; }\n}",
+        "// crate::a::A\n/// crate::a::A\nconst B: &str = \"crate::a::A\";",
+    ] {
+        check_cycles(&[root, a, ("b.rs", test), ("c.rs", "use crate::{a, b};")], &[]);
+    }
+    check_cycles(&[root, a, ("b.rs", "#[cfg(not(test))]\nuse crate::a::A;")], &["2 modules"]);
+}
+
+#[test]
+fn cycles_within_the_limit_of_their_crate_are_allowed() {
+    let files = [
+        File::new("a/src/main.rs", "mod b;\nmod c;"),
+        File::new("a/src/b.rs", "use crate::c::C;"),
+        File::new("a/src/c.rs", "use crate::b::B;"),
+    ];
+    let check = |limits: &[(&str, usize)], violations: &[&str]| {
+        check(|files| import_cycles::import_cycles(files, limits), &files, violations);
+    };
+    check(&[("a/src", 2)], &[]);
+    check(&[("a/src", 1)], &["2 modules"]);
+    check(&[("b/src", 2)], &["2 modules"]);
+}

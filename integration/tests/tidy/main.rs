@@ -5,6 +5,7 @@
 //! what to do about it. To change a rule, change its function here and say why in the commit.
 
 mod able_to_fail;
+mod import_cycles;
 mod links;
 mod tree;
 mod types;
