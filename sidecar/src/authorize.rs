@@ -11,10 +11,12 @@ use weft_model::{
     evaluate_rbac_readings,
 };
 
-use crate::authenticate::{Authenticated, ClientInfo, HttpRequestFacts, VerifiedTokens};
+use crate::authenticate::Authenticated;
+use crate::authenticate::verified::VerifiedTokens;
 use crate::denial::Denial;
 use crate::http::head::RequestHead;
 use crate::http::headers::Headers;
+use crate::request_facts::{ClientInfo, HttpRequestFacts};
 
 /// The RBAC filters of a filter chain, in evaluation order.
 pub(crate) type RbacFilters = [Arc<RbacFilter>];

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use weft_certs::VerifiedPeer;
 use weft_model::{Name, TransportKind};
 
-use crate::authenticate::ClientInfo;
 use crate::connection_registry::ConnectionStatus;
 use crate::forwarded::PreviousHop;
 use crate::header_mutation::HeaderVariables;
 use crate::identity_headers::ClientCertificateHeaders;
 use crate::plan::{PlannedCluster, PlannedHttp, PlannedService, SidecarPlan};
 use crate::record::Trace;
+use crate::request_facts::ClientInfo;
 use crate::request_metrics::ConnectionSeries;
 use crate::underscore_headers::DroppedHeaders;
 use crate::upstream::PinnedConnection;

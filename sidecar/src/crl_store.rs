@@ -8,7 +8,7 @@ use weft_certs::check_crls;
 use weft_model::DistributionPoint;
 
 use crate::fetch::{FetchFailure, FetchResponse, Validators, wait_after};
-use crate::plan::CrlSources;
+use crate::plan::downloads::CrlSources;
 
 /// The shortest cache time that a response may set. The longest is the refresh interval of the distribution point.
 const SHORTEST_AGE: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use weft_model::{
     EscapedSlashes, HttpTimeouts, Name, PathMatch, PathRewrite, RouteAction, WeightedCluster,
 };
 
-use crate::authenticate::{ClientInfo, TokenPolicy, authenticate};
+use crate::authenticate::{TokenPolicy, authenticate};
 use crate::authorize::{AuthorizationInputs, Authorized, authorize};
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
@@ -18,6 +18,7 @@ use crate::http::header_filter::HeaderFilter;
 use crate::normalize::normalize_request;
 use crate::plan::{PlannedHttp, SidecarPlan};
 use crate::refused_request::RefusedRequest;
+use crate::request_facts::ClientInfo;
 use crate::request_log::RequestLog;
 use crate::responder::LocalReply;
 use crate::route::{Routed, redirect_location, rewritten_target, route};

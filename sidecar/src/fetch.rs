@@ -363,14 +363,8 @@ fn name_of(
     let host = uri.host().map(|host| host.trim_matches(['[', ']']).to_owned());
     match host.and_then(|host| ServerName::try_from(host).ok()) {
         Some(host) if has_moved || tls.sni.is_none() => host,
-        _ => server_name(tls, address),
+        _ => connector::server_name(tls, address),
     }
-}
-
-/// The TLS server name: the configured SNI, or else the address.
-pub(crate) fn server_name(tls: &UpstreamTls, address: SocketAddr) -> ServerName<'static> {
-    let named = tls.sni.as_ref().and_then(|sni| ServerName::try_from(sni.clone()).ok());
-    named.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()))
 }
 
 #[cfg(test)]

@@ -6,8 +6,7 @@ use http::{HeaderName, HeaderValue};
 use weft_model::{ForwardedFor, ForwardedHeaders};
 
 use crate::denial::Denial;
-use crate::header_mutation::scheme;
-use crate::http::head::list_elements;
+use crate::http::head::{list_elements, scheme};
 use crate::http::header_filter::is_same_header_name;
 use crate::http::headers::Headers;
 

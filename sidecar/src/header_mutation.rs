@@ -12,7 +12,7 @@ use weft_model::{
     HeaderMutation, HeaderMutations, HeaderSource, PlainVariable,
 };
 
-use crate::http::head::{RequestHead, ResponseHead};
+use crate::http::head::{RequestHead, ResponseHead, scheme};
 use crate::http::header_filter::is_same_header_name;
 use crate::http::headers::Headers;
 
@@ -230,11 +230,6 @@ fn request_header<'h>(
         ":scheme" => Some(Cow::Borrowed(scheme(variables.is_tls).as_bytes())),
         name => request.headers.get(name).map(Cow::Borrowed),
     }
-}
-
-/// The scheme of a request, by whether its connection uses TLS.
-pub(crate) fn scheme(is_tls: bool) -> &'static str {
-    if is_tls { "https" } else { "http" }
 }
 
 fn plain_value<'v>(

@@ -30,6 +30,7 @@ mod plan_changes;
 pub mod planner;
 mod record;
 mod refused_request;
+mod request_facts;
 mod request_log;
 mod request_metrics;
 mod responder;

@@ -17,11 +17,13 @@ use weft_runtime::memory;
 use weft_runtime::problems::Problems;
 use weft_runtime::socket::Mark;
 
-use crate::authenticate::fetch::{KeySetDownload, fetch_keys};
+use crate::authenticate::fetch::fetch_keys;
 use crate::authenticate::key_store::{FetchedKeySet, KeyFetchError, KeyOrigin, KeyStore};
 use crate::crl_store::CrlStore;
 use crate::fetch::{self, FetchFailure, FetchRequest, FetchResponse};
-use crate::plan::{Builder, CrlDownload, FetchedData, SidecarPlan};
+use crate::plan::SidecarPlan;
+use crate::plan::build::{Builder, FetchedData};
+use crate::plan::downloads::{CrlDownload, KeySetDownload};
 
 /// The interval at which due fetches and changed files are checked for.
 const TICK: Duration = Duration::from_millis(250);
@@ -54,8 +56,9 @@ pub async fn run(
             }
             problems.send_replace(built.problems);
             fetched.crls.settle(&built.crl_sources);
-            fetched.keys.retain(&built.key_origins);
-            let keys = built.key_sets.into_iter().map(|keys| PendingFetch::Keys(Box::new(keys)));
+            fetched.keys.retain(&built.key_sets.origins);
+            let keys =
+                built.key_sets.downloads.into_iter().map(|keys| PendingFetch::Keys(Box::new(keys)));
             pending = keys.chain(built.crl_downloads.into_iter().map(PendingFetch::Crl)).collect();
             plans.send_replace(Arc::new(built.plan));
             memory::trim_heap();

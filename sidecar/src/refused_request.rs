@@ -6,12 +6,12 @@
 
 use weft_model::{RouteAction, WeightedCluster};
 
-use crate::authenticate::{ClientInfo, HttpRequestFacts};
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::RequestHead;
 use crate::plan::PlannedHttp;
+use crate::request_facts::{ClientInfo, HttpRequestFacts};
 
 /// A request that is refused before an endpoint is chosen.
 pub(crate) struct RefusedRequest<'p> {

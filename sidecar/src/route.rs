@@ -6,8 +6,7 @@ use weft_model::{MatchedRoute, PathMatch, PathRewrite, Redirect, RouteIndex};
 
 use crate::authorize::{AuthorizationInputs, Authorized};
 use crate::denial::Denial;
-use crate::header_mutation::scheme;
-use crate::http::head::{RequestHead, path_of, query_part_of};
+use crate::http::head::{RequestHead, path_of, query_part_of, scheme};
 
 /// A request with its route. Only [`route`] makes one.
 #[derive(Debug)]

@@ -1,36 +1,12 @@
 //! Fetches the key set of a token issuer.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
-
 use weft_certs::{KEY_SET_LIMIT_BYTES, KeySet, KeySetError};
-use weft_model::Discovery;
 use weft_runtime::socket::Mark;
 
 use super::fault::TokenFault;
-use super::key_store::{FetchedKeySet, KeyFetchError, KeyOrigin};
+use super::key_store::{FetchedKeySet, KeyFetchError};
 use crate::fetch::{FetchFailure, FetchRequest, Validators, fetch};
-use crate::plan::PlannedCluster;
-
-/// A key set to fetch.
-#[derive(Debug, Clone)]
-pub(crate) struct KeySetDownload {
-    pub(crate) origin: KeyOrigin,
-    /// The cluster that serves the key set.
-    pub(crate) target: Arc<PlannedCluster>,
-    pub(crate) timeout: Duration,
-    pub(crate) cache: Duration,
-}
-
-impl KeySetDownload {
-    /// Whether an address belongs to the cluster. For DNS clusters every address does: successive answers may have different
-    /// addresses without a change of the keys.
-    pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
-        let PlannedCluster { cluster, balancer, .. } = &*self.target;
-        matches!(cluster.discovery, Discovery::Dns(_)) || balancer.has(address)
-    }
-}
+use crate::plan::downloads::KeySetDownload;
 
 /// Fetches a key set from the first endpoint of its cluster that responds.
 ///

@@ -14,13 +14,15 @@ use weft_certs::{KeySet, SignatureVerdict, VerifiedPeer};
 use weft_model::{JwtPolicy, JwtProvider, JwtRequirement, Name, RequestFacts};
 
 use super::cache::{TokenCache, VerifiedToken};
+use super::claims;
 use super::fault::{TokenFault, TokenRejection};
 use super::key_store::RefetchFlag;
 use super::token::Token;
 use super::token_location::{self, OriginalHead, TokenLookup};
-use super::{HttpRequestFacts, claims, digest};
+use super::verified::{ProviderToken, VerifiedTokens};
 use crate::http::head::RequestHead;
 use crate::http::header_filter::is_same_header_name;
+use crate::request_facts::HttpRequestFacts;
 
 /// A token policy with the keys of its providers.
 #[derive(Debug)]
@@ -41,54 +43,6 @@ pub(crate) struct PlannedProvider {
     pub(crate) keys: Result<Arc<KeySet>, TokenFault>,
     /// The flag that requests a fetch for an unknown key; none where keys are not fetched.
     pub(crate) refetch: Option<RefetchFlag>,
-}
-
-/// The verified tokens of a request.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct VerifiedTokens {
-    /// The `sub` claim of the first token.
-    pub(crate) subject: Option<String>,
-    /// When the stream must end because one of the tokens expires.
-    pub(crate) stream_deadline: Option<SystemTime>,
-    tokens: Vec<ProviderToken>,
-}
-
-/// A token that a provider verified.
-#[derive(Debug, Clone)]
-struct ProviderToken {
-    /// The name that policies refer to its payload by.
-    payload_name: Option<Name>,
-    /// The provider's [`PlannedProvider::number`].
-    provider: u64,
-    checked: Rc<VerifiedToken>,
-}
-
-impl VerifiedTokens {
-    /// Whether a claim has a value that `fits` accepts. `way` is the path in the payload of that name.
-    pub(crate) fn has_claim(
-        &self,
-        name: &str,
-        way: &[String],
-        fits: &mut dyn FnMut(&str) -> bool,
-    ) -> bool {
-        let payload = self.tokens.iter().find(|token| token.payload_name.as_deref() == Some(name));
-        let Some((first, token)) = way.first().zip(payload) else {
-            return false;
-        };
-        let first = token.checked.claims.get(first);
-        let found = way.iter().skip(1).fold(first, |value, step| value.and_then(|v| v.get(step)));
-        let one = |value: &Value, fits: &mut dyn FnMut(&str) -> bool| match value {
-            Value::String(text) => fits(text),
-            Value::Number(number) => fits(&number.to_string()),
-            Value::Bool(flag) => fits(if *flag { "true" } else { "false" }),
-            Value::Null | Value::Array(_) | Value::Object(_) => false,
-        };
-        match found {
-            Some(Value::Array(values)) => values.iter().any(|value| one(value, fits)),
-            Some(value) => one(value, fits),
-            None => false,
-        }
-    }
 }
 
 /// The token rules that match the interpretations of a path. Does not allocate for one rule.
@@ -333,6 +287,14 @@ impl TokenPolicy {
     }
 }
 
+#[cfg(test)]
+impl TokenPolicy {
+    /// The provider with this name.
+    pub(crate) fn provider(&self, name: &str) -> Option<&PlannedProvider> {
+        self.providers.get(name)
+    }
+}
+
 impl VerifiedTokens {
     fn take(&mut self, planned: &PlannedProvider, checked: &Rc<VerifiedToken>) {
         if self.subject.is_none() {
@@ -467,4 +429,12 @@ impl PlannedProvider {
             )),
         }
     }
+}
+
+/// The SHA-256 of bytes.
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    let mut array = [0; 32];
+    array.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+    array
 }

@@ -37,6 +37,11 @@ pub(crate) struct RequestHead {
     pub(crate) is_isolated: bool,
 }
 
+/// The scheme of a request, by whether its connection uses TLS.
+pub(crate) fn scheme(is_tls: bool) -> &'static str {
+    if is_tls { "https" } else { "http" }
+}
+
 /// The path of a request target.
 pub(crate) fn path_of(target: &str) -> &str {
     memchr::memchr(b'?', target.as_bytes()).and_then(|at| target.get(..at)).unwrap_or(target)

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use weft_certs::{KeySet, KeySetError};
 use weft_model::{DataSource, JwtPolicy, JwtProvider, KeySource, Name};
+use weft_runtime::problems::Problems;
 
-use super::build::PlanBuild;
-use crate::authenticate::fetch::KeySetDownload;
-use crate::authenticate::key_store::{KeyOrigin, RefetchFlag};
+use super::downloads::{KeySetDownload, KeySetSources};
+use super::files::WatchedFiles;
+use super::target::PlannedCluster;
+use crate::authenticate::key_store::{KeyOrigin, KeyStore, RefetchFlag};
 use crate::authenticate::{PlannedProvider, TokenFault, TokenPolicy};
+use crate::config_map::ConfigMap;
 
 /// The issuers of the last plan. The filter chain is part of the key, because two chains of a listener may give two issuers the
 /// same name.
@@ -33,6 +36,30 @@ struct KnownIssuer {
 }
 
 impl KnownIssuers {
+    /// The token policy of a filter chain, with the keys of its providers.
+    pub(super) fn tokens(
+        &mut self,
+        chain: &(Name, usize),
+        policy: &Arc<JwtPolicy>,
+        inputs: &mut KeyInputs<'_>,
+    ) -> TokenPolicy {
+        let (listener, chain) = chain;
+        let mut providers = BTreeMap::new();
+        for (name, provider) in &policy.providers {
+            let place = (listener.clone(), *chain, name.clone());
+            let (keys, refetch) = match &provider.keys {
+                KeySource::Local(data) => {
+                    (inputs.local_keys(&place, data, self.last_good(&place, data)), None)
+                }
+                KeySource::Http { .. } => inputs.fetched_keys(name, provider),
+            };
+            let number = self.number(place, provider, &keys);
+            let provider = provider.clone();
+            providers.insert(name.clone(), PlannedProvider { number, provider, keys, refetch });
+        }
+        TokenPolicy::new(policy.clone(), providers)
+    }
+
     /// The number of an issuer, which stays the same as long as its settings and keys do.
     fn number(
         &mut self,
@@ -68,34 +95,29 @@ impl KnownIssuers {
     }
 }
 
-impl PlanBuild<'_> {
-    pub(super) fn tokens(&mut self, chain: &(Name, usize), policy: &Arc<JwtPolicy>) -> TokenPolicy {
-        let mut providers = BTreeMap::new();
-        for (name, provider) in &policy.providers {
-            let place = (chain.0.clone(), chain.1, name.clone());
-            let (keys, refetch) = match &provider.keys {
-                KeySource::Local(data) => (self.local_keys(&place, data), None),
-                KeySource::Http { .. } => self.fetched_keys(name, provider),
-            };
-            let number = self.builder.issuers.number(place, provider, &keys);
-            let provider = provider.clone();
-            providers.insert(name.clone(), PlannedProvider { number, provider, keys, refetch });
-        }
-        TokenPolicy::new(policy.clone(), providers)
-    }
+/// What the keys of issuers are read from, and where what they need is recorded.
+pub(super) struct KeyInputs<'a> {
+    pub(super) files: &'a mut WatchedFiles,
+    pub(super) targets: &'a ConfigMap<Name, Arc<PlannedCluster>>,
+    /// The fetched key sets.
+    pub(super) fetched: &'a KeyStore,
+    pub(super) sources: &'a mut KeySetSources,
+    pub(super) problems: &'a mut Problems,
+}
 
+impl KeyInputs<'_> {
     fn local_keys(
         &mut self,
         place: &IssuerKey,
         data: &DataSource,
+        last_good: Option<Arc<KeySet>>,
     ) -> Result<Arc<KeySet>, TokenFault> {
-        let bytes = self.builder.files.read(data).map_err(KeySetError::Invalid);
+        let bytes = self.files.read(data).map_err(KeySetError::Invalid);
         bytes.and_then(|bytes| KeySet::parse(&bytes)).map(Arc::new).or_else(|error| {
             let (fault, reason) = match error {
                 KeySetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
                 KeySetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
             };
-            let last_good = self.builder.issuers.last_good(place, data);
             let (listener, _, name) = place;
             let problem = format!("listener {listener:?} keys of {name:?}: {reason}");
             match last_good {
@@ -108,7 +130,7 @@ impl PlanBuild<'_> {
         })
     }
 
-    pub(super) fn fetched_keys(
+    fn fetched_keys(
         &mut self,
         name: &Name,
         provider: &JwtProvider,
@@ -123,10 +145,10 @@ impl PlanBuild<'_> {
             redirects: *redirects,
             tls,
         };
-        let origin = match self.builder.targets.get(cluster) {
+        let origin = match self.targets.get(cluster) {
             Some(target) => {
                 let origin = origin(target.cluster.tls.clone());
-                self.key_sets.push(KeySetDownload {
+                self.sources.downloads.push(KeySetDownload {
                     origin: origin.clone(),
                     target: target.clone(),
                     timeout: *timeout,
@@ -136,9 +158,9 @@ impl PlanBuild<'_> {
             }
             None => {
                 // Fetched keys stay in force until the cluster is back.
-                let origin = self.fetched.keys.last_of(origin(None));
+                let origin = self.fetched.last_of(origin(None));
                 let problem = format!("keys of {name:?}: cluster {cluster:?} does not exist");
-                match self.fetched.keys.get(&origin).0 {
+                match self.fetched.get(&origin).0 {
                     Ok(_) => {
                         self.problems.warn(format!("{problem}; the last good keys stay in force"));
                     }
@@ -147,8 +169,8 @@ impl PlanBuild<'_> {
                 origin
             }
         };
-        let found = self.fetched.keys.get(&origin);
-        self.key_origins.push(origin);
+        let found = self.fetched.get(&origin);
+        self.sources.origins.push(origin);
         found
     }
 }

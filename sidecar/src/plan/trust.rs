@@ -1,18 +1,16 @@
 //! The trust stores of a plan, and the certificates that a new version of a store no longer accepts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
-use weft_certs::{CrlIndex, CrlInfo, TrustParts, TrustStore};
+use weft_certs::{CrlIndex, TrustParts, TrustStore};
 use weft_model::{Name, RevocationMode, SecretSource, Validation};
 
+use super::crls_in_force::CrlsByTrustStore;
 use super::files::{WatchedFileStamp, WatchedFiles, as_one};
 use crate::connection_registry::RevocationHistory;
 use crate::crl_store::CrlStore;
-
-/// The CRLs of each trust store by its name; none where revocation is not checked.
-pub type CrlsByTrustStore = BTreeMap<String, Option<Vec<CrlInfo>>>;
 
 /// The last good trust store of each validation, which stays in force when a CRL or root is invalid.
 #[derive(Debug, Default)]
@@ -271,68 +269,13 @@ fn crls(
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
+    use weft_model::DataSource;
 
-    use rustls_pki_types::CertificateDer;
-    use rustls_pki_types::pem::PemObject;
-    use weft_certs::request::{self, CheckedRequest};
-    use weft_certs::{Authority, Proof, RevokedCertificate, tls};
-    use weft_model::{DataSource, RevocationPolicy, SpiffeId};
-
+    use super::super::test_pki::{TestPki, at};
     use super::*;
-
-    const NOW: u64 = 1_800_000_000;
-
-    fn at(seconds: u64) -> UnixTime {
-        UnixTime::since_unix_epoch(Duration::from_secs(NOW + seconds))
-    }
 
     fn trust() -> SecretId {
         SecretId::Name("trust".into())
-    }
-
-    struct TestPki {
-        authority: Authority,
-        now: SystemTime,
-    }
-
-    impl TestPki {
-        fn new() -> Self {
-            let now = SystemTime::UNIX_EPOCH + Duration::from_secs(NOW);
-            let files = Authority::create("mesh.test", now).unwrap();
-            Self { authority: Authority::load(files, "mesh.test").unwrap(), now }
-        }
-
-        /// A validation with a CRL that revokes `serials` and is valid after this many seconds.
-        fn validation(&self, number: u64, serials: &[&str], from: u64) -> Validation {
-            let entry =
-                |serial: &&str| RevokedCertificate { serial: (*serial).to_owned(), at: self.now };
-            let revoked: Vec<_> = serials.iter().map(entry).collect();
-            // The authority backdates its CRLs by five minutes.
-            let issued = self.now + Duration::from_secs(from + 300);
-            let life = Duration::from_secs(3600);
-            let lists = self.authority.crls(&revoked, number, issued, life).unwrap();
-            let inline = |text: &str| DataSource::inline(text);
-            Validation {
-                roots: inline(self.authority.trust_bundle()),
-                revocations: Some(inline(&lists)),
-                points: Vec::new(),
-                policy: RevocationPolicy::default(),
-                names: Vec::new(),
-            }
-        }
-
-        fn proof(&self, store: &Arc<TrustStore>) -> (Proof, String) {
-            let id = SpiffeId::parse("spiffe://mesh.test/ns/a/sa/web").unwrap();
-            let pending = request::make(&id).unwrap();
-            let asked = CheckedRequest::parse(&pending.request_pem).unwrap();
-            let life = Duration::from_secs(3600);
-            let issued = self.authority.issue(&asked, life, self.now).unwrap();
-            let chain = issued.chain.concat();
-            let chain: Vec<CertificateDer<'_>> =
-                CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
-            (tls::prove_client(store.clone(), &chain, at(0)).unwrap(), issued.serial)
-        }
     }
 
     #[test]
@@ -385,7 +328,8 @@ mod tests {
                 &mut ValidationInputs { files: &mut files, crls: &fetched, now: at(0) },
             )
             .unwrap();
-        let (proof, serial) = authority.proof(&store);
+        let certificate = authority.certificate();
+        let proof = certificate.proof(&store).unwrap();
         stores.settle(at(0));
         let version = store.version();
         let ends = |stores: &TrustStores| stores.revocations().invalidates(&proof, version);
@@ -400,7 +344,7 @@ mod tests {
             .unwrap();
         stores.settle(at(1));
         assert!(!ends(&stores));
-        let revoking = authority.validation(3, &["0a", &serial], 0);
+        let revoking = authority.validation(3, &["0a", &certificate.serial], 0);
         stores
             .store(
                 &trust(),
@@ -419,7 +363,7 @@ mod tests {
             )
             .unwrap();
         stores.settle(at(0));
-        let proof = authority.proof(&store).0;
+        let proof = certificate.proof(&store).unwrap();
         let version = store.version();
         assert!(!stores.revocations().invalidates(&proof, version));
         stores.settle(at(1));

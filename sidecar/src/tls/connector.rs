@@ -8,12 +8,12 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls_pki_types::{ServerName, UnixTime};
 use weft_certs::tls::ClientTls;
+use weft_model::UpstreamTls;
 use weft_runtime::socket::{Mark, connect_tcp};
 
 use super::Alpn;
 use super::failure::{FailedHandshake, TlsFailure};
 use super::stream::TlsStream;
-use crate::fetch::server_name;
 use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::stream::{RegisteredTlsStream, TransportStream};
 use crate::worker::SidecarWorker;
@@ -36,6 +36,12 @@ pub(crate) async fn connect(
         worker.metrics.count_upstream_handshake_failure(failure);
     }
     connected
+}
+
+/// The TLS server name: the configured SNI, or else the address.
+pub(crate) fn server_name(tls: &UpstreamTls, address: SocketAddr) -> ServerName<'static> {
+    let named = tls.sni.as_ref().and_then(|sni| ServerName::try_from(sni.clone()).ok());
+    named.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()))
 }
 
 async fn attempt(

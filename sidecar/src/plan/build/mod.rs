@@ -8,23 +8,23 @@ use rustls_pki_types::UnixTime;
 use weft_certs::TrustStore;
 use weft_certs::tls::{ClientAuthentication, ClientTls, LoadedIdentity, ServerTls, SessionTickets};
 use weft_model::{
-    Balance, ClientCertificateMode, Cluster, DownstreamTls, Filter, FilterChain, HttpFilter,
-    HttpService, Listener, Name, RbacFilter, Route, RouteAction, RouteIndex, RouteMatch,
-    RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, UpstreamTls, VirtualHost,
+    Balance, ClientCertificateMode, Cluster, DistributionPoint, DownstreamTls, Filter, FilterChain,
+    HttpFilter, HttpService, JwtPolicy, Listener, Name, RbacFilter, Route, RouteAction, RouteIndex,
+    RouteMatch, RouteSource, RouteTable, Secret, SecretSource, Snapshot, TlsIdentity, Transport,
+    UpstreamTls, VirtualHost,
 };
 use weft_runtime::problems::Problems;
 use zeroize::Zeroizing;
 
-use super::crl_sources::{CrlDownload, CrlSources};
+use super::SidecarPlan;
+use super::downloads::{CrlDownload, CrlSources, KeySetSources};
 use super::files::{WatchedFileStamp, WatchedFiles};
-use super::issuers::KnownIssuers;
+use super::issuers::{KeyInputs, KnownIssuers};
+use super::listener::{ChainTls, PlannedChain, PlannedHttp, PlannedListener, PlannedService};
+use super::target::{PlannedCluster, PlannedClusterSecrets, PlannedClusterTls};
 use super::trust::{SecretId, TrustStores, ValidationInputs};
-use super::{
-    ChainTls, PlannedChain, PlannedCluster, PlannedClusterSecrets, PlannedClusterTls, PlannedHttp,
-    PlannedListener, PlannedService, SidecarPlan, is_servable,
-};
-use crate::authenticate::fetch::KeySetDownload;
-use crate::authenticate::key_store::{KeyOrigin, KeyStore};
+use crate::authenticate::TokenPolicy;
+use crate::authenticate::key_store::KeyStore;
 use crate::config_map::ConfigMap;
 use crate::crl_store::CrlStore;
 use crate::load_balancer::Balancer;
@@ -40,12 +40,12 @@ pub(crate) struct FetchedData<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
     trust: TrustStores,
-    pub(super) files: WatchedFiles,
+    files: WatchedFiles,
     /// The last good certificate of each secret.
     identities: HashMap<SecretId, KnownIdentity>,
-    pub(super) targets: ConfigMap<Name, Arc<PlannedCluster>>,
+    targets: ConfigMap<Name, Arc<PlannedCluster>>,
     next_target: u64,
-    pub(super) issuers: KnownIssuers,
+    issuers: KnownIssuers,
     /// The session ticket keys by listener and chain. They survive other changes, so that clients can resume sessions; the
     /// current plan's settings are checked on resumption.
     tickets: HashMap<(Name, usize), SessionTickets>,
@@ -69,10 +69,8 @@ pub(crate) struct BuiltPlan {
     pub(crate) plan: SidecarPlan,
     /// What could not be built, and warnings.
     pub(crate) problems: Problems,
-    /// The key sets to fetch.
-    pub(crate) key_sets: Vec<KeySetDownload>,
-    /// The origins of all key sets, including those whose cluster is missing.
-    pub(crate) key_origins: Vec<KeyOrigin>,
+    /// The key sets of all token providers.
+    pub(crate) key_sets: KeySetSources,
     /// The CRLs to fetch.
     pub(crate) crl_downloads: Vec<CrlDownload>,
     /// The CRL distribution points of all validations.
@@ -101,8 +99,7 @@ impl Builder {
             fetched,
             now,
             problems: &mut problems,
-            key_sets: Vec::new(),
-            key_origins: Vec::new(),
+            key_sets: KeySetSources::default(),
             crl_sources: CrlSources::default(),
         };
         for (name, cluster) in &snapshot.clusters {
@@ -130,15 +127,16 @@ impl Builder {
             }
             plan.listeners.insert(name.clone(), planned);
         }
-        let PlanBuild { key_sets, key_origins, crl_sources, .. } = build;
-        let crl_downloads = crl_sources.downloads(&plan, fetched.crls, &mut problems);
+        let PlanBuild { key_sets, crl_sources, .. } = build;
+        let is_fetched = |point: &DistributionPoint| fetched.crls.list(point).is_some();
+        let crl_downloads = crl_sources.downloads(&plan.targets, is_fetched, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_used));
         plan.revocations = self.trust.revocations().clone();
         plan.crls = self.trust.coverage();
         self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
         self.issuers.settle();
-        BuiltPlan { plan, problems, key_sets, key_origins, crl_downloads, crl_sources }
+        BuiltPlan { plan, problems, key_sets, crl_downloads, crl_sources }
     }
 
     /// Whether the same snapshot would now result in another plan: a file changed, or a CRL expired.
@@ -147,14 +145,14 @@ impl Builder {
     }
 }
 
-pub(super) struct PlanBuild<'a> {
-    pub(super) builder: &'a mut Builder,
+/// One build of a plan.
+struct PlanBuild<'a> {
+    builder: &'a mut Builder,
     snapshot: &'a Snapshot,
-    pub(super) fetched: FetchedData<'a>,
+    fetched: FetchedData<'a>,
     now: UnixTime,
-    pub(super) problems: &'a mut Problems,
-    pub(super) key_sets: Vec<KeySetDownload>,
-    pub(super) key_origins: Vec<KeyOrigin>,
+    problems: &'a mut Problems,
+    key_sets: KeySetSources,
     crl_sources: CrlSources,
 }
 
@@ -226,6 +224,18 @@ impl PlanBuild<'_> {
         PlannedHttp { http: http.clone(), routes, tokens, rules, only }
     }
 
+    fn tokens(&mut self, chain: &(Name, usize), policy: &Arc<JwtPolicy>) -> TokenPolicy {
+        let Builder { issuers, files, targets, .. } = &mut *self.builder;
+        let inputs = &mut KeyInputs {
+            files,
+            targets,
+            fetched: self.fetched.keys,
+            sources: &mut self.key_sets,
+            problems: self.problems,
+        };
+        issuers.tokens(chain, policy, inputs)
+    }
+
     fn server_tls(
         &mut self,
         tls: &DownstreamTls,
@@ -272,40 +282,40 @@ impl PlanBuild<'_> {
         let balancer =
             Balancer::new(endpoints, cluster.balance, previous.as_ref().map(|old| &old.balancer));
         // Loaded for each plan, so that a problem is reported as long as it exists.
-        let parts = cluster.tls.as_ref().map(|tls| self.client_tls(tls, &cluster.name));
-        let (parts, problem) = match parts.transpose() {
-            Ok(parts) => (parts, None),
-            Err(problem) => (None, Some(problem)),
+        let loaded = cluster.tls.as_ref().map(|tls| (tls, self.client_tls(tls, &cluster.name)));
+        let secrets = match &loaded {
+            Some((_, Ok(secrets))) => secrets.clone(),
+            Some((_, Err(_))) | None => PlannedClusterSecrets::default(),
         };
-        let secrets = PlannedClusterSecrets::new(parts.as_ref());
         let same = previous.filter(|old| old.cluster == *cluster && old.secrets.is_as(&secrets));
         let id = same.as_ref().map_or(self.builder.next_target + 1, |old| old.id);
         self.builder.next_target = self.builder.next_target.max(id);
-        let tls = match (&cluster.tls, parts, problem) {
-            (None, ..) => PlannedClusterTls::None,
-            (Some(_), Some(_), _) if same.as_ref().is_some_and(|old| old.secrets == secrets) => {
-                same.map_or(PlannedClusterTls::Broken, |old| old.tls.clone())
-            }
-            (Some(tls), parts, problem) => {
-                let originate = |parts: ClientParts| parts.originate(tls);
-                let made = parts.ok_or_else(|| problem.unwrap_or_default()).and_then(originate);
-                made.unwrap_or_else(|problem| {
-                    let problem = format!("cluster {:?}: {problem}", &*cluster.name);
-                    self.problems.unreachable.push(problem);
-                    PlannedClusterTls::Broken
-                })
-            }
+        let made = match loaded {
+            None => Ok(PlannedClusterTls::None),
+            Some((_, Err(problem))) => Err(problem),
+            Some((tls, Ok(_))) => match same.filter(|old| old.secrets == secrets) {
+                Some(old) => Ok(old.tls.clone()),
+                None => originate(tls, &secrets),
+            },
         };
+        let tls = made.unwrap_or_else(|problem| {
+            self.problems.unreachable.push(format!("cluster {:?}: {problem}", &*cluster.name));
+            PlannedClusterTls::Broken
+        });
         Arc::new(PlannedCluster { id, cluster: cluster.clone(), balancer, tls, secrets })
     }
 
-    fn client_tls(&mut self, tls: &UpstreamTls, cluster: &str) -> Result<ClientParts, String> {
+    fn client_tls(
+        &mut self,
+        tls: &UpstreamTls,
+        cluster: &str,
+    ) -> Result<PlannedClusterSecrets, String> {
         let here = format!("cluster {cluster}");
         let trust = tls.validation.as_ref();
         let trust = trust.map(|source| self.trust(source, &here)).transpose()?;
         let identity = tls.identity.as_ref();
         let identity = identity.map(|source| self.identity(source, &here)).transpose()?;
-        Ok(ClientParts { identity, trust })
+        Ok(PlannedClusterSecrets { identity, trust })
     }
 
     /// A certificate with its key. If it cannot be loaded, the last good one stays in force.
@@ -369,6 +379,11 @@ impl PlanBuild<'_> {
     }
 }
 
+/// Whether a sidecar serves a listener.
+fn is_servable(listener: &Listener) -> bool {
+    listener.transport == Transport::Tcp
+}
+
 /// The one cluster that serves every request under a route table, if there is such a cluster.
 fn only_cluster(table: &RouteTable) -> Option<&Name> {
     fn cluster(route: &Route) -> Option<&Name> {
@@ -397,184 +412,27 @@ fn load_identity(own: &TlsIdentity, files: &mut WatchedFiles) -> Result<LoadedId
     LoadedIdentity::load(&chain, &key).map_err(|error| error.to_string())
 }
 
-/// The certificate and trust store for TLS to a cluster.
-pub(super) struct ClientParts {
-    pub(super) identity: Option<LoadedIdentity>,
-    /// None: any server certificate is accepted.
-    pub(super) trust: Option<Arc<TrustStore>>,
-}
-
-impl ClientParts {
-    fn originate(self, tls: &UpstreamTls) -> Result<PlannedClusterTls, String> {
-        let Self { identity, trust } = self;
-        let config = |alpn: &[&str]| {
-            let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
-            let client = match trust.clone() {
-                Some(trust) => ClientTls::new(
-                    identity.as_ref(),
-                    trust,
-                    tls.names.clone(),
-                    &alpn,
-                    &tls.parameters,
-                ),
-                None => ClientTls::unverified(identity.as_ref(), &alpn, &tls.parameters),
-            };
-            client.map_err(|error| error.to_string())
+/// TLS to the endpoints of a cluster with these secrets.
+fn originate(
+    tls: &UpstreamTls,
+    secrets: &PlannedClusterSecrets,
+) -> Result<PlannedClusterTls, String> {
+    let identity = secrets.identity.as_ref();
+    let config = |alpn: &[&str]| {
+        let alpn: Vec<String> = alpn.iter().map(|name| (*name).to_owned()).collect();
+        let client = match secrets.trust.clone() {
+            Some(trust) => {
+                ClientTls::new(identity, trust, tls.names.clone(), &alpn, &tls.parameters)
+            }
+            None => ClientTls::unverified(identity, &alpn, &tls.parameters),
         };
-        let http1 = config(&["http/1.1"])?;
-        let http2 = config(&["h2"])?;
-        let plain = config(&[])?;
-        Ok(PlannedClusterTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })
-    }
+        client.map_err(|error| error.to_string())
+    };
+    let http1 = config(&["http/1.1"])?;
+    let http2 = config(&["h2"])?;
+    let plain = config(&[])?;
+    Ok(PlannedClusterTls::Originate { http1, http2, plain, tls: Box::new(tls.clone()) })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::net::SocketAddr;
-    use std::time::Duration;
-
-    use weft_certs::KeySet;
-    use weft_model::{
-        Discovery, DnsDiscovery, DnsFamily, DnsPolicy, Endpoint, EndpointSet, Health, JwtProvider,
-        KeySource, OnEmptyAnswer, UpstreamProtocol,
-    };
-
-    use super::*;
-    use crate::authenticate::key_store::FetchedKeySet;
-
-    fn origin() -> KeyOrigin {
-        let issuer = "https://issuer".into();
-        let uri = "http://keys.test/".into();
-        KeyOrigin { issuer, uri, cluster: "keys".into(), redirects: 0, tls: None }
-    }
-
-    fn address(last: u8) -> SocketAddr {
-        ([10, 0, 0, last], 80).into()
-    }
-
-    /// Stores a key set that the second address served.
-    fn fetched(keys: &mut KeyStore, now: std::time::Instant) {
-        let set = KeySet::parse(br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#);
-        let set = FetchedKeySet { set: set.expect("a set"), max_age: None, from: address(2) };
-        assert!(keys.fetched(&origin(), Ok(set), HOUR, now));
-    }
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    fn provider() -> JwtProvider {
-        let KeyOrigin { issuer, uri, cluster, redirects, .. } = origin();
-        JwtProvider {
-            issuer,
-            audiences: Vec::new(),
-            subject: None,
-            claims: Vec::new(),
-            longest_life: None,
-            keys: KeySource::Http { uri, cluster, timeout: HOUR, cache: HOUR, redirects },
-            token_locations: Vec::new(),
-            forward: false,
-            claim_headers: Vec::new(),
-            payload_header: None,
-            payload_name: None,
-            leeway: Duration::ZERO,
-            bound: false,
-            ends_streams: false,
-        }
-    }
-
-    /// A snapshot with the cluster of the keys and these endpoints.
-    fn snapshot(discovery: Discovery, endpoints: &[(u8, Health)]) -> Snapshot {
-        let name: Name = "keys".into();
-        let cluster = Cluster {
-            name: name.clone(),
-            discovery,
-            balance: Balance::RoundRobin,
-            connect_timeout: HOUR,
-            protocol: UpstreamProtocol::Http1,
-            tls: None,
-            connection_limit: 1,
-            request_limit: 1,
-            response_head_bytes: 1,
-            response_header_count: 1,
-            idle_timeout: HOUR,
-        };
-        let endpoint = |(last, health): &(u8, Health)| Endpoint::new(address(*last), 1, *health);
-        let endpoints = endpoints.iter().filter_map(endpoint).collect();
-        let set = Arc::new(EndpointSet { endpoints });
-        let mut snapshot = Snapshot::default();
-        snapshot.clusters.insert(name.clone(), Arc::new(cluster));
-        snapshot.endpoints.insert(name.clone(), set.clone());
-        snapshot.resolved.insert(name, set);
-        snapshot
-    }
-
-    /// The key sets to fetch under a snapshot, and its problems.
-    fn keys_of(snapshot: &Snapshot, keys: &KeyStore) -> (Vec<KeySetDownload>, Problems) {
-        let mut builder = Builder::new();
-        let mut problems = Problems::default();
-        let mut build = PlanBuild {
-            builder: &mut builder,
-            snapshot,
-            fetched: FetchedData { keys, crls: &CrlStore::default() },
-            now: UnixTime::since_unix_epoch(HOUR),
-            problems: &mut problems,
-            key_sets: Vec::new(),
-            key_origins: Vec::new(),
-            crl_sources: CrlSources::default(),
-        };
-        for (name, cluster) in &snapshot.clusters {
-            let target = build.target(cluster);
-            build.builder.targets.insert(name.clone(), target);
-        }
-        let _ = build.fetched_keys(&"issuer".into(), &provider());
-        (build.key_sets, problems)
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "tests need a start time")]
-    fn start() -> std::time::Instant {
-        std::time::Instant::now()
-    }
-
-    #[test]
-    fn missing_cluster_is_a_warning_once_its_keys_were_fetched() {
-        let mut keys = KeyStore::default();
-        let missing = "keys of \"issuer\": cluster \"keys\" does not exist";
-        let (_, problems) = keys_of(&Snapshot::default(), &keys);
-        assert_eq!(problems.unserved, [missing]);
-        fetched(&mut keys, start());
-        let (_, problems) = keys_of(&Snapshot::default(), &keys);
-        assert_eq!(problems.warnings, [format!("{missing}; the last good keys stay in force")]);
-        assert!(problems.unserved.is_empty());
-    }
-
-    #[test]
-    fn keys_are_fetched_again_when_their_endpoint_left_but_not_when_dns_answers_rotate() {
-        let mut keys = KeyStore::default();
-        let start = start();
-        fetched(&mut keys, start);
-        let check = |discovery: &Discovery, endpoints: &[(u8, Health)], expected: bool| {
-            let (wanted, _) = keys_of(&snapshot(discovery.clone(), endpoints), &keys);
-            let [wanted] = &wanted[..] else { panic!("there is one provider") };
-            let later = start + Duration::from_secs(600);
-            let is_due = keys.is_due(&wanted.origin, |at| wanted.has_endpoint(at), later);
-            assert_eq!(is_due, expected, "{discovery:?} {endpoints:?}");
-        };
-        let policy = DnsPolicy {
-            refresh: HOUR,
-            respects_ttl: true,
-            jitter: HOUR,
-            failure_base: HOUR,
-            failure_max: HOUR,
-            family: DnsFamily::Auto,
-            on_empty_answer: OnEmptyAnswer::Keep,
-        };
-        let dns = Discovery::Dns(DnsDiscovery { hosts: Vec::new(), policy });
-        let eds = Discovery::Endpoints("keys".into());
-        let healthy = Health::Healthy;
-        let unhealthy = Health::Unhealthy;
-        check(&eds, &[(1, healthy), (2, healthy)], false);
-        check(&eds, &[(1, healthy), (2, unhealthy)], false);
-        check(&eds, &[(1, healthy)], true);
-        check(&eds, &[], false);
-        check(&dns, &[(1, healthy)], false);
-    }
-}
+mod tests;

@@ -1,13 +1,44 @@
-//! The CRL distribution points that the validations of a plan use.
+//! What a plan needs to be fetched: CRLs and key sets.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use weft_model::{DistributionPoint, Validation};
+use weft_model::{Discovery, DistributionPoint, Name, Validation};
 use weft_runtime::problems::Problems;
 
-use super::{PlannedCluster, SidecarPlan};
-use crate::crl_store::CrlStore;
+use super::target::PlannedCluster;
+use crate::authenticate::key_store::KeyOrigin;
+use crate::config_map::ConfigMap;
+
+/// A key set to fetch.
+#[derive(Debug, Clone)]
+pub(crate) struct KeySetDownload {
+    pub(crate) origin: KeyOrigin,
+    /// The cluster that serves the key set.
+    pub(crate) target: Arc<PlannedCluster>,
+    pub(crate) timeout: Duration,
+    pub(crate) cache: Duration,
+}
+
+impl KeySetDownload {
+    /// Whether an address belongs to the cluster. For DNS clusters every address does: successive answers may have different
+    /// addresses without a change of the keys.
+    pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
+        let PlannedCluster { cluster, balancer, .. } = &*self.target;
+        matches!(cluster.discovery, Discovery::Dns(_)) || balancer.has(address)
+    }
+}
+
+/// The key sets of all token providers.
+#[derive(Debug, Default)]
+pub(crate) struct KeySetSources {
+    /// The key sets to fetch.
+    pub(crate) downloads: Vec<KeySetDownload>,
+    /// The origins of all key sets, including those whose cluster is missing.
+    pub(crate) origins: Vec<KeyOrigin>,
+}
 
 /// The distribution points of all validations.
 #[derive(Debug, Default)]
@@ -51,16 +82,17 @@ impl CrlSources {
         self.0.iter().filter(|(_, source)| source.is_refused).map(|(point, _)| point)
     }
 
-    /// The CRLs to fetch, where their clusters exist. Where a cluster is missing, the CRL in `fetched` stays in force.
+    /// The CRLs to fetch, where their clusters exist in `targets`. Where a cluster is missing, a CRL that `is_fetched` stays in
+    /// force.
     pub(super) fn downloads(
         &self,
-        plan: &SidecarPlan,
-        fetched: &CrlStore,
+        targets: &ConfigMap<Name, Arc<PlannedCluster>>,
+        is_fetched: impl Fn(&DistributionPoint) -> bool,
         problems: &mut Problems,
     ) -> Vec<CrlDownload> {
         let mut downloads = Vec::with_capacity(self.0.len());
         for (point, CrlSource { limit, .. }) in &self.0 {
-            match plan.targets.get(&point.cluster) {
+            match targets.get(&point.cluster) {
                 Some(target) => downloads.push(CrlDownload {
                     point: point.clone(),
                     target: target.clone(),
@@ -69,11 +101,10 @@ impl CrlSources {
                 None => {
                     let DistributionPoint { uri, cluster, .. } = point;
                     let problem = format!("CRL {uri:?}: cluster {cluster:?} does not exist");
-                    match fetched.list(point) {
-                        Some(_) => {
-                            problems.warn(format!("{problem}; the last CRL stays in force"));
-                        }
-                        None => problems.unserved.push(problem),
+                    if is_fetched(point) {
+                        problems.warn(format!("{problem}; the last CRL stays in force"));
+                    } else {
+                        problems.unserved.push(problem);
                     }
                 }
             }
@@ -85,25 +116,21 @@ impl CrlSources {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::crl_store::tests::{answer, list, point, start, validation};
+    use crate::crl_store::tests::{point, validation};
 
     #[test]
     fn missing_cluster_is_only_a_warning_once_its_crl_was_fetched() {
         let mut crl_sources = CrlSources::default();
-        let point = point();
-        crl_sources.add(&validation(&point), false);
-        let mut store = CrlStore::default();
-        let problems = |store: &CrlStore| {
+        crl_sources.add(&validation(&point()), false);
+        let problems = |is_fetched| {
             let mut problems = Problems::default();
-            assert!(
-                crl_sources.downloads(&SidecarPlan::default(), store, &mut problems).is_empty()
-            );
+            let targets = ConfigMap::default();
+            assert!(crl_sources.downloads(&targets, |_| is_fetched, &mut problems).is_empty());
             problems
         };
         let missing = "CRL \"http://crl.test/a\": cluster \"crl\" does not exist";
-        assert_eq!(problems(&store).unserved, [missing]);
-        store.fetched(&point, answer(Some(&list(1)), None), start());
-        let kept = problems(&store);
+        assert_eq!(problems(false).unserved, [missing]);
+        let kept = problems(true);
         assert_eq!(kept.warnings, [format!("{missing}; the last CRL stays in force")]);
         assert!(kept.unserved.is_empty());
     }
