@@ -7,7 +7,8 @@ use bytes::Bytes;
 use weft_certs::check_crls;
 use weft_model::DistributionPoint;
 
-use crate::fetch::{FetchFailure, FetchResponse, Validators, wait_after};
+use crate::fetch::{FetchFailure, FetchResponse, Validators};
+use crate::fetch_schedule::{CacheTimes, FetchSchedule};
 use crate::plan::downloads::CrlSources;
 
 /// The shortest cache time that a response may set. The longest is the refresh interval of the distribution point.
@@ -25,8 +26,7 @@ struct CrlEntry {
     /// Increases each time the CRL changes.
     number: u64,
     validators: Validators,
-    due: Instant,
-    failures: u32,
+    schedule: FetchSchedule,
     /// Why the last attempt failed.
     problem: Option<String>,
 }
@@ -54,7 +54,7 @@ impl CrlStore {
 
     /// Whether a distribution point should be fetched now.
     pub(crate) fn is_due(&self, point: &DistributionPoint, now: Instant) -> bool {
-        self.crls.get(point).is_none_or(|entry| entry.due <= now)
+        self.crls.get(point).is_none_or(|entry| entry.schedule.is_due(now))
     }
 
     /// Drops the distribution points that the configuration no longer names, and the validators of CRLs that were refused: with
@@ -79,8 +79,7 @@ impl CrlStore {
             list: None,
             number: 0,
             validators: Validators::default(),
-            due: now,
-            failures: 0,
+            schedule: FetchSchedule::new(now),
             problem: None,
         });
         let outcome = outcome.and_then(|answer| match answer.body.as_deref().map(check_crls) {
@@ -91,11 +90,12 @@ impl CrlStore {
         });
         match outcome {
             Ok(FetchResponse { body, validators, max_age, from: _ }) => {
-                let longest = point.refresh.max(SHORTEST_AGE);
-                let max_age =
-                    max_age.map_or(point.refresh, |max_age| max_age.clamp(SHORTEST_AGE, longest));
-                entry.due = now + max_age;
-                entry.failures = 0;
+                let times = CacheTimes {
+                    default: point.refresh,
+                    shortest: SHORTEST_AGE,
+                    longest: point.refresh.max(SHORTEST_AGE),
+                };
+                entry.schedule.succeeded(max_age, times, now);
                 entry.validators = validators;
                 let was_well = entry.problem.take().is_none();
                 match body {
@@ -108,9 +108,7 @@ impl CrlStore {
                 }
             }
             Err(failure) => {
-                let wait = wait_after(entry.failures);
-                entry.failures = entry.failures.saturating_add(1);
-                entry.due = now + wait;
+                entry.schedule.failed(now);
                 let problem = Some(failure.to_string());
                 let is_new = entry.problem != problem;
                 entry.problem = problem;

@@ -21,14 +21,6 @@ use weft_runtime::socket::Mark;
 use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::tls::connector;
 
-/// The longest wait after failed attempts.
-pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
-
-/// The wait before the next attempt after a failed one, given the number of failures before it.
-pub(crate) fn wait_after(failures: u32) -> Duration {
-    Duration::from_secs(1).saturating_mul(2u32.saturating_pow(failures)).min(LONGEST_WAIT)
-}
-
 /// What to fetch, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct FetchRequest {

@@ -16,6 +16,7 @@ mod decide;
 mod denial;
 mod detect;
 mod fetch;
+mod fetch_schedule;
 mod forwarded;
 mod header_mutation;
 mod http;

@@ -12,10 +12,10 @@ use weft_certs::KeySet;
 use weft_model::{Name, UpstreamTls};
 
 use super::fault::TokenFault;
-use crate::fetch::wait_after;
+use crate::fetch_schedule::{CacheTimes, FetchSchedule};
 
 /// The shortest interval between fetches when a token names an unknown key.
-const ASKED_AGAIN: Duration = Duration::from_secs(10);
+const REFETCH_INTERVAL: Duration = Duration::from_secs(10);
 /// The range of the cache time that a response may set.
 const SHORTEST_AGE: Duration = Duration::from_secs(60);
 const LONGEST_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -71,10 +71,9 @@ pub(crate) struct KeyStore {
 #[derive(Debug)]
 struct KeySetEntry {
     set: Result<Arc<KeySet>, TokenFault>,
-    due: Instant,
+    schedule: FetchSchedule,
     /// The earliest time for a fetch because of an unknown key or a removed endpoint.
-    heard: Instant,
-    failures: u32,
+    refetch_from: Instant,
     refetch: RefetchFlag,
     /// The endpoint that served the key set.
     from: Option<SocketAddr>,
@@ -102,7 +101,8 @@ impl KeyStore {
     ) -> bool {
         self.sets.get(origin).is_none_or(|entry| {
             let has_moved = || entry.from.is_some_and(|from| !is_endpoint(from));
-            entry.due <= now || (entry.heard <= now && (entry.refetch.load(Relaxed) || has_moved()))
+            let is_asked = || entry.refetch.load(Relaxed) || has_moved();
+            entry.schedule.is_due(now) || (entry.refetch_from <= now && is_asked())
         })
     }
 
@@ -135,19 +135,21 @@ impl KeyStore {
     ) -> bool {
         let entry = self.sets.entry(origin.clone()).or_insert_with(|| KeySetEntry {
             set: Err(TokenFault::KeysTimeout),
-            due: now,
-            heard: now,
-            failures: 0,
+            schedule: FetchSchedule::new(now),
+            refetch_from: now,
             refetch: RefetchFlag::default(),
             from: None,
         });
-        entry.heard = now + ASKED_AGAIN;
+        entry.refetch_from = now + REFETCH_INTERVAL;
         match outcome {
             Ok(FetchedKeySet { set, max_age, from }) => {
                 entry.from = Some(from);
-                let max_age = max_age.map(|max_age| max_age.clamp(SHORTEST_AGE, LONGEST_AGE));
-                entry.due = now + max_age.unwrap_or_else(|| cache.max(Duration::from_secs(1)));
-                entry.failures = 0;
+                let times = CacheTimes {
+                    default: cache.max(Duration::from_secs(1)),
+                    shortest: SHORTEST_AGE,
+                    longest: LONGEST_AGE,
+                };
+                entry.schedule.succeeded(max_age, times, now);
                 if entry.set.as_ref().is_ok_and(|held| **held == set) {
                     return false;
                 }
@@ -155,9 +157,7 @@ impl KeyStore {
                 true
             }
             Err(KeyFetchError { fault, reason }) => {
-                let wait = wait_after(entry.failures);
-                entry.failures = entry.failures.saturating_add(1);
-                entry.due = now + wait;
+                let wait = entry.schedule.failed(now);
                 tracing::warn!(
                     uri = origin.uri,
                     issuer = origin.issuer,
@@ -179,7 +179,7 @@ impl KeyStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fetch::LONGEST_WAIT;
+    use crate::fetch_schedule::LONGEST_WAIT;
 
     const KEYS: &[u8] = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
