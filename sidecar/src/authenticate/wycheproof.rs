@@ -3,12 +3,7 @@
 //! The vectors are read from `../shared/suites` beside the workspace or from the folder in `WEFT_SUITES`; without them the tests
 //! are skipped. Their payloads are not claims, so they test signatures only; `integration/tests/tokens` tests whole tokens.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::print_stderr,
-    reason = "a test stops at what it did not expect, and says what it left out"
-)]
+#![expect(clippy::print_stderr, reason = "a test says which vectors it left out")]
 
 use std::path::PathBuf;
 

@@ -23,8 +23,20 @@ pub(super) struct KnownIssuers {
     numbers: u64,
 }
 
-/// A listener, the number of its filter chain, and the name of the provider.
-type IssuerKey = (Name, usize, Name);
+/// The place of a filter chain in a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct ChainPlace {
+    pub(super) listener: Name,
+    /// The number of the chain in its listener.
+    pub(super) number: usize,
+}
+
+/// The place of a token provider in a configuration.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct IssuerKey {
+    chain: ChainPlace,
+    provider: Name,
+}
 
 #[derive(Debug)]
 struct KnownIssuer {
@@ -39,14 +51,13 @@ impl KnownIssuers {
     /// The token policy of a filter chain, with the keys of its providers.
     pub(super) fn tokens(
         &mut self,
-        chain: &(Name, usize),
+        chain: &ChainPlace,
         policy: &Arc<JwtPolicy>,
         inputs: &mut KeyInputs<'_>,
     ) -> TokenPolicy {
-        let (listener, chain) = chain;
         let mut providers = BTreeMap::new();
         for (name, provider) in &policy.providers {
-            let place = (listener.clone(), *chain, name.clone());
+            let place = IssuerKey { chain: chain.clone(), provider: name.clone() };
             let (keys, refetch) = match &provider.keys {
                 KeySource::Local(data) => {
                     (inputs.local_keys(&place, data, self.last_good(&place, data)), None)
@@ -118,7 +129,7 @@ impl KeyInputs<'_> {
                 KeySetError::TooLarge(reason) => (TokenFault::KeysTooLarge, reason),
                 KeySetError::Invalid(reason) => (TokenFault::KeysInvalid, reason),
             };
-            let (listener, _, name) = place;
+            let IssuerKey { chain: ChainPlace { listener, .. }, provider: name } = place;
             let problem = format!("listener {listener:?} keys of {name:?}: {reason}");
             match last_good {
                 Some(_) => {

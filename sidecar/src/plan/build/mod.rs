@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use super::SidecarPlan;
 use super::downloads::{CrlDownload, CrlSources, KeySetSources};
 use super::files::{WatchedFileStamp, WatchedFiles};
-use super::issuers::{KeyInputs, KnownIssuers};
+use super::issuers::{ChainPlace, KeyInputs, KnownIssuers};
 use super::listener::{ChainTls, PlannedChain, PlannedHttp, PlannedListener, PlannedService};
 use super::target::{PlannedCluster, PlannedClusterSecrets, PlannedClusterTls};
 use super::trust::{SecretId, TrustStores, ValidationInputs};
@@ -48,7 +48,7 @@ pub(crate) struct Builder {
     issuers: KnownIssuers,
     /// The session ticket keys by listener and chain. They survive other changes, so that clients can resume sessions; the
     /// current plan's settings are checked on resumption.
-    tickets: HashMap<(Name, usize), SessionTickets>,
+    tickets: HashMap<ChainPlace, SessionTickets>,
 }
 
 /// A certificate with its key, and what it was loaded from.
@@ -134,7 +134,7 @@ impl Builder {
         self.identities.retain(|_, known| std::mem::take(&mut known.is_used));
         plan.revocations = self.trust.revocations().clone();
         plan.crls = self.trust.coverage();
-        self.tickets.retain(|(listener, _), _| plan.listeners.contains_key(listener));
+        self.tickets.retain(|place, _| plan.listeners.contains_key(&place.listener));
         self.issuers.settle();
         BuiltPlan { plan, problems, key_sets, crl_downloads, crl_sources }
     }
@@ -172,7 +172,7 @@ impl PlanBuild<'_> {
     }
 
     fn chain(&mut self, listener: &Name, number: usize, chain: &FilterChain) -> PlannedChain {
-        let place = (listener.clone(), number);
+        let place = ChainPlace { listener: listener.clone(), number };
         let tls = match &chain.tls {
             None => ChainTls::None,
             Some(tls) => match self.server_tls(tls, place.clone()) {
@@ -196,7 +196,7 @@ impl PlanBuild<'_> {
 
     fn http(
         &mut self,
-        place: &(Name, usize),
+        place: &ChainPlace,
         http: &Arc<HttpService>,
         of_connections: &[Arc<RbacFilter>],
     ) -> PlannedHttp {
@@ -213,7 +213,7 @@ impl PlanBuild<'_> {
                 }
                 HttpFilter::Jwt(_) => self.problems.warn(format!(
                     "listener {:?} has two token policies; the first counts",
-                    place.0
+                    place.listener
                 )),
                 HttpFilter::Rbac(policy) => rules.push(policy.clone()),
             }
@@ -224,7 +224,7 @@ impl PlanBuild<'_> {
         PlannedHttp { http: http.clone(), routes, tokens, rules, only }
     }
 
-    fn tokens(&mut self, chain: &(Name, usize), policy: &Arc<JwtPolicy>) -> TokenPolicy {
+    fn tokens(&mut self, chain: &ChainPlace, policy: &Arc<JwtPolicy>) -> TokenPolicy {
         let Builder { issuers, files, targets, .. } = &mut *self.builder;
         let inputs = &mut KeyInputs {
             files,
@@ -236,12 +236,8 @@ impl PlanBuild<'_> {
         issuers.tokens(chain, policy, inputs)
     }
 
-    fn server_tls(
-        &mut self,
-        tls: &DownstreamTls,
-        place: (Name, usize),
-    ) -> Result<ChainTls, String> {
-        let (listener, chain) = &place;
+    fn server_tls(&mut self, tls: &DownstreamTls, place: ChainPlace) -> Result<ChainTls, String> {
+        let ChainPlace { listener, number: chain } = &place;
         let here = format!("listener {listener} chain {chain}");
         // First, so that it stays current even if something else is wrong.
         let clients = match &tls.client_certificates {
