@@ -52,6 +52,11 @@ impl ClientConnection {
         }
     }
 
+    /// Whether the access log has a line for each request.
+    pub(crate) fn logs_requests(&self, worker: &SidecarWorker) -> bool {
+        self.service(&worker.plan_ref()).is_none_or(|http| http.http.access_log)
+    }
+
     /// The recorder of the headers that the listener drops.
     pub(crate) fn dropped(&self, worker: &SidecarWorker) -> &Rc<DroppedHeaders> {
         let new = || DroppedHeaders::new(worker.metrics.clone(), self.listener.clone());

@@ -9,6 +9,7 @@ use weft_model::{
 
 use crate::authenticate::{TokenPolicy, authenticate};
 use crate::authorize::{AuthorizationInputs, Authorized, authorize};
+use crate::clock::{now, wall_clock};
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::forwarded;
@@ -23,7 +24,7 @@ use crate::request_log::RequestLog;
 use crate::responder::LocalReply;
 use crate::route::{Routed, redirect_location, rewritten_target, route};
 use crate::timeouts::RequestTimeouts;
-use crate::worker::{SidecarWorker, now, wall_clock};
+use crate::worker::SidecarWorker;
 
 /// What to do with a request.
 #[expect(

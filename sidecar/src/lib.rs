@@ -5,9 +5,11 @@
 //! `VerifiedPeer -> Authenticated -> Authorized -> Routed`. [`plan`] turns a configuration snapshot into the data that
 //! requests are served with; [`worker`] is the thread that serves them.
 
+mod accept;
 mod authenticate;
 mod authorize;
 mod buffers;
+mod clock;
 mod config_map;
 mod connection;
 mod connection_registry;
@@ -35,6 +37,7 @@ mod request_facts;
 mod request_log;
 mod request_metrics;
 mod responder;
+mod revocation_history;
 mod route;
 mod serve_http1;
 mod serve_http2;
@@ -47,4 +50,5 @@ mod upstream;
 mod upstream_failure;
 mod worker;
 
-pub use worker::{SidecarLimits, SidecarShared, run};
+pub use accept::run;
+pub use worker::{SidecarLimits, SidecarShared};

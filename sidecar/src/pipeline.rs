@@ -20,6 +20,7 @@ use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::authorize::{AuthorizationInputs, ConnectionFacts, judge_again};
+use crate::clock::now;
 pub(crate) use crate::connection::ClientConnection;
 use crate::decide::{DecisionContext, RequestDecision, decide};
 use crate::denial::Denial;
@@ -38,7 +39,7 @@ use crate::timeouts::RequestProgress;
 use crate::tls::Alpn;
 use crate::tls::handshake::{HandshakeContext, SecuredConnection, secure};
 use crate::upstream::{Call, ExchangeOutcome, exchange};
-use crate::worker::{SidecarWorker, now};
+use crate::worker::SidecarWorker;
 use crate::{serve_http1, serve_http2, tcp_proxy};
 
 /// An accepted connection and the listener that accepted it.
@@ -256,7 +257,7 @@ async fn serve_request(
 ) {
     let started = now();
     let _open = GaugeGuard::new(&worker.metrics.requests_open);
-    let mut log = RequestLog::new(&head, worker.logs_requests(connection));
+    let mut log = RequestLog::new(&head, connection.logs_requests(worker));
     let progress = RequestProgress::new(source.is_empty());
     let io = RequestIo { source, reply, progress: &progress, started };
     let result = perform(&mut head, io, connection, worker, &mut log).await;
@@ -270,7 +271,7 @@ pub(crate) fn refused(
     connection: &ClientConnection,
     worker: &SidecarWorker,
 ) {
-    let logged = worker.logs_requests(connection);
+    let logged = connection.logs_requests(worker);
     let desync = match denial {
         Denial::Desync(reason) => Some(reason),
         _ => None,

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
@@ -19,6 +19,7 @@ use weft_runtime::socket::Mark;
 
 use crate::authenticate::fetch::fetch_keys;
 use crate::authenticate::key_store::{FetchedKeySet, KeyFetchError, KeyOrigin, KeyStore};
+use crate::clock::{now, wall_clock};
 use crate::crl_store::CrlStore;
 use crate::fetch::{self, FetchFailure, FetchRequest, FetchResponse};
 use crate::plan::SidecarPlan;
@@ -210,12 +211,7 @@ impl FetchStores {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the only place where this file reads the clock")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-#[expect(clippy::disallowed_methods, reason = "the only place where this file reads the clock")]
+/// The wall clock, as rustls takes it.
 fn unix_time() -> UnixTime {
-    UnixTime::since_unix_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    UnixTime::since_unix_epoch(wall_clock().duration_since(UNIX_EPOCH).unwrap_or_default())
 }

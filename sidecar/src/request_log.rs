@@ -6,6 +6,7 @@ use std::time::Instant;
 use weft_certs::VerifiedPeer;
 use weft_model::{MatchedRoute, Name, RbacEvaluation, SpiffeId};
 
+use crate::clock::{now, unix_ms};
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
 use crate::http::head::{HttpVersion, RequestHead};
@@ -13,7 +14,7 @@ use crate::pipeline::ClientConnection;
 use crate::record::HttpAccessRecord;
 use crate::request_metrics::{RequestLabels, RequestResult};
 use crate::upstream::ExchangeOutcome;
-use crate::worker::{SidecarWorker, now, unix_ms};
+use crate::worker::SidecarWorker;
 
 /// What the access log says of a request.
 #[derive(Default)]

@@ -8,6 +8,7 @@ use http::Method;
 use tokio::io::AsyncReadExt;
 use weft_model::HttpService;
 
+use crate::clock::now;
 use crate::denial::Denial;
 use crate::http::body::BodySource;
 use crate::http::h1::{
@@ -17,7 +18,7 @@ use crate::http::head::{HttpVersion, Upgrade};
 use crate::pipeline::{self, ClientConnection};
 use crate::responder::{CloseSignal, ConnectionReuse, Http1Responder, Responder, ResponseEnd};
 use crate::stream::{StreamHalf, TransportStream};
-use crate::worker::{SidecarWorker, now};
+use crate::worker::SidecarWorker;
 
 /// The most bytes of a request that are read and discarded after its response. Many clients read no response before they have
 /// sent the whole body: closing earlier resets the connection and destroys the response on its way.
@@ -42,7 +43,7 @@ pub(crate) async fn serve(
     let mut reader = Http1Reader::new(read);
     let mut writer = Http1Writer::new(write, settings.timeouts.stall_limit());
     let mut allowance = ConnectionAllowance::new(settings);
-    let _enrolled = worker.register_drainable(&connection);
+    let _enrolled = worker.register_drainable(connection.idle.clone());
     loop {
         let request = match next_request(&mut reader, &mut writer, &connection, settings).await {
             Ok(request) => with_host(request, settings),

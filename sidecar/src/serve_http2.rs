@@ -7,6 +7,7 @@ use std::time::Duration;
 use weft_model::HttpService;
 use weft_runtime::drain::Phase;
 
+use crate::clock::now;
 use crate::denial::Denial;
 use crate::http::body::BodySource;
 use crate::http::h2 as http2;
@@ -18,7 +19,7 @@ use crate::http2_windows::ConnectionWindow;
 use crate::pipeline::{self, ClientConnection};
 use crate::responder::Responder;
 use crate::stream::TransportStream;
-use crate::worker::{SidecarWorker, now};
+use crate::worker::SidecarWorker;
 
 /// How long to wait for the client to take a GOAWAY before the connection is closed.
 const GOAWAY_TIMEOUT: Duration = Duration::from_millis(200);

@@ -14,6 +14,7 @@ use weft_certs::VerifiedPeer;
 use weft_model::{Discovery, Name, SpiffeId, TcpProxy, WeightedCluster};
 use weft_runtime::socket::reset_on_close;
 
+use crate::clock::{now, unix_ms};
 use crate::connection_registry::ConnectionStatus;
 use crate::denial::Denial;
 use crate::detect::ServerFirstUpstream;
@@ -25,7 +26,7 @@ use crate::tls::failure::TlsFailure;
 use crate::tls::{Alpn, connector};
 use crate::upstream::Slot;
 use crate::upstream_failure::ConnectFailure;
-use crate::worker::{SidecarWorker, now, unix_ms};
+use crate::worker::SidecarWorker;
 
 /// How many more endpoints are tried when one cannot be connected to, as for requests.
 const MORE_ATTEMPTS: usize = 2;

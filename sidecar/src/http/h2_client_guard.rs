@@ -21,7 +21,7 @@ use super::h2_budget::{FrameBudget, ViolationAction, ViolationCounter};
 use super::h2_frames::{DATA, FrameScanner, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM};
 use super::h2_reset::ReplaceableReset;
 use super::h2_shutdown::GracefulShutdown;
-use crate::worker::now;
+use crate::clock::now;
 
 /// How many requests the h2 crate may hold without delivering them to weft, beyond the limit of streams: it decodes and
 /// discards requests that it refuses for their size or form.

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use weft_model::Name;
 
 use crate::config_map::ConfigMap;
-use crate::connection_registry::RevocationHistory;
+use crate::revocation_history::RevocationHistory;
 
 /// What the workers serve connections and requests with.
 #[derive(Debug, Default)]

@@ -9,8 +9,8 @@ use weft_model::{Name, RevocationMode, SecretSource, Validation};
 
 use super::crls_in_force::CrlsByTrustStore;
 use super::files::{WatchedFileStamp, WatchedFiles, as_one};
-use crate::connection_registry::RevocationHistory;
 use crate::crl_store::CrlStore;
+use crate::revocation_history::RevocationHistory;
 
 /// The last good trust store of each validation, which stays in force when a CRL or root is invalid.
 #[derive(Debug, Default)]

@@ -9,10 +9,11 @@ use weft_certs::VerifiedPeer;
 use weft_certs::fault::{self, PeerFault};
 
 use super::{Alpn, acceptor};
+use crate::clock::{now, unix_ms};
 use crate::plan::ChainTls;
 use crate::record::{HandshakeRecord, Trace};
 use crate::stream::TransportStream;
-use crate::worker::{SidecarWorker, now, unix_ms};
+use crate::worker::SidecarWorker;
 
 /// A client connection, after the handshake if its filter chain has TLS.
 pub(crate) struct SecuredConnection {

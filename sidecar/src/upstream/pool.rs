@@ -11,6 +11,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::sync::Notify;
 
+use crate::clock::now;
 use crate::config_map::ConfigMap;
 use crate::connection_registry::ConnectionStatus;
 use crate::http::h1::{Http1Reader, Http1Writer};
@@ -19,7 +20,7 @@ use crate::http::h2_endpoint_guard::{EndpointAlert, Http2EndpointGuard};
 use crate::plan::PlannedCluster;
 use crate::stream::StreamHalf;
 use crate::tls::{Alpn, connector};
-use crate::worker::{SidecarWorker, now};
+use crate::worker::SidecarWorker;
 
 use super::{Slot, Slots};
 use crate::http2_windows::{BodyPermit, ConnectionWindow};
