@@ -2,19 +2,20 @@
 
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use weft_model::HeaderCase;
 
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::header_mutation::HeaderChanges;
-use crate::http::body::BodySink;
+use crate::http::body::{BodySink, BodySource};
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyWriter, Http1Writer, capitalize_names, write_interim,
     write_response,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
+use crate::http::header_filter::HeaderFilter;
 use crate::http::headers::Headers;
 use crate::upstream::ExchangeOutcome;
 use crate::worker::SidecarWorker;
@@ -96,13 +97,28 @@ pub(crate) enum ConnectionReuse {
 }
 
 impl Responder<'_> {
-    /// Writes the head of a response and returns the sink of its body.
-    pub(crate) fn begin(
+    /// Begins the response. The head is sent with the first bytes of the body. Returns the filter for the response's
+    /// trailers, and the sink for its body.
+    pub(crate) fn start(
         &mut self,
-        head: ResponseHead,
-        has_no_body: bool,
-        empty: bool,
-    ) -> BodySink<'_> {
+        mut head: ResponseHead,
+        body: &BodySource<'_>,
+        request: &RequestHead,
+        changes: Option<&HeaderChanges<'_>>,
+    ) -> (HeaderFilter, BodySink<'_>) {
+        let header_filter = HeaderFilter::of_response(&head.headers);
+        header_filter.strip(&mut head.headers);
+        if let Some(changes) = changes {
+            changes.apply_to_response(request, &mut head);
+        }
+        let bodiless = request.method == Method::HEAD || head.status == 204 || head.status == 304;
+        let may_follow = bodiless || (body.may_have_trailers() && self.takes_trailers());
+        header_filter.strip_trailer_announcements(&mut head.headers, may_follow);
+        (header_filter, self.begin(head, bodiless, body.is_empty()))
+    }
+
+    /// Writes the head of a response and returns the sink of its body.
+    fn begin(&mut self, head: ResponseHead, has_no_body: bool, empty: bool) -> BodySink<'_> {
         match self {
             Self::Http1(reply) => reply.begin(&head, has_no_body, empty),
             Self::Http2 { respond, started } => {

@@ -2,9 +2,6 @@
 
 use std::io;
 
-use httparse::Header;
-
-use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
 use crate::tls::failure::TlsFailure;
 
@@ -199,22 +196,6 @@ impl ResponseFault {
             DesyncReason::PartialHeaderLine | DesyncReason::MissingLastEmptyLine => {
                 Self::IncompleteHead
             }
-            _ => Self::BadHeader,
-        }
-    }
-
-    /// The fault of headers that do not frame a message. The number of framing headers says more than what is wrong with one of
-    /// them.
-    pub(crate) fn of_headers(headers: &[Header<'_>], denial: Denial) -> Self {
-        let count = |name: &str| {
-            headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).count()
-        };
-        match (count("transfer-encoding"), count("content-length"), denial) {
-            (2.., _, _) => Self::SeveralCodings,
-            (1, 1.., _) => Self::LengthAndCoding,
-            (_, _, Denial::Desync(reason)) => Self::of_reason(reason),
-            (_, _, Denial::BodyTooLarge) => Self::BodyTooLarge,
-            (1, _, _) => Self::BadCoding,
             _ => Self::BadHeader,
         }
     }

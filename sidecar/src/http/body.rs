@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use bytes::Bytes;
 use http::HeaderMap;
 
+use super::body_error::BodyError;
 use super::h1::{BodyReader, BodyWriter};
 use super::h2::{self as http2, ReceivedBody};
 use super::header_filter::HeaderFilter;
@@ -59,19 +60,6 @@ pub(crate) enum BodySink<'a> {
     Closed,
     Http1(BodyWriter<'a>),
     Http2(h2::SendStream<Bytes>),
-}
-
-/// Why a body was not forwarded to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum BodyError {
-    /// The sender's connection was lost.
-    SourceClosed,
-    /// The sender reset the HTTP/2 stream, or its connection ended. Holds the reason, for logs.
-    StreamEnded(&'static str),
-    /// The sender violated the body's framing. Holds the violation, for logs.
-    Malformed(&'static str),
-    /// The receiver reset its stream or closed its connection.
-    SinkClosed,
 }
 
 impl<'a> BodySource<'a> {

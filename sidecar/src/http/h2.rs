@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use weft_model::HttpLimits;
 
 use super::authority::is_authority;
-use super::body::BodyError;
+use super::body_error::BodyError;
 use super::head::{
     BODY_LIMIT_BYTES, HttpVersion, RequestHead, ResponseHead, Upgrade, is_grpc, is_hop_by_hop,
 };

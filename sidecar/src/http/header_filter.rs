@@ -6,7 +6,7 @@ use std::rc::Rc;
 use http::{HeaderMap, HeaderValue};
 use weft_model::is_identity_header;
 
-use super::body::BodyError;
+use super::body_error::BodyError;
 use super::head::{HOP_BY_HOP_NAMES, is_forbidden_in_trailers, is_hop_by_hop, list_elements};
 use super::headers::Headers;
 use super::name_set::{NameSet, has_special};

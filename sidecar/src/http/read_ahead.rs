@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 
-use super::body::{BodyError, BodySource, ReplayBuffer};
+use super::body::{BodySource, ReplayBuffer};
+use super::body_error::BodyError;
 
 /// Pieces smaller than this are merged.
 const SMALL_BYTES: usize = 1024;

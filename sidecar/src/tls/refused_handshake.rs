@@ -1,9 +1,13 @@
-//! Closes a client connection after a failed handshake, so that the client receives the alert first.
+//! Performs the server side of a handshake. After a failed one, closes the connection so that the client receives the
+//! alert first.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use super::stream::TlsStream;
 
@@ -25,6 +29,24 @@ impl From<io::Error> for RefusedHandshake {
     }
 }
 
+impl TlsStream {
+    /// Performs the server side of a handshake.
+    ///
+    /// # Errors
+    /// When the handshake fails. The alert was sent as far as the socket accepted it. The caller must call
+    /// [`RefusedHandshake::close`], so that the client receives the alert.
+    pub(crate) async fn accept(
+        config: Arc<ServerConfig>,
+        tcp: TcpStream,
+    ) -> Result<Box<Self>, RefusedHandshake> {
+        let mut stream = Self::server(config, tcp)?;
+        match stream.handshake().await {
+            Ok(()) => Ok(stream),
+            Err(error) => Err(RefusedHandshake { error, stream: Some(stream) }),
+        }
+    }
+}
+
 impl RefusedHandshake {
     /// The connection is closed when the client has sent nothing for this time.
     const IDLE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,11 +54,6 @@ impl RefusedHandshake {
     const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
     /// The connection is closed after this many discarded bytes.
     const DISCARD_LIMIT_BYTES: usize = 1024 * 1024;
-
-    /// A handshake that failed, with its connection.
-    pub(super) fn new(error: io::Error, stream: Box<TlsStream>) -> Self {
-        Self { error, stream: Some(stream) }
-    }
 
     /// Sends the rest of the alert, closes our side, then reads and discards what the client still sends. Closing
     /// a socket with unread bytes resets the connection, and a reset can destroy the alert before the client has

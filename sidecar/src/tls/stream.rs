@@ -22,7 +22,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::failure::{FailedHandshake, TlsFailure};
-use super::refused_handshake::RefusedHandshake;
 
 /// The most plain bytes in a record (RFC 8446, section 5.1).
 const RECORD_BYTES: usize = 16 * 1024;
@@ -87,21 +86,13 @@ enum SessionStep {
 }
 
 impl TlsStream {
-    /// Performs the server side of a handshake.
+    /// The server side of a connection, before its handshake.
     ///
     /// # Errors
-    /// When the handshake fails. The alert was sent as far as the socket accepted it. The caller must call
-    /// [`RefusedHandshake::close`], so that the client receives the alert.
-    pub(crate) async fn accept(
-        config: Arc<ServerConfig>,
-        tcp: TcpStream,
-    ) -> Result<Box<Self>, RefusedHandshake> {
+    /// When rustls does not accept the configuration.
+    pub(super) fn server(config: Arc<ServerConfig>, tcp: TcpStream) -> io::Result<Box<Self>> {
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
-        let mut stream = Self::new(TlsSession::Server(session), tcp);
-        match stream.handshake().await {
-            Ok(()) => Ok(stream),
-            Err(error) => Err(RefusedHandshake::new(error, stream)),
-        }
+        Ok(Self::new(TlsSession::Server(session), tcp))
     }
 
     /// Performs the client side of a handshake.
@@ -129,7 +120,7 @@ impl TlsStream {
         Box::new(Self { tcp, session, received, output, closed: false, failed: false })
     }
 
-    async fn handshake(&mut self) -> io::Result<()> {
+    pub(super) async fn handshake(&mut self) -> io::Result<()> {
         let stream = self;
         // A client sends its ClientHello first.
         stream.run_task(SessionTask::None)?;

@@ -7,7 +7,9 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::Method;
 
-use super::exchange::{Call, ExchangeFailure, connect_failure, forward_interim};
+use super::call::Call;
+use super::failure::{ExchangeFailure, connect_failure};
+use super::interim::forward_interim;
 use super::outcome::ExchangeOutcome;
 use super::pool::StreamLease;
 use super::upgrade;

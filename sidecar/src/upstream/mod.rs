@@ -1,7 +1,10 @@
 //! Exchanges with endpoints: connection pools, sending a request and forwarding the response, upgrades and tunnels.
 
+mod call;
 mod exchange;
+mod failure;
 mod http2_exchange;
+mod interim;
 mod outcome;
 mod pinned;
 mod pool;
@@ -12,7 +15,8 @@ mod upload;
 mod upstream_response;
 mod websocket;
 
-pub(crate) use exchange::{Call, exchange};
+pub(crate) use call::Call;
+pub(crate) use exchange::exchange;
 pub(crate) use outcome::ExchangeOutcome;
 pub(crate) use pinned::PinnedConnection;
 pub(crate) use pool::Pools;

@@ -1,6 +1,6 @@
 //! How an exchange with an endpoint ended, for the access log.
 
-use crate::http::body::BodyError;
+use crate::http::body_error::BodyError;
 use crate::timeouts::RequestProgress;
 
 /// The result of an exchange whose response began.
@@ -13,6 +13,12 @@ pub(crate) struct ExchangeOutcome {
     pub(crate) aborted: Option<&'static str>,
     /// Why it was aborted, if that is known.
     pub(crate) detail: Option<&'static str>,
+}
+
+/// A finished exchange over HTTP/1.1, and whether its connection can be reused.
+pub(super) struct Http1Exchange {
+    pub(super) outcome: ExchangeOutcome,
+    pub(super) is_reusable: bool,
 }
 
 impl ExchangeOutcome {

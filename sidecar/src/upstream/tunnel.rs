@@ -4,7 +4,8 @@ use std::cell::Cell;
 
 use futures_util::FutureExt;
 
-use crate::http::body::{BodyError, BodySink, BodySource};
+use crate::http::body::{BodySink, BodySource};
+use crate::http::body_error::BodyError;
 use crate::timeouts::RequestProgress;
 
 /// One side of a tunnel.

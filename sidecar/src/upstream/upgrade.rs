@@ -10,11 +10,11 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue};
 
-use super::exchange::{
-    Call, ExchangeFailure, Http1Exchange, connect_failure, forward_declined_upgrade,
-    forward_interim,
-};
-use super::outcome::ExchangeOutcome;
+use super::call::Call;
+use super::failure::{ExchangeFailure, connect_failure};
+use super::interim::forward_interim;
+use super::outcome::{ExchangeOutcome, Http1Exchange};
+use super::pinned;
 use super::pool::Http1Connection;
 use super::tunnel::{TunnelSide, tunnel};
 use super::upstream_response::{UpstreamResponse, next_response};
@@ -23,7 +23,7 @@ use crate::denial::Denial;
 use crate::http::body::{BodyProgress, BodySink, BodySource, forward_body};
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, Http1Reader, Http1Writer,
-    ResponseLimits, read_response, write_request,
+    ReadResponse, ResponseLimits, read_response, write_request,
 };
 use crate::http::h2 as http2;
 use crate::http::head::{HttpVersion, ResponseHead, Upgrade};
@@ -105,6 +105,36 @@ pub(super) async fn over_http1(
     };
     let outcome = join_tunnel(call, upstream, response.head).await.map_err(HeadError::Refused)?;
     Ok(Http1Exchange { outcome, is_reusable: false })
+}
+
+/// Forwards the response of an endpoint that did not accept an upgrade.
+async fn forward_declined_upgrade(
+    call: &mut Call<'_, '_, '_>,
+    connection: &mut Http1Connection,
+    response: ReadResponse,
+) -> Http1Exchange {
+    let mut outcome =
+        ExchangeOutcome { status: response.head.status, ..ExchangeOutcome::default() };
+    connection.is_personal |= pinned::requests_connection_login(&response.head);
+    let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
+    let (header_filter, mut downstream) =
+        call.responder.start(response.head, &body, call.head, call.changes);
+    outcome.record_download(
+        forward_body(
+            &mut body,
+            &mut downstream,
+            &header_filter,
+            BodyProgress::of_response(call.progress),
+        )
+        .await,
+        call.progress,
+    );
+    let is_whole = outcome.aborted.is_none();
+    if !is_whole {
+        downstream.flush_and_abort().await;
+    }
+    call.responder.record_end(is_whole);
+    Http1Exchange { outcome, is_reusable: is_whole && response.keep_alive }
 }
 
 /// Sends the request to an endpoint that speaks HTTP/2.

@@ -1,8 +1,8 @@
 //! Sends a request's body while the response is received and forwarded: either may end first.
 
 use crate::denial::Denial;
-use crate::http::body::BodyError;
-use crate::pipeline::Responder;
+use crate::http::body_error::BodyError;
+use crate::responder::Responder;
 use crate::timeouts::RequestProgress;
 
 /// A request body that is being sent.

@@ -2,7 +2,7 @@
 
 use h2::client::ResponseFuture;
 
-use super::exchange::ExchangeFailure;
+use super::failure::ExchangeFailure;
 use crate::denial::Denial;
 use crate::http::head::ResponseHead;
 use crate::http::headers::Headers;

@@ -9,27 +9,15 @@ use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::chunked::{ChunkedDecoder, ChunkedStep};
+use super::framing::BodyFraming;
 use crate::buffers;
-use crate::http::body::BodyError;
+use crate::http::body_error::BodyError;
 use crate::stream::StreamHalf;
 
 /// How many bytes are read at once.
 const READ_BYTES: usize = 16 * 1024;
 /// How many bytes are buffered before they are written without waiting for more.
 const WRITE_BYTES: usize = 64 * 1024;
-
-/// How a body is framed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum BodyFraming {
-    /// No body.
-    None,
-    /// This many bytes.
-    Length(u64),
-    /// Chunked transfer coding.
-    Chunked,
-    /// Until the end of the connection: for responses, and after an upgrade.
-    UntilClose,
-}
 
 /// The reading half of a connection, with the bytes that were read and not yet consumed.
 #[derive(Debug)]

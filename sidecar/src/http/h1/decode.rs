@@ -8,8 +8,8 @@ use httparse::Header;
 use tokio::io::AsyncReadExt;
 use weft_model::{Cluster, DesyncMode, HttpLimits};
 
-use super::body::{BodyFraming, Http1Reader};
-use super::framing::FramingHeaders;
+use super::body::Http1Reader;
+use super::framing::{BodyFraming, FramingHeaders, framing_fault};
 use super::line::{BESIDE_TARGET_BYTES, RequestLine, has_strict_ends, request_line};
 use crate::denial::Denial;
 use crate::http::desync::{DesyncAction, DesyncFindings, DesyncReason};
@@ -419,10 +419,10 @@ fn framing_of_response(
 ) -> Result<FramingHeaders, ResponseFault> {
     let mut findings = DesyncFindings::default();
     let framing = FramingHeaders::of(headers, version, &mut findings)
-        .map_err(|denial| ResponseFault::of_headers(headers, denial))?;
+        .map_err(|denial| framing_fault(headers, denial))?;
     match findings.worst() {
         Some(reason) if reason != DesyncReason::NonCompliantHeader => {
-            Err(ResponseFault::of_headers(headers, Denial::Desync(reason)))
+            Err(framing_fault(headers, Denial::Desync(reason)))
         }
         _ => Ok(framing),
     }

@@ -3,7 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use http::StatusCode;
 
-use super::body::BodyFraming;
+use super::framing::BodyFraming;
 use crate::http::head::{RequestHead, ResponseHead, Upgrade};
 
 /// Writes the head of a request.

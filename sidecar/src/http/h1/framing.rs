@@ -8,6 +8,20 @@ use crate::denial::Denial;
 use crate::http::authority::is_authority;
 use crate::http::desync::{DesyncFindings, DesyncReason};
 use crate::http::head::{BODY_LIMIT_BYTES, HttpVersion, list_elements};
+use crate::upstream_failure::ResponseFault;
+
+/// How a body is framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BodyFraming {
+    /// No body.
+    None,
+    /// This many bytes.
+    Length(u64),
+    /// Chunked transfer coding.
+    Chunked,
+    /// Until the end of the connection: for responses, and after an upgrade.
+    UntilClose,
+}
 
 /// The headers that frame a message or control its connection.
 #[derive(Debug, Default)]
@@ -163,4 +177,19 @@ pub(crate) fn looks_like_framing(name: &[u8]) -> bool {
     };
     // The shortest is `contentlength`; the longest, `transfer-encoding` with some extra separators.
     matches!(name.len(), 13..=20) && (same(b"content-length") || same(b"transfer-encoding"))
+}
+
+/// The fault of a response whose headers do not frame it. The number of framing headers says more than what is wrong
+/// with one of them.
+pub(super) fn framing_fault(headers: &[Header<'_>], denial: Denial) -> ResponseFault {
+    let count =
+        |name: &str| headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name)).count();
+    match (count("transfer-encoding"), count("content-length"), denial) {
+        (2.., _, _) => ResponseFault::SeveralCodings,
+        (1, 1.., _) => ResponseFault::LengthAndCoding,
+        (_, _, Denial::Desync(reason)) => ResponseFault::of_reason(reason),
+        (_, _, Denial::BodyTooLarge) => ResponseFault::BodyTooLarge,
+        (1, _, _) => ResponseFault::BadCoding,
+        _ => ResponseFault::BadHeader,
+    }
 }

@@ -13,10 +13,9 @@ mod framing;
 mod fuzz;
 mod line;
 
-pub(crate) use framing::looks_like_framing;
-
-pub(crate) use body::{BodyCoding, BodyFraming, BodyReader, BodyWriter, Http1Reader, Http1Writer};
+pub(crate) use body::{BodyCoding, BodyReader, BodyWriter, Http1Reader, Http1Writer};
 pub(crate) use decode::{
     HeadError, ReadRequest, ReadResponse, ResponseLimits, read_request, read_response,
 };
 pub(crate) use encode::{capitalize_names, write_interim, write_request, write_response};
+pub(crate) use framing::{BodyFraming, looks_like_framing};
