@@ -9,6 +9,9 @@ pub(crate) const ATTRIBUTE_HEADER_BYTES: usize = 4;
 const KIND_FLAGS: u16 = 0xc000;
 pub(crate) const NESTED: u16 = 0x8000;
 
+/// The kind of the message that ends a batch (`NFNL_MSG_BATCH_END`). The kernel does not acknowledge it.
+pub(super) const BATCH_END: u16 = 0x11;
+
 /// The attributes of a message, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Attributes(Vec<(u16, AttributeValue)>);

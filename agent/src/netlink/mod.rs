@@ -16,6 +16,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::{TimeVal, TimeValLike};
 
+use message::BATCH_END;
 use message::replies;
 pub(crate) use message::{Attributes, NetlinkMessage, NetlinkReply, attributes, find};
 
@@ -111,7 +112,7 @@ impl Netlink {
         let first = self.sequence.wrapping_add(1);
         // The message that ends a batch is not acknowledged, so the one before it asks for the
         // acknowledgement.
-        let answering = messages.iter().rposition(|message| !nf_tables::is_end(message));
+        let answering = messages.iter().rposition(|message| message.kind != BATCH_END);
         let mut out = Vec::new();
         let mut awaited = first;
         for (index, message) in messages.iter().enumerate() {

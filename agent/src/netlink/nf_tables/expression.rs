@@ -1,6 +1,7 @@
 //! The expressions of a rule. An expression loads a value into a register, transforms or compares it, or sets
 //! the verdict.
 
+use super::wire::{RULE_EXPRESSIONS, parse_text};
 use crate::netlink::{Attributes, attributes, find};
 
 /// An expression of a rule. It may end the rule; registers pass values to later expressions.
@@ -306,12 +307,12 @@ pub(crate) fn parse_dropped(rule: &[u8]) -> Option<u64> {
 
 /// The names of the sets that a rule uses.
 pub(crate) fn parse_lookups(rule: &[u8]) -> impl Iterator<Item = String> {
-    expressions_of_kind(rule, b"lookup\0").filter_map(|lookup| super::parse_text(find(lookup, 1)?))
+    expressions_of_kind(rule, b"lookup\0").filter_map(|lookup| parse_text(find(lookup, 1)?))
 }
 
 /// The data of a rule's expressions of one kind.
 fn expressions_of_kind<'a>(rule: &'a [u8], kind: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-    let steps = attributes(find(rule, super::RULE_EXPRESSIONS).unwrap_or_default());
+    let steps = attributes(find(rule, RULE_EXPRESSIONS).unwrap_or_default());
     let of_kind = steps.filter(move |(_, step)| find(step, 1) == Some(kind));
     of_kind.filter_map(|(_, step)| find(step, 2))
 }

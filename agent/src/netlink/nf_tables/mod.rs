@@ -3,22 +3,20 @@
 
 mod expression;
 mod set;
+mod wire;
 
+use super::message::BATCH_END;
 use super::{APPEND, Attributes, CREATE, NetlinkMessage, find};
+use wire::{RULE_EXPRESSIONS, SUBSYSTEM, fixed, message};
 
 pub(crate) use expression::*;
 pub(crate) use set::*;
-
-/// The family of a table for IPv4 and IPv6.
-const FAMILY_INET: u8 = 1;
-/// The netfilter subsystem of these messages.
-const SUBSYSTEM: u16 = 10;
+pub(crate) use wire::parse_text;
 
 /// The multicast group for changes of tables, chains, rules and sets.
 pub(crate) const CHANGES: u32 = 1 << 6;
 
 const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
 
 const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
@@ -40,22 +38,6 @@ pub(crate) const CHAIN_TABLE: u16 = 1;
 pub(crate) const CHAIN_NAME: u16 = 3;
 pub(crate) const RULE_TABLE: u16 = 1;
 pub(crate) const RULE_CHAIN: u16 = 2;
-pub(crate) const RULE_EXPRESSIONS: u16 = 4;
-
-/// The fixed part of these messages: family, version and resource ID.
-fn fixed(family: u8, resource: u16) -> Vec<u8> {
-    let [high, low] = resource.to_be_bytes();
-    vec![family, 0, high, low]
-}
-
-fn message(kind: u16, flags: u16, attributes: Attributes) -> NetlinkMessage {
-    NetlinkMessage { kind: SUBSYSTEM << 8 | kind, flags, fixed: fixed(FAMILY_INET, 0), attributes }
-}
-
-/// Whether this message ends a batch.
-pub(super) fn is_end(message: &NetlinkMessage) -> bool {
-    message.kind == BATCH_END
-}
 
 /// Wraps messages so that they apply atomically.
 pub(crate) fn transaction(changes: Vec<NetlinkMessage>) -> Vec<NetlinkMessage> {
@@ -203,9 +185,4 @@ pub(crate) fn get_counters(table: &str) -> NetlinkMessage {
 pub(crate) fn parse_counter(attributes: &[u8]) -> Option<(String, u64)> {
     let packets = find(find(attributes, 4)?, 2)?;
     Some((parse_text(find(attributes, 2)?)?, u64::from_be_bytes(*packets.first_chunk()?)))
-}
-
-/// Decodes a zero-terminated name.
-pub(crate) fn parse_text(bytes: &[u8]) -> Option<String> {
-    String::from_utf8(bytes.strip_suffix(&[0])?.to_vec()).ok()
 }

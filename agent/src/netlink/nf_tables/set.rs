@@ -1,8 +1,9 @@
 //! Sets and maps, which rules look up packet fields in.
 
-use super::{Attributes, CREATE, NetlinkMessage, PacketVerdict, message};
-use crate::netlink::NetlinkReply;
+use super::expression::PacketVerdict;
+use super::wire::message;
 use crate::netlink::message::{ATTRIBUTE_HEADER_BYTES as HEADER_BYTES, NESTED, attribute_header};
+use crate::netlink::{Attributes, CREATE, NetlinkMessage, NetlinkReply};
 
 const NEW_SET: u16 = 9;
 const GET_SET: u16 = 10;
