@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use weft_agent::kernel;
 use weft_agent::redirect::{
-    BackendChoice, DesiredRedirects, Namespace, RedirectBackend, RedirectConfig, RedirectGuard,
+    self, BackendChoice, DesiredRedirects, Namespace, RedirectBackend, RedirectConfig,
+    RedirectError, RedirectGuard,
 };
 use weft_model::Cidr;
 use weft_runtime::socket::Mark;
@@ -177,6 +179,16 @@ pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
         .spawn(follow)
         .map_err(|error| error.to_string())?;
     Ok(guard)
+}
+
+/// Removes all rules of weft from a namespace, by any backend: the redirects, and the services of an agent's kernel
+/// path. Removing what does not exist is not an error.
+///
+/// # Errors
+/// The operation that failed.
+pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
+    redirect::remove(namespace)?;
+    kernel::remove_services(namespace)
 }
 
 /// Parses the file content, and adds the file name to errors.

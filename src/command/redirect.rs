@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use weft_agent::redirect::{
     BackendChoice, Namespace, ProbeOutcome, RedirectBackend, RedirectConfig, RedirectError,
-    RedirectState, apply_once, plan, probe, remove_all, verify,
+    RedirectState, apply_once, plan, probe, verify,
 };
 use weft_model::Cidr;
 use weft_runtime::drain::{Drain, Phase, drain_on_signals};
@@ -206,7 +206,9 @@ pub(super) fn run(arguments: RedirectArgs, log: &str) -> Result<(), CommandError
             }
         }
         RedirectCommand::Guard { file } => guard(&file, log),
-        RedirectCommand::Remove(place) => remove_all(&place.namespace()).map_err(explain),
+        RedirectCommand::Remove(place) => {
+            redirects::remove_all(&place.namespace()).map_err(explain)
+        }
     }
 }
 

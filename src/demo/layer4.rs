@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::Value;
-use weft_agent::redirect;
 
 use super::demo_mesh::{DemoMesh, await_redirect};
 use super::files::DemoMeshFile;
@@ -14,6 +13,7 @@ use super::roles::now;
 use super::service::ECHO_PORT;
 use super::steps::{expect, on_router, wait};
 use crate::client::{config_dump, explain_flow};
+use crate::redirects;
 
 /// The virtual IP of the echo service.
 const ECHO: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 3));
@@ -48,7 +48,7 @@ impl DemoMesh {
     pub(super) fn repaired(&mut self) -> Result<String, String> {
         let mut longest = std::time::Duration::ZERO;
         for wish in &self.redirects {
-            redirect::remove_all(&wish.namespace).map_err(|error| error.to_string())?;
+            redirects::remove_all(&wish.namespace).map_err(|error| error.to_string())?;
             let removed = now();
             await_redirect(wish)?;
             longest = longest.max(now() - removed);

@@ -5,9 +5,10 @@ use std::io;
 
 use nix::errno::Errno;
 
+use super::desired::{TABLE, chain_name};
 use super::service::KernelService;
-use super::table::{KernelChain, TABLE, map_name, service_rule};
-use super::table_sets::{TableSet, chain_name};
+use super::table::{KernelChain, map_name, service_rule};
+use super::table_sets::TableSet;
 use crate::netlink::nf_tables::{self as nf, ElementKeys, Expression, SetElement};
 use crate::netlink::{Attributes, Netlink, NetlinkReply, find};
 

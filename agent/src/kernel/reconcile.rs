@@ -11,13 +11,13 @@ use std::io;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
+use super::desired::{COMMENT, DesiredTable, TABLE, chain_name, group_name};
 use super::installed::{InstalledTable, attributes, described};
 use super::service::KernelService;
 use super::table::{
-    COMMENT, DesiredTable, KernelChain, TABLE, base_chains, group_chain, make_map, map_name,
-    map_values, service_rule,
+    KernelChain, base_chains, group_chain, make_map, map_name, map_values, service_rule,
 };
-use super::table_sets::{TableSet, chain_name, group_name};
+use super::table_sets::TableSet;
 use crate::netlink::nf_tables::{self as nf, ELEMENT_LIMIT, ElementKeys, SetElement};
 use crate::netlink::{Netlink, NetlinkMessage};
 

@@ -17,13 +17,12 @@ use nix::sys::socket::SockProtocol;
 use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 
+use super::desired::{DesiredTable, GROUP_PREFIX, chain_name};
 use super::flows::{ExpiredEndpoint, FlowAction, FlowTracker};
 use super::occupancy::Occupancy;
 use super::reconcile::KernelTable;
 use super::report::{KernelPathReport, ServiceReport};
 use super::service::{FlowPath, NeedsProxy, PathAssignment, PathChoice, ServiceKey, assign_paths};
-use super::table::DesiredTable;
-use super::table_sets::{GROUP_PREFIX, chain_name};
 use crate::clock::{now, unix_ms};
 use crate::netlink::conntrack::{self, Conntrack, ConntrackEntry, EndedConnection};
 use crate::netlink::{Netlink, Notification, nf_tables};

@@ -19,40 +19,19 @@ use std::hash::Hasher;
 use weft_model::{FlowKey, Maglev, Transport};
 use weft_runtime::socket::Mark;
 
+use super::desired::{DesiredTable, TABLE, chain_name, group_name};
 use super::flows::ExpiredEndpoint;
 use super::packet_fields::{
     NetFamily, address_and_port, load_destination_port, load_sequence, load_source_port,
 };
 use super::service::{KernelService, SecurityGroup, ServiceAddress};
-use super::table_sets::{SetKind, TableSet, chain_name, group_name};
+use super::table_sets::{SetKind, TableSet};
 use crate::netlink::NetlinkMessage;
 use crate::netlink::nf_tables::{
     self as nf, Comparison, Expression, Hook, HookPoint, MetaKey, PayloadBase, SetData, SetSpec,
     ValueKind,
 };
 use crate::redirect::MARK_MASK;
-
-/// The name of the table.
-pub(super) const TABLE: &str = "weft_services";
-/// The comment of the table.
-pub(super) const COMMENT: &str = "owner=weft-agent";
-
-/// The desired contents of the table.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct DesiredTable<'a> {
-    pub(super) services: &'a [KernelService],
-    pub(super) groups: &'a [SecurityGroup],
-    /// Endpoints whose TCP connections are reset at their next packet.
-    pub(super) expired: &'a [ExpiredEndpoint],
-    /// Whether iptables may capture UDP packets before their destination is translated.
-    pub(super) may_be_captured_by_iptables: bool,
-}
-
-impl DesiredTable<'_> {
-    pub(super) fn is_empty(&self) -> bool {
-        self.services.is_empty() && self.groups.is_empty() && self.expired.is_empty()
-    }
-}
 
 /// A chain with its rules.
 #[derive(Debug)]

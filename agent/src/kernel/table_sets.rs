@@ -1,13 +1,13 @@
-//! The sets of the table, whose elements follow the services, and the names of chains.
+//! The sets of the table, whose elements follow the services.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use weft_model::{Cidr, Transport};
 
+use super::desired::{DesiredTable, TABLE, chain_name, group_name};
 use super::packet_fields::{NetFamily, address_and_port, address_bytes, dispatch_key};
-use super::service::{KernelService, SecurityGroup, ServiceAddress, ServiceKey};
-use super::table::{DesiredTable, TABLE};
+use super::service::{KernelService, SecurityGroup, ServiceAddress};
 use crate::netlink::NetlinkMessage;
 use crate::netlink::nf_tables::{self as nf, ElementKeys, SetData, SetElement, SetSpec, ValueKind};
 
@@ -209,24 +209,3 @@ fn widest<'a>(ranges: impl Iterator<Item = &'a Cidr>) -> Vec<&'a Cidr> {
     ranges.dedup_by(|later, kept| kept.contains(later.address()));
     ranges
 }
-
-/// The name of the chain and counter of a service.
-pub(super) fn chain_name((transport, place): ServiceKey) -> String {
-    let transport = transport.word();
-    // The nft command does not allow a colon in a name.
-    match place {
-        ServiceAddress::Exact(at) => {
-            format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-")
-        }
-        ServiceAddress::AnyLocal(at) if at.is_ipv4() => format!("{transport}_here4_{}", at.port()),
-        ServiceAddress::AnyLocal(at) => format!("{transport}_here6_{}", at.port()),
-    }
-}
-
-/// The name of the chain and counter of a service's security group.
-pub(super) fn group_name(key: ServiceKey) -> String {
-    format!("{GROUP_PREFIX}{}", chain_name(key))
-}
-
-/// The prefix of the names of security group chains.
-pub(super) const GROUP_PREFIX: &str = "group_";

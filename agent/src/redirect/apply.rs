@@ -1,20 +1,18 @@
 //! Installs, verifies and removes rules, in the kernel or with a tool, in any network namespace.
 
-use std::fs::File;
 use std::io::{ErrorKind, Write as _};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::SockProtocol;
 
-use super::iptables::IptablesChain;
-use super::types::{BackendChoice, Namespace, RedirectBackend, RedirectError, RedirectState};
-use super::{
-    IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, ROUTE_TABLE, RedirectConfig, generation, iptables,
-    native, nft, rules,
+use super::config::{
+    IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, ROUTE_TABLE, RedirectConfig, generation,
 };
-use crate::kernel::remove_services;
+use super::iptables::IptablesChain;
+use super::namespace::{Namespace, in_namespace};
+use super::types::{BackendChoice, RedirectBackend, RedirectError, RedirectState, kernel_error};
+use super::{iptables, native, nft, rules};
 use crate::netlink::route::{self, MarkedRoute};
 use crate::netlink::{Netlink, nf_tables};
 
@@ -109,7 +107,7 @@ pub fn apply(
             RedirectBackend::Native | RedirectBackend::Nft if may_have_iptables_rules() => {
                 remove_iptables()
             }
-            RedirectBackend::Iptables if native::probe().is_ok() => {
+            RedirectBackend::Iptables if has_nf_tables() => {
                 native::remove().map_err(kernel_error("removing the earlier rules"))
             }
             RedirectBackend::Native | RedirectBackend::Nft | RedirectBackend::Iptables => Ok(()),
@@ -157,20 +155,6 @@ pub(super) fn dropped_packets(namespace: &Namespace) -> Result<u64, RedirectErro
     in_namespace(namespace, || native::dropped_packets().map_err(kernel_error("reading the rules")))
 }
 
-/// Removes all rules of weft, by any backend, including the services of an agent's kernel path. Removing what
-/// does not exist is not an error.
-///
-/// # Errors
-/// The operation that failed.
-pub fn remove_all(namespace: &Namespace) -> Result<(), RedirectError> {
-    remove(namespace)?;
-    in_namespace(namespace, || match native::probe() {
-        Ok(()) => remove_services().map_err(kernel_error("removing the services")),
-        // Without nf_tables the table of services cannot exist.
-        Err(_) => Ok(()),
-    })
-}
-
 /// Removes all redirects, by any backend. Removing what does not exist is not an error.
 ///
 /// # Errors
@@ -211,25 +195,6 @@ pub(super) fn subscribe(
     })
 }
 
-/// Runs `operation` on a thread that has entered the namespace. Child processes of that thread are in it too.
-pub(super) fn in_namespace<T: Send>(
-    namespace: &Namespace,
-    operation: impl FnOnce() -> Result<T, RedirectError> + Send,
-) -> Result<T, RedirectError> {
-    let Namespace::At(path) = namespace else {
-        return operation();
-    };
-    let fail = |reason: String| RedirectError::Namespace { path: path.clone(), reason };
-    let file = File::open(path).map_err(|error| fail(error.to_string()))?;
-    std::thread::scope(|scope| {
-        let entered = scope.spawn(|| {
-            setns(&file, CloneFlags::CLONE_NEWNET).map_err(|error| fail(error.to_string()))?;
-            operation()
-        });
-        entered.join().unwrap_or_else(|_| Err(fail("the thread that entered it failed".into())))
-    })
-}
-
 fn apply_iptables(redirect: &RedirectConfig) -> Result<(), RedirectError> {
     for family in IpFamily::BOTH {
         let (list, restore) = iptables_tools(family);
@@ -261,6 +226,11 @@ fn installed_generation(list: &str) -> u64 {
     let listing =
         spots.find_map(|chain| run_tool(list, &[WAIT, "-t", chain.table, "-S", chain.name]).ok());
     listing.map_or(0, |listing| generation(&listing))
+}
+
+/// Whether the kernel has nf_tables and this process may use it.
+pub(crate) fn has_nf_tables() -> bool {
+    native::probe().is_ok()
 }
 
 /// Whether iptables may have chains of ours. Chains of the nf_tables variant are visible in nf_tables, tables
@@ -362,10 +332,6 @@ const MARKED_ROUTE: MarkedRoute = MarkedRoute {
 /// How long iptables waits for another program's lock. Waiting forever would block the other namespaces.
 const WAIT: &str = "--wait=5";
 const RESTORE: [&str; 2] = ["--noflush", WAIT];
-
-pub(super) fn kernel_error(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
-    move |reason| RedirectError::Kernel { doing, reason }
-}
 
 fn run_tool(tool: &str, arguments: &[&str]) -> Result<String, RedirectError> {
     run_tool_with_input(tool, arguments, "")

@@ -10,13 +10,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_model::Transport;
 
-use super::apply::{in_namespace, kernel_error};
-use super::{Namespace, RedirectBackend, RedirectConfig, RedirectError, apply};
+use super::apply::apply;
+use super::config::{DNS_PORT, RedirectConfig};
+use super::namespace::{Namespace, in_namespace};
+use super::types::{RedirectBackend, RedirectError, kernel_error};
 use crate::clock::now;
 use crate::netlink::conntrack::Conntrack;
 
-/// The DNS port (RFC 1035, section 4.2).
-pub(super) const PORT: u16 = 53;
 /// The interval of health checks.
 const QUERY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long after its last answer the server counts as failed.
@@ -153,7 +153,7 @@ pub(super) fn flush_conntrack(
         return Ok(());
     }
     let is_question = |destination: SocketAddr| {
-        destination.port() == PORT && resolvers.contains(&destination.ip().to_canonical())
+        destination.port() == DNS_PORT && resolvers.contains(&destination.ip().to_canonical())
     };
     in_namespace(namespace, || {
         let flush_conntrack = || {

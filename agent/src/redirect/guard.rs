@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,13 +14,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::apply::{dropped_packets, subscribe};
+use super::apply::{apply, dropped_packets, remove, subscribe, verify};
+use super::config::RedirectConfig;
 use super::dns;
+use super::namespace::{Namespace, NamespaceId};
+use super::probe::{ProbeOutcome, probe};
 use super::report::{RedirectReport, RedirectStatus};
-use super::{
-    BackendChoice, Namespace, ProbeOutcome, RedirectBackend, RedirectConfig, RedirectError,
-    RedirectState, apply, probe, remove, verify,
-};
+use super::types::{BackendChoice, RedirectBackend, RedirectError, RedirectState};
 use crate::clock::now;
 use crate::netlink::Netlink;
 
@@ -93,10 +92,6 @@ impl RedirectGuard {
         self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
-
-/// Device and inode of a namespace's file: another file of the same name is another namespace. `None` when it
-/// does not exist.
-type NamespaceId = Option<(u64, u64)>;
 
 struct RedirectThread {
     report: Arc<Mutex<RedirectReport>>,
@@ -465,17 +460,5 @@ impl ManagedNamespace {
             }
         }
         Err(RedirectError::Invalid(format!("rules differ after installation: {after}")))
-    }
-}
-
-impl Namespace {
-    fn namespace_id(&self) -> NamespaceId {
-        let own = std::path::Path::new("/proc/self/ns/net");
-        let path = match self {
-            Self::Own => own,
-            Self::At(path) => path,
-        };
-        let file = std::fs::metadata(path).ok()?;
-        Some((file.dev(), file.ino()))
     }
 }

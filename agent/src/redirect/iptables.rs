@@ -1,8 +1,8 @@
 //! Renders the rules as text for `iptables-restore`: chains of our own in the existing tables, one
 //! transaction per address family.
 
+use super::config::{IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, RedirectConfig};
 use super::rules::{RedirectHook, RedirectRule, RuleAction, RuleMatch, chains as desired};
-use super::{IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, RedirectConfig};
 
 /// A chain of ours, its table, and the built-in chain that jumps to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

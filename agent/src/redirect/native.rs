@@ -8,9 +8,10 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use weft_model::Cidr;
 
+use super::config::{MARK_MASK, RedirectConfig, generation};
 use super::nft::{TABLE, name};
 use super::rules::{RedirectChain, RedirectHook, RedirectRule, RuleAction, RuleMatch, chains};
-use super::{MARK_MASK, RedirectConfig, RedirectState, generation};
+use super::types::RedirectState;
 use crate::netlink::nf_tables::{
     self as nf, Comparison, Expression, Hook, HookPoint, MetaKey, PayloadBase,
 };

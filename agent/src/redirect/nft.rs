@@ -1,7 +1,7 @@
 //! Renders the rules as text for the `nft` command: one table for both address families, replaced in one transaction.
 
+use super::config::{IpFamily, MARK_MASK, RedirectConfig};
 use super::rules::{RedirectChain, RedirectHook, RedirectRule, RuleAction, RuleMatch, chains};
-use super::{IpFamily, MARK_MASK, RedirectConfig};
 
 /// The name of the table.
 pub(super) const TABLE: &str = "weft";

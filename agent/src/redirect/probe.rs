@@ -16,8 +16,9 @@ use socket2::{Domain, Socket, Type};
 use weft_model::{Cidr, FlowTuple, Transport};
 use weft_runtime::socket::PROBE_PORT;
 
-use super::apply::{in_namespace, kernel_error};
-use super::{Namespace, RedirectConfig, RedirectError};
+use super::config::RedirectConfig;
+use super::namespace::{Namespace, in_namespace};
+use super::types::{RedirectError, kernel_error};
 use crate::clock::now;
 use crate::netlink::{Netlink, Notification, conntrack};
 

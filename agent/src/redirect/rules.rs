@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use weft_model::{Cidr, Transport};
 
-use super::{IpFamily, LOCAL_DELIVERY_MARK, RedirectConfig, dns};
+use super::config::{DNS_PORT, IpFamily, LOCAL_DELIVERY_MARK, RedirectConfig};
 
 /// A chain of rules, hooked at one point of a packet's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub(super) struct RedirectRule {
 /// A condition on a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RuleMatch {
-    /// The mark has this value, under [`MARK_MASK`](super::MARK_MASK).
+    /// The mark has this value, under [`MARK_MASK`](super::config::MARK_MASK).
     Mark(u32),
     /// The user of the sending program.
     User(u32),
@@ -176,7 +176,7 @@ fn to_resolvers(redirect: &RedirectConfig) -> impl Iterator<Item = RedirectRule>
     let rules = |port: u16| {
         redirect.resolvers.iter().flat_map(move |resolver| {
             [Transport::Udp, Transport::Tcp].map(|transport| {
-                let question = RuleMatch::Port(transport, dns::PORT..=dns::PORT);
+                let question = RuleMatch::Port(transport, DNS_PORT..=DNS_PORT);
                 counted(
                     vec![RuleMatch::Destination(Cidr::from(*resolver)), question],
                     RuleAction::Redirect(port),

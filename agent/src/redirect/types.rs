@@ -1,4 +1,4 @@
-//! The types of redirects: backends, namespaces, states and errors.
+//! The types of redirects: backends, states and errors.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -23,16 +23,6 @@ pub enum BackendChoice {
     Auto,
     /// This backend only.
     Only(RedirectBackend),
-}
-
-/// A network namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub enum Namespace {
-    /// The namespace of this process.
-    #[default]
-    Own,
-    /// The namespace that a file refers to, such as `/run/netns/web` or `/proc/42/ns/net`.
-    At(PathBuf),
 }
 
 /// The installed rules compared with the desired ones.
@@ -98,6 +88,11 @@ pub enum RedirectError {
     },
 }
 
+/// Wraps an error of the kernel with the operation that failed.
+pub(crate) fn kernel_error(doing: &'static str) -> impl FnOnce(std::io::Error) -> RedirectError {
+    move |reason| RedirectError::Kernel { doing, reason }
+}
+
 /// Advice about an error of the kernel.
 fn hint(reason: &std::io::Error) -> &'static str {
     match reason.kind() {
@@ -115,15 +110,6 @@ impl fmt::Display for RedirectBackend {
             Self::Nft => "nft",
             Self::Iptables => "iptables",
         })
-    }
-}
-
-impl fmt::Display for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Own => f.write_str("this namespace"),
-            Self::At(path) => write!(f, "{}", path.display()),
-        }
     }
 }
 
