@@ -1,12 +1,14 @@
 //! The layer-4 load balancer of a node: it takes redirected connections and datagrams, hashes the 5-tuple to
 //! choose an endpoint, and forwards bytes without inspecting them.
 //!
-//! Start with [`pipeline`], the path of a connection and of a datagram. [`plan`] is the snapshot of the
-//! configuration as this tier uses it, [`worker`] is a forwarding thread. [`kernel`] leaves flows that need
-//! no inspection to the kernel. [`redirect`] installs the rules that redirect traffic, and [`netlink`] has
-//! the kernel messages for both.
+//! Start with [`pipeline`], the path of a connection, and [`datagrams`], the path of a datagram. [`plan`] is the
+//! snapshot of the configuration as this tier uses it. [`accept`] is the loop of a forwarding thread, and
+//! [`worker`] the state of that thread. [`kernel`] leaves flows that need no inspection to the kernel.
+//! [`redirect`] installs the rules that redirect traffic, and [`netlink`] has the kernel messages for both.
 
+mod accept;
 mod clock;
+mod datagrams;
 mod explanation;
 pub mod flow;
 mod flow_counts;
@@ -23,5 +25,6 @@ mod refusal;
 mod source;
 mod worker;
 
+pub use accept::run;
 pub use explanation::{FlowExplanation, GroupAdmission};
-pub use worker::{AgentLimits, AgentShared, run};
+pub use worker::{AgentLimits, AgentShared};
