@@ -9,18 +9,18 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use tokio::net::UdpSocket;
-use weft_model::{FlowTuple, Listener, Transport, UdpProxy};
+use weft_model::{FlowTuple, Listener, Transport};
 use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::connect_udp;
 
 use crate::clock::{now, unix_ms};
+use crate::decide::{self, UdpDecision};
 use crate::flow::{OpenUdpFlow, UdpFlow};
 use crate::forward::pacer::ReadSide;
 use crate::forward::tcp::RelayedBytes;
 use crate::forward::udp::{BatchSize, Datagram, enable_gro, send_all};
-use crate::pipeline::{check_security_group, connect_refusal};
 use crate::record::AgentAccessRecord;
-use crate::refusal::FlowRefusal;
+use crate::refusal::{FlowRefusal, connect_refusal};
 use crate::source::first_not_out_of_ports;
 use crate::worker::AgentWorker;
 
@@ -63,18 +63,12 @@ fn start_flow(
     worker: &Rc<AgentWorker>,
 ) -> Result<Rc<UdpFlow>, FlowRefusal> {
     let plan = worker.plan();
-    let serving = plan.listener_for(listener, tuple.destination);
-    check_security_group(serving, tuple.client)?;
-    let udp: &UdpProxy = plan.udp(serving).ok_or(FlowRefusal::NoService)?;
-    let target = plan.target_named(&udp.cluster).ok_or(FlowRefusal::NoService)?;
-    let choice = plan.pick(target, &tuple, plan.hash(&tuple, udp.flow_key, 0), 0);
-    let address = choice.endpoint().ok_or(FlowRefusal::NoEndpoint)?;
-    if !worker.flows.borrow().has_room() {
-        return Err(FlowRefusal::Limit);
-    }
+    let has_room = worker.flows.borrow().has_room();
+    let decision = decide::start_udp(&plan, listener, &tuple, has_room)?;
+    let UdpDecision { proxy, endpoint: address, .. } = decision;
     let mark = worker.shared.mark;
-    let connect_options =
-        worker.sources.connect_options(address, tuple.client, serving.source_address, mark);
+    let source = decision.listener.source_address;
+    let connect_options = worker.sources.connect_options(address, tuple.client, source, mark);
     let endpoint =
         first_not_out_of_ports(connect_options.map(|options| connect_udp(address, options)));
     let endpoint = endpoint.map_err(|error| connect_refusal(&error))?;
@@ -87,13 +81,13 @@ fn start_flow(
     };
     let flow = Rc::new(UdpFlow {
         tuple,
-        service: target.name.clone(),
-        choice,
+        service: decision.target.name.clone(),
+        choice: decision.choice,
         endpoint,
         response_socket,
         relayed: RelayedBytes::default(),
         started: now(),
-        logged: udp.access_log,
+        logged: proxy.access_log,
         open: Cell::new(None),
         ended: Cell::new(false),
         stopped: tokio::sync::Notify::new(),
@@ -101,12 +95,12 @@ fn start_flow(
     worker
         .flows
         .borrow_mut()
-        .insert(tuple, flow.clone(), udp.idle_timeout, now())
+        .insert(tuple, flow.clone(), proxy.idle_timeout, now())
         .map_err(|_| FlowRefusal::Limit)?;
     worker.metrics.flows.increment();
     flow.open.set(Some(OpenUdpFlow {
         _of_worker: GaugeGuard::new(worker.metrics.flows_open.clone()),
-        _of_service: worker.flow_counts(serving).begin(),
+        _of_service: worker.flow_counts(decision.listener).begin(),
     }));
     tokio::task::spawn_local(forward_responses(flow.clone(), worker.clone()));
     Ok(flow)
@@ -142,10 +136,7 @@ async fn forward_responses(flow: Rc<UdpFlow>, worker: Rc<AgentWorker>) {
 /// Ends the flows whose endpoint is not in the current plan. Their next datagram starts a new flow.
 pub(crate) fn end_flows_of_removed_endpoints(worker: &AgentWorker) {
     let plan = worker.plan();
-    let is_orphaned = |flow: &Rc<UdpFlow>| {
-        let target = plan.target_named(&flow.service);
-        !target.zip(flow.choice.endpoint()).is_some_and(|(target, at)| target.retains(at))
-    };
+    let is_orphaned = |flow: &Rc<UdpFlow>| !decide::may_stay(&plan, &flow.service, flow.choice);
     let lost = worker.flows.borrow_mut().remove_if(is_orphaned);
     for flow in lost {
         end_flow(&flow, "endpoint_gone", worker);

@@ -1,12 +1,13 @@
 //! Explains where a new flow would go, for `weft flow explain`.
 //!
-//! It repeats the decisions of [`crate::pipeline`] and of the kernel path for a flow that need not exist.
+//! It makes the decisions of [`crate::decide`], which are also those of the kernel path, for a flow that need not exist.
 
 use std::net::{IpAddr, SocketAddr};
 
 use weft_model::{FlowTuple, Listener, Transport};
 
-use crate::plan::{AgentPlan, AgentTarget, EndpointChoice, OTHER_ENDPOINTS};
+use crate::decide::{FlowDecision, choose_tcp, choose_udp};
+use crate::plan::{AgentPlan, EndpointChoice, OTHER_ENDPOINTS};
 
 /// Where a flow goes, and what decided.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -64,28 +65,26 @@ impl AgentPlan {
         let listener =
             listener.ok_or_else(|| format!("no listener serves destination {destination}"))?;
         let (security_group, admitting_range) = admission(listener, flow.client.ip());
-        let target = match transport {
+        let decision = match transport {
             Transport::Tcp => {
-                let tcp = self.tcp(listener, destination);
                 let number = sequence.unwrap_or_default();
-                tcp.and_then(|tcp| Some((self.target(tcp, flow, number)?, tcp.flow_key)))
+                let tcp = self.tcp(listener, destination);
+                tcp.and_then(|tcp| choose_tcp(self, tcp, flow, number).ok())
             }
-            Transport::Udp => {
-                let udp = self.udp(listener);
-                udp.and_then(|udp| Some((self.target_named(&udp.cluster)?, udp.flow_key)))
-            }
+            Transport::Udp => self.udp(listener).and_then(|udp| choose_udp(self, udp, flow).ok()),
         };
-        let (target, key) =
-            target.ok_or_else(|| format!("listener {:?} has no cluster", &*listener.name))?;
-        if key.takes_sequence(transport) && sequence.is_none() {
+        let decision =
+            decision.ok_or_else(|| format!("listener {:?} has no cluster", &*listener.name))?;
+        if decision.flow_key.takes_sequence(transport) && sequence.is_none() {
             return Err(format!(
                 "listener {:?} hashes the sequence number of the SYN: pass it with --sequence",
                 &*listener.name
             ));
         }
-        let hash = self.hash(flow, key, sequence.unwrap_or_default());
+        let FlowDecision { target, hash, .. } = decision;
         let slot = target.table().and_then(|table| Some((table.slot(hash)?, table.size())));
-        let choices = self.choices(target, flow, hash);
+        let choices: [_; OTHER_ENDPOINTS + 1] =
+            std::array::from_fn(|attempt| decision.endpoint(attempt));
         let admitted = security_group != GroupAdmission::NotAllowed;
         let choices =
             if admitted { choices } else { [EndpointChoice::NoEndpoint; OTHER_ENDPOINTS + 1] };
@@ -99,16 +98,6 @@ impl AgentPlan {
             endpoints: choices.into_iter().filter_map(EndpointChoice::endpoint).collect(),
             choice: choices[0].word(),
         })
-    }
-
-    /// The endpoints that a flow tries, in order.
-    fn choices(
-        &self,
-        target: &AgentTarget,
-        flow: &FlowTuple,
-        hash: u32,
-    ) -> [EndpointChoice; OTHER_ENDPOINTS + 1] {
-        std::array::from_fn(|attempt| self.pick(target, flow, hash, attempt))
     }
 }
 

@@ -1,7 +1,8 @@
 //! The layer-4 load balancer of a node: it takes redirected connections and datagrams, hashes the 5-tuple to
 //! choose an endpoint, and forwards bytes without inspecting them.
 //!
-//! Start with [`pipeline`], the path of a connection, and [`datagrams`], the path of a datagram. [`plan`] is the
+//! Start with [`pipeline`], the path of a connection, and [`datagrams`], the path of a datagram; both
+//! take their decisions from [`decide`]. [`plan`] is the
 //! snapshot of the configuration as this tier uses it. [`accept`] is the loop of a forwarding thread, and
 //! [`worker`] the state of that thread. [`kernel`] leaves flows that need no inspection to the kernel.
 //! [`redirect`] installs the rules that redirect traffic, and [`netlink`] has the kernel messages for both.
@@ -9,6 +10,7 @@
 mod accept;
 mod clock;
 mod datagrams;
+mod decide;
 mod explanation;
 pub mod flow;
 mod flow_counts;

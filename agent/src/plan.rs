@@ -69,6 +69,21 @@ impl AgentTarget {
         }
     }
 
+    /// The endpoint for a flow with this hash. Attempt 0 gives the flow's endpoint; later attempts give the
+    /// endpoints to try when it cannot be reached.
+    #[must_use]
+    pub(crate) fn pick(&self, flow: &FlowTuple, hash: u32, attempt: usize) -> EndpointChoice {
+        match &self.picker {
+            Picker::Table(table) => table
+                .pick_after(hash, attempt)
+                .map_or(EndpointChoice::NoEndpoint, EndpointChoice::ByFlowHash),
+            Picker::OriginalDestination if attempt == 0 => {
+                EndpointChoice::ByOriginalDestination(flow.destination)
+            }
+            Picker::OriginalDestination => EndpointChoice::NoEndpoint,
+        }
+    }
+
     /// The endpoints that keep their existing flows.
     pub(crate) fn retained(&self) -> impl Iterator<Item = SocketAddr> {
         self.retained.iter().copied()
@@ -393,27 +408,6 @@ impl AgentPlan {
     #[must_use]
     pub fn hash(&self, flow: &FlowTuple, key: FlowKey, sequence: u32) -> u32 {
         flow.hash(key, sequence, self.seed)
-    }
-
-    /// The endpoint for a flow with this hash. Attempt 0 gives the flow's endpoint; later attempts give the
-    /// endpoints to try when it cannot be reached.
-    #[must_use]
-    pub fn pick(
-        &self,
-        target: &AgentTarget,
-        flow: &FlowTuple,
-        hash: u32,
-        attempt: usize,
-    ) -> EndpointChoice {
-        match &target.picker {
-            Picker::Table(table) => table
-                .pick_after(hash, attempt)
-                .map_or(EndpointChoice::NoEndpoint, EndpointChoice::ByFlowHash),
-            Picker::OriginalDestination if attempt == 0 => {
-                EndpointChoice::ByOriginalDestination(flow.destination)
-            }
-            Picker::OriginalDestination => EndpointChoice::NoEndpoint,
-        }
     }
 }
 

@@ -1,5 +1,9 @@
 //! Every reason why the agent refuses a flow.
 
+use std::io;
+
+use nix::errno::Errno;
+
 /// Why a connection or a datagram is not carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FlowRefusal {
@@ -38,5 +42,13 @@ impl FlowRefusal {
             Self::NoEndpoint => "no_endpoint",
             Self::Unreachable => "unreachable",
         }
+    }
+}
+
+/// The refusal for a failed connect: running out of file descriptors is the agent's own limit.
+pub(crate) fn connect_refusal(error: &io::Error) -> FlowRefusal {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EMFILE | Errno::ENFILE) => FlowRefusal::Limit,
+        _ => FlowRefusal::Unreachable,
     }
 }
