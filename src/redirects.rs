@@ -154,7 +154,8 @@ pub fn guard(file: &Path) -> Result<RedirectGuard, String> {
     let mut seen = read(file);
     let guard =
         RedirectGuard::start(parse_file(file, &seen)?).map_err(|error| error.to_string())?;
-    let (following, file) = (guard.clone(), file.to_owned());
+    let following = guard.clone();
+    let file = file.to_owned();
     let follow = move || {
         loop {
             pause();
@@ -201,7 +202,7 @@ fn parse_file(file: &Path, read: &Result<String, String>) -> Result<Vec<DesiredR
     })
 }
 
-#[allow(clippy::disallowed_methods, reason = "the step between two looks at a file")]
+#[expect(clippy::disallowed_methods, reason = "the step between two looks at a file")]
 fn pause() {
     std::thread::sleep(POLL);
 }

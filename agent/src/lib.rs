@@ -21,10 +21,13 @@ mod netlink;
 pub mod node;
 mod pipeline;
 pub mod plan;
+mod reconcile_loop;
 mod record;
 pub mod redirect;
 mod refusal;
 mod source;
+#[cfg(test)]
+mod test_plan;
 mod worker;
 
 pub use accept::run;

@@ -29,8 +29,7 @@ pub struct AgentMetrics {
 
 impl AgentMetrics {
     pub(crate) fn refuse(&self, refusal: FlowRefusal) {
-        let position = FlowRefusal::ALL.iter().position(|other| *other == refusal);
-        if let Some(counter) = position.and_then(|position| self.refused.get(position)) {
+        if let Some(counter) = self.refused.get(refusal as usize) {
             counter.increment();
         }
     }
@@ -131,10 +130,11 @@ impl AgentTotals {
 
     fn add_refusals(&self, page: &mut MetricsPage<'_>) {
         let refused: Vec<(&str, u64)> = FlowRefusal::ALL
-            .iter()
-            .enumerate()
-            .map(|(index, refusal)| {
-                (refusal.reason(), self.sum(|m| m.refused.get(index).map_or(0, Counter::get)))
+            .into_iter()
+            .map(|refusal| {
+                let count =
+                    |m: &AgentMetrics| m.refused.get(refusal as usize).map_or(0, Counter::get);
+                (refusal.reason(), self.sum(count))
             })
             .collect();
         page.counter_by(

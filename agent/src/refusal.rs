@@ -22,7 +22,7 @@ pub(crate) enum FlowRefusal {
 }
 
 impl FlowRefusal {
-    /// All refusals, in the order of their counters.
+    /// All refusals, in the order of the enum, which is that of their counters.
     pub(crate) const ALL: [Self; 6] = [
         Self::Limit,
         Self::NotRedirected,
@@ -50,5 +50,28 @@ pub(crate) fn connect_refusal(error: &io::Error) -> FlowRefusal {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EMFILE | Errno::ENFILE) => FlowRefusal::Limit,
         _ => FlowRefusal::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_refusal_is_listed_at_its_own_position_with_its_own_reason() {
+        for (position, refusal) in FlowRefusal::ALL.into_iter().enumerate() {
+            assert_eq!(refusal as usize, position, "{refusal:?}");
+            let same = FlowRefusal::ALL.into_iter().filter(|r| r.reason() == refusal.reason());
+            assert_eq!(same.count(), 1, "{refusal:?}");
+            // A new variant needs a place in the list: the compiler asks for it here.
+            match refusal {
+                FlowRefusal::Limit
+                | FlowRefusal::NotRedirected
+                | FlowRefusal::NotAllowed
+                | FlowRefusal::NoService
+                | FlowRefusal::NoEndpoint
+                | FlowRefusal::Unreachable => {}
+            }
+        }
     }
 }

@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &AgentArgs, log: &str) -> Result<(), CommandError> 
         endpoint_drain: Duration::from_secs(arguments.endpoint_drain),
     };
     let access = access_writer()?;
-    let kernel = KernelReconciler::start(arguments.path.into(), kernel_limits, access.clone());
+    let kernel = KernelReconciler::start(arguments.path.into(), kernel_limits, &access);
     let kernel = kernel
         .map_err(|error| CommandError::Failed(format!("cannot start the kernel path: {error}")))?;
     let role = AgentRole {
@@ -120,8 +120,8 @@ pub(super) fn run(arguments: &AgentArgs, log: &str) -> Result<(), CommandError> 
     };
     let mut process = prepared.start(setup).map_err(CommandError::Failed)?;
     let receiver = plans.subscribe();
-    let (snapshots, problems) = (process.snapshots(), process.problems());
-    process.spawn(plan_all(snapshots, plans, problems, kernel, arguments.seed));
+    let planning = plan_all(process.snapshots(), plans, process.problems(), kernel, arguments.seed);
+    process.spawn(planning);
     let shared = AgentShared {
         plans: receiver,
         drain: process.drain(),

@@ -196,8 +196,8 @@ pub(super) fn run(arguments: RedirectArgs, log: &str) -> Result<(), CommandError
         }
         RedirectCommand::Probe(wanted) => {
             match probe(&wanted.redirect(), &wanted.place.namespace()).map_err(explain)? {
-                passed @ ProbeOutcome::NotRedirected(..) => {
-                    Err(CommandError::Failed(passed.to_string()))
+                failed @ ProbeOutcome::NotRedirected(..) => {
+                    Err(CommandError::Failed(failed.to_string()))
                 }
                 outcome => {
                     print_line(&outcome.to_string());
@@ -256,7 +256,6 @@ impl NamespaceArgs {
     }
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
 fn explain(error: RedirectError) -> CommandError {
     match error {
         RedirectError::Invalid(text) => CommandError::Usage(text),

@@ -33,7 +33,8 @@ impl DemoMesh {
                 |field: &str| explanation.get(field).and_then(Value::as_str).unwrap_or("none");
             let endpoint =
                 explanation.pointer("/endpoints/0").and_then(Value::as_str).unwrap_or("none");
-            let (path, why) = (text("path"), text("why"));
+            let path = text("path");
+            let why = text("why");
             let named =
                 self.orders.iter().find(|host| endpoint.starts_with(&format!("{}:", host.address)));
             let named = named.map_or("no endpoint", |host| &host.name);

@@ -26,10 +26,10 @@ impl DesiredTable<'_> {
 }
 
 /// The name of the chain and counter of a service.
-pub(super) fn chain_name((transport, place): ServiceKey) -> String {
-    let transport = transport.word();
+pub(super) fn chain_name(key: ServiceKey) -> String {
+    let transport = key.transport.word();
     // The nft command does not allow a colon in a name.
-    match place {
+    match key.address {
         ServiceAddress::Exact(at) => {
             format!("{transport}_{}_{}", at.ip(), at.port()).replace(':', "-")
         }

@@ -110,7 +110,7 @@ impl FlowTracker {
             Transport::Tcp => FlowAction::Keep,
             // On a port of any host address there are flows of other programs too. Only those to a removed
             // endpoint are known to be ours.
-            Transport::Udp if matches!(key.1, ServiceAddress::AnyLocal(_)) => {
+            Transport::Udp if matches!(key.address, ServiceAddress::AnyLocal(_)) => {
                 if self.removed.contains_key(&(key, endpoint)) {
                     FlowAction::Evict
                 } else {
@@ -155,8 +155,8 @@ impl FlowTracker {
         };
         [ServiceAddress::Exact(flow.destination), ServiceAddress::AnyLocal(any)]
             .into_iter()
-            .find_map(|place| {
-                let key = (flow.transport, place);
+            .find_map(|address| {
+                let key = ServiceKey { transport: flow.transport, address };
                 let service = self.services.get(&key);
                 (service.is_some() || self.former_services.contains(&key)).then_some((key, service))
             })
@@ -166,9 +166,9 @@ impl FlowTracker {
     pub(super) fn expired(&self, now: Instant) -> Vec<ExpiredEndpoint> {
         let over = self.removed.iter().filter(|(_, until)| **until <= now);
         let mut expired: Vec<ExpiredEndpoint> = over
-            .filter_map(|(((transport, place), endpoint), _)| match (transport, place) {
+            .filter_map(|((key, endpoint), _)| match (key.transport, key.address) {
                 (Transport::Tcp, ServiceAddress::Exact(destination)) => {
-                    Some(ExpiredEndpoint { destination: *destination, endpoint: *endpoint })
+                    Some(ExpiredEndpoint { destination, endpoint: *endpoint })
                 }
                 // On any host address the original destination is unknown, and entries of UDP flows are deleted.
                 (Transport::Tcp, ServiceAddress::AnyLocal(_)) | (Transport::Udp, _) => None,
@@ -196,49 +196,19 @@ impl FlowTracker {
 
 #[cfg(test)]
 mod tests {
-    use weft_model::{
-        Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet, FlowKey,
-        Health, Snapshot, UpstreamProtocol,
-    };
+    use weft_model::{FlowKey, Health};
 
     use super::*;
-    use crate::plan::AgentPlan;
+    use crate::test_plan::{SERVICE, address, cluster, plan};
 
     const DRAIN: Duration = Duration::from_secs(300);
 
-    fn address(text: &str) -> SocketAddr {
-        text.parse().expect("the address is valid")
-    }
-
     /// The service 10.96.0.1:53 with this protocol and these endpoints.
     fn service(transport: Transport, endpoints: &[(&str, Health)]) -> KernelService {
-        let endpoints: Vec<Endpoint> = endpoints
-            .iter()
-            .filter_map(|(at, health)| Endpoint::new(address(at), 1, *health))
-            .collect();
-        let cluster = Cluster {
-            name: "dns".into(),
-            discovery: Discovery::Static(EndpointSet { endpoints }),
-            balance: Balance::Maglev { table_size: 251 },
-            connect_timeout: DEFAULT_CONNECT_TIMEOUT,
-            protocol: UpstreamProtocol::Http1,
-            tls: None,
-            connection_limit: 1,
-            request_limit: 1,
-            response_head_bytes: weft_model::DEFAULT_RESPONSE_HEAD_BYTES,
-            response_header_count: weft_model::DEFAULT_RESPONSE_HEADER_COUNT,
-            idle_timeout: weft_model::DEFAULT_UPSTREAM_IDLE,
-        };
-        let mut snapshot = Snapshot::default();
-        snapshot.clusters.insert("dns".into(), Arc::new(cluster));
-        let (plan, _) = AgentPlan::new(
-            &snapshot,
-            &crate::node::NodeInfo { seed: Some(7), ..Default::default() },
-            None,
-        );
+        let plan = plan(transport, [cluster("dns", endpoints)]);
         let target = plan.target_named("dns").expect("the plan has the cluster").clone();
         KernelService {
-            key: (transport, ServiceAddress::Exact(address("10.96.0.1:53"))),
+            key: ServiceKey { transport, address: ServiceAddress::Exact(address(SERVICE)) },
             listener: "dns".into(),
             table: target.table().expect("the cluster has a Maglev table").clone(),
             target,

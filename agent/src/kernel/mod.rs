@@ -6,14 +6,16 @@
 //! exact for both paths.
 //!
 //! [`service`] decides which services use the kernel path. [`desired`] says what the nf_tables table is to
-//! contain, [`table`] defines its chains, [`table_sets`] its sets, and [`packet_fields`] how it reads packets. [`reconcile`] changes the
-//! [`installed`] table to match. [`flows`] finds conntrack entries that have lost their endpoint, and
-//! [`occupancy`] watches how full conntrack is. [`KernelReconciler`] is the thread that runs all this. Flows
-//! that the kernel path does not carry use the proxy path.
+//! contain, [`table`] defines its chains, [`table_sets`] its sets, and [`packet_fields`] how it reads packets.
+//! [`reconcile`] changes the [`installed`] table to match. [`flows`] finds conntrack entries that have lost
+//! their endpoint, and [`occupancy`] watches how full conntrack is. [`KernelReconciler`] is the thread that runs
+//! all this, and [`kernel_access`] what it needs of the kernel. Flows that the kernel path does not carry use the
+//! proxy path.
 
 mod desired;
 mod flows;
 mod installed;
+mod kernel_access;
 mod occupancy;
 mod packet_fields;
 mod reconcile;

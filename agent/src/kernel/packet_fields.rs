@@ -112,12 +112,12 @@ pub(super) fn protocol_and_port(transport: Transport, address: SocketAddr) -> Ve
 }
 
 /// The key of a service in the dispatch sets: address, protocol and port, or only the last two.
-pub(super) fn dispatch_key((transport, place): ServiceKey) -> Vec<u8> {
-    match place {
+pub(super) fn dispatch_key(key: ServiceKey) -> Vec<u8> {
+    match key.address {
         ServiceAddress::Exact(at) => {
-            [address_bytes(at.ip()), protocol_and_port(transport, at)].concat()
+            [address_bytes(at.ip()), protocol_and_port(key.transport, at)].concat()
         }
-        ServiceAddress::AnyLocal(at) => protocol_and_port(transport, at),
+        ServiceAddress::AnyLocal(at) => protocol_and_port(key.transport, at),
     }
 }
 

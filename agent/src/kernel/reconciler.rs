@@ -1,34 +1,30 @@
-//! The thread that keeps the kernel's table of services as the plan requires. It sleeps while nothing changes.
+//! Keeps the kernel's table of services as the plan requires, on a thread of its own.
 //!
 //! A new plan, a notification of a change in the kernel, and the passing of time lead to the same action: the thread
 //! reconciles the table and deletes conntrack entries that have lost their endpoint. The table stays when the process
 //! ends: flows continue, and the next agent takes the table over.
 
 use std::collections::HashMap;
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::SockProtocol;
 use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 
 use super::desired::{DesiredTable, GROUP_PREFIX, chain_name};
 use super::flows::{ExpiredEndpoint, FlowAction, FlowTracker};
-use super::occupancy::Occupancy;
-use super::reconcile::KernelTable;
+use super::kernel_access::{KernelAccess, LiveKernel};
 use super::report::{KernelPathReport, ServiceReport};
 use super::service::{FlowPath, NeedsProxy, PathAssignment, PathChoice, ServiceKey, assign_paths};
-use crate::clock::{now, unix_ms};
-use crate::netlink::conntrack::{self, Conntrack, ConntrackEntry, EndedConnection};
-use crate::netlink::{Netlink, Notification, nf_tables};
+use crate::clock::{self, unix_ms};
+use crate::netlink::conntrack::{self, ConntrackEntry, EndedConnection};
+use crate::netlink::{Netlink, Notification};
 use crate::plan::AgentPlan;
+use crate::reconcile_loop::{Reconcile, ReconcileHandle};
 use crate::record::AgentAccessRecord;
-use crate::redirect::may_have_iptables_rules;
 
 /// How often the kernel's counters are read.
 const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
@@ -58,72 +54,47 @@ pub struct KernelLimits {
 
 /// A handle of the thread. The thread ends with its last handle; the table stays.
 #[derive(Debug, Clone)]
-pub struct KernelReconciler {
-    pending_plan: Arc<Mutex<Option<Arc<AgentPlan>>>>,
-    waker: Arc<UnixStream>,
-    report: Arc<Mutex<KernelPathReport>>,
-}
+pub struct KernelReconciler(ReconcileHandle<Arc<AgentPlan>, KernelPathReport>);
 
 impl KernelReconciler {
     /// Starts the thread, for the network namespace of the calling thread.
     ///
     /// # Errors
     /// When the wake-up socket or the thread cannot be created.
-    pub fn start(choice: PathChoice, limits: KernelLimits, access: Writer) -> io::Result<Self> {
-        let report = Arc::new(Mutex::new(KernelPathReport::default()));
-        let pending_plan = Arc::new(Mutex::new(None));
-        let (waker, wakeups) = UnixStream::pair()?;
-        waker.set_nonblocking(true)?;
-        wakeups.set_nonblocking(true)?;
-        let now = now();
-        let thread = ReconcileThread {
+    pub fn start(choice: PathChoice, limits: KernelLimits, access: &Writer) -> io::Result<Self> {
+        let reconciler = ServiceReconciler::new(
             choice,
             limits,
-            pending_plan: pending_plan.clone(),
-            report: report.clone(),
-            flows: FlowTracker::new(limits.endpoint_drain),
-            ended_events: None,
-            assignment: PathAssignment::default(),
-            open: HashMap::new(),
-            counters: HashMap::new(),
-            expired: Vec::new(),
-            is_in_force: false,
-            last_applied: None,
-            change_events: None,
-            last_error: None,
-            due: now,
-            deep_due: now,
-            sweep_due: now,
-            count_due: now,
-        };
-        std::thread::Builder::new()
-            .name("kernel-path".into())
-            .spawn(move || thread.run(wakeups, &access))?;
-        Ok(Self { pending_plan, waker: Arc::new(waker), report })
+            access.log(),
+            LiveKernel::default(),
+            clock::now(),
+        );
+        ReconcileHandle::start("kernel-path", reconciler).map(Self)
     }
 
     /// Applies a new plan, asynchronously.
     pub fn set_plan(&self, plan: Arc<AgentPlan>) {
-        *self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan);
-        // A full socket means that the thread will wake up anyway.
-        drop((&*self.waker).write(&[0]));
+        self.0.set_desired(plan);
     }
 
     /// The current status.
     #[must_use]
     pub fn report(&self) -> KernelPathReport {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.report()
     }
 }
 
-struct ReconcileThread {
+/// Makes the kernel's table of services match the newest plan.
+struct ServiceReconciler<K> {
     choice: PathChoice,
     limits: KernelLimits,
-    pending_plan: Arc<Mutex<Option<Arc<AgentPlan>>>>,
-    report: Arc<Mutex<KernelPathReport>>,
+    log: AccessLog,
+    kernel: K,
+    report: KernelPathReport,
     flows: FlowTracker,
     /// Notifications about ended connections, when records of them are configured.
     ended_events: Option<Netlink>,
+    has_plan: bool,
     /// Which path the services of the newest plan take.
     assignment: PathAssignment,
     /// The open flows of each service.
@@ -135,8 +106,6 @@ struct ReconcileThread {
     is_in_force: bool,
     /// The inputs of the last reconciliation besides the services: expired endpoints, and whether iptables has rules.
     last_applied: Option<(Vec<ExpiredEndpoint>, bool)>,
-    /// Notifications about changes of the ruleset, by this thread and by others.
-    change_events: Option<Netlink>,
     /// Why the kernel refused the last change, if it did.
     last_error: Option<String>,
     due: Instant,
@@ -145,50 +114,94 @@ struct ReconcileThread {
     count_due: Instant,
 }
 
-impl ReconcileThread {
-    fn run(mut self, mut wakeups: UnixStream, access: &Writer) {
-        let log = access.log();
-        let mut has_plan = false;
-        loop {
-            let pending_plan =
-                self.pending_plan.lock().unwrap_or_else(PoisonError::into_inner).take();
-            // An earlier agent's table stays untouched until the first configuration arrives.
-            if let Some(plan) = pending_plan.filter(|plan| plan.revision > 0) {
-                has_plan = true;
-                self.apply_plan(&plan);
-            }
-            if has_plan {
-                self.enforce();
-                self.publish_report();
-            }
-            let timeout = self.next_wakeup().saturating_duration_since(now());
-            let timeout = if has_plan { timeout } else { Duration::MAX };
-            let sockets = [self.change_events.as_ref(), self.ended_events.as_ref()];
-            if !wait(timeout, &mut wakeups, sockets.into_iter().flatten()) {
-                return;
-            }
-            self.drain_changes();
-            self.record(&log);
+impl<K: KernelAccess> Reconcile for ServiceReconciler<K> {
+    type Desired = Arc<AgentPlan>;
+    type Report = KernelPathReport;
+
+    fn set_desired(&mut self, plan: Arc<AgentPlan>, now: Instant) {
+        // An earlier agent's table stays untouched until the first configuration arrives.
+        if plan.revision > 0 {
+            self.has_plan = true;
+            self.assignment = assign_paths(&plan, self.choice, self.limits.slots);
+            self.is_in_force = false;
+            self.due = now;
         }
     }
 
-    /// Reads pending notifications about changes, and schedules a reconciliation.
-    fn drain_changes(&mut self) {
-        let Some(change_events) = &self.change_events else { return };
-        let mut of_elements = false;
-        let received =
-            change_events.drain(|notification| of_elements |= is_element_change(&notification));
-        let soon = now() + REPAIR_INTERVAL;
-        if received.unwrap_or(true) {
+    fn act(&mut self, now: Instant) {
+        if self.has_plan {
+            let now = self.reconcile_if_due(now);
+            self.count_if_due(now);
+            self.sweep_if_due(now);
+        }
+    }
+
+    fn report(&self) -> KernelPathReport {
+        KernelPathReport {
+            services: self.service_reports(),
+            blocked: self.blocked(),
+            settled: self.is_in_force || self.last_error.is_some(),
+            ..self.report.clone()
+        }
+    }
+
+    fn next_due(&self, now: Instant) -> Option<Instant> {
+        let due = self.due.min(self.deep_due).min(self.sweep_due).min(self.count_due);
+        let due = self.flows.next_deadline(now).map_or(due, |deadline| due.min(deadline));
+        self.has_plan.then_some(due)
+    }
+
+    fn event_sockets(&self) -> Vec<BorrowedFd<'_>> {
+        let ended = self.ended_events.as_ref().map(Netlink::as_fd);
+        self.kernel.ruleset_socket().into_iter().chain(ended).collect()
+    }
+
+    fn read_events(&mut self, now: Instant) {
+        let changes = self.kernel.ruleset_changes();
+        let soon = now + REPAIR_INTERVAL;
+        if changes.any {
             self.due = self.due.min(soon);
         }
-        if of_elements {
+        if changes.of_elements {
             self.deep_due = self.deep_due.min(soon);
+        }
+        self.record();
+    }
+}
+
+impl<K: KernelAccess> ServiceReconciler<K> {
+    fn new(
+        choice: PathChoice,
+        limits: KernelLimits,
+        log: AccessLog,
+        kernel: K,
+        now: Instant,
+    ) -> Self {
+        Self {
+            choice,
+            limits,
+            log,
+            kernel,
+            report: KernelPathReport::default(),
+            flows: FlowTracker::new(limits.endpoint_drain),
+            ended_events: None,
+            has_plan: false,
+            assignment: PathAssignment::default(),
+            open: HashMap::new(),
+            counters: HashMap::new(),
+            expired: Vec::new(),
+            is_in_force: false,
+            last_applied: None,
+            last_error: None,
+            due: now,
+            deep_due: now,
+            sweep_due: now,
+            count_due: now,
         }
     }
 
     /// Writes a record for each connection that has ended.
-    fn record(&mut self, log: &AccessLog) {
+    fn record(&mut self) {
         let Some(ended_events) = &self.ended_events else { return };
         let mut lost = 0;
         let flows = &self.flows;
@@ -198,18 +211,18 @@ impl ReconcileThread {
                     && let Some(service) =
                         flows.logged_service(&ended.entry.flow, ended.entry.endpoint)
                 {
-                    log.line(&record(&ended, service));
+                    self.log.line(&record(&ended, service));
                 }
             }
             Notification::Overflow => lost += 1,
         });
-        log.hand_over();
+        self.log.hand_over();
         if let Err(error) = received {
             tracing::warn!(%error, "records of connections stopped: notifications failed");
             self.ended_events = None;
         }
         if lost > 0 {
-            self.update(|report| report.records_lost += lost);
+            self.report.records_lost += lost;
         }
     }
 
@@ -230,123 +243,94 @@ impl ReconcileThread {
         }
     }
 
-    /// When the next action is due.
-    fn next_wakeup(&self) -> Instant {
-        let due = self.due.min(self.deep_due).min(self.sweep_due).min(self.count_due);
-        self.flows.next_deadline(now()).map_or(due, |deadline| due.min(deadline))
+    /// Compares the table with the plan when that is due, and changes what differs. Returns the time afterwards.
+    fn reconcile_if_due(&mut self, now: Instant) -> Instant {
+        let expired = self.flows.expired(now);
+        if self.due > now && self.deep_due > now && expired == self.expired {
+            return now;
+        }
+        self.expired = expired;
+        let started = clock::now();
+        let outcome = self.reconcile(now, started);
+        let finished = now + (clock::now() - started);
+        if let Err(error) = outcome {
+            self.record_failure(&error, finished);
+        }
+        finished
     }
 
-    fn apply_plan(&mut self, plan: &AgentPlan) {
-        self.assignment = assign_paths(plan, self.choice, self.limits.slots);
-        self.is_in_force = false;
-        self.due = now();
-    }
-
-    /// Performs the actions that are due.
-    fn enforce(&mut self) {
-        let started = now();
-        let expired = self.flows.expired(started);
-        if self.due <= started || self.deep_due <= started || expired != self.expired {
-            self.expired = expired;
-            match self.reconcile() {
-                Ok(()) => {}
-                Err(error) => self.record_failure(&error),
-            }
-        }
-        if self.count_due <= now() {
-            self.count();
-        }
-        let sweeping = now();
-        if self.sweep_due <= sweeping {
-            if let Err(error) = self.sweep() {
-                tracing::warn!(%error, "sweep of conntrack failed");
-            }
-            let finished = now();
-            let took = finished - sweeping;
-            self.sweep_due = finished + SWEEP_INTERVAL.max(took * SWEEP_COST_FACTOR);
-            if let Some(then) = finished.checked_sub(RESET_PERIOD) {
-                self.flows.forget_expired_before(then);
-            }
-        }
-    }
-
-    fn reconcile(&mut self) -> io::Result<()> {
-        let started = now();
-        let mut deep = self.deep_due <= started;
+    /// Reconciles at `now`, which the clock shows as `started`.
+    fn reconcile(&mut self, now: Instant, started: Instant) -> io::Result<()> {
+        let mut deep = self.deep_due <= now;
         let mut uses_iptables = false;
-        let mut kernel = KernelTable::open()?;
         let mut transactions = 0;
         if !self.is_in_force {
             // The kernel would send a notification for every slot of a new map, which takes longer than filling it.
-            self.change_events = None;
+            self.kernel.stop_watching_ruleset();
         }
         for attempt in 0..RECONCILE_ATTEMPTS {
             if attempt > 0 || self.is_in_force {
                 // A later change causes a notification; an earlier one is seen by the comparison that follows.
-                deep |= self.subscribe_to_changes();
+                deep |= self.kernel.watch_ruleset() && self.kernel.ruleset_changes().of_elements;
             }
             // Checked after subscribing, so a notification follows when iptables rules change later.
-            uses_iptables = may_have_iptables_rules();
+            uses_iptables = self.kernel.has_iptables_rules();
             let desired = DesiredTable {
                 services: &self.assignment.kernel,
                 groups: &self.assignment.groups,
                 expired: &self.expired,
                 may_be_captured_by_iptables: uses_iptables,
             };
-            let outcome = kernel.reconcile(desired, deep)?;
+            let outcome = self.kernel.reconcile(desired, deep)?;
             transactions += outcome.transactions;
-            if outcome.transactions == 0 && self.change_events.is_some() {
+            if outcome.transactions == 0 && self.kernel.is_watching_ruleset() {
                 break;
             }
         }
-        let finished = now();
-        if transactions > 0 {
-            // Flows that started meanwhile may be on the wrong endpoint.
-            self.sweep_due = finished;
-        }
-        let desired = (self.expired.clone(), uses_iptables);
-        let is_same = self.last_applied.as_ref() == Some(&desired);
-        self.last_applied = Some(desired);
-        if self.is_in_force && transactions > 0 && is_same {
-            self.update(|report| report.repairs += 1);
-            tracing::warn!("table of services had drifted: repaired");
-        }
+        let took = clock::now() - started;
+        self.reconciled(transactions, uses_iptables, now + took);
         if !self.is_in_force {
-            self.flows.apply(&self.assignment.kernel, &self.assignment.proxied, finished);
-            self.update_record_subscription();
-            self.sweep_due = finished;
-            self.update(|report| report.last_change = finished - started);
-            tracing::info!(
-                services = self.assignment.kernel.len(),
-                transactions,
-                took = ?finished - started,
-                "services on the kernel path changed"
-            );
+            self.put_in_force(transactions, took, now + took);
         }
-        self.is_in_force = true;
         self.last_error = None;
-        self.due = finished + DEEP_COMPARE_INTERVAL;
+        self.due = now + took + DEEP_COMPARE_INTERVAL;
         if deep {
-            self.deep_due = finished + DEEP_COMPARE_INTERVAL;
+            self.deep_due = self.due;
         }
         Ok(())
     }
 
-    /// Subscribes to changes, or reads pending notifications. The comparison that follows sees earlier
-    /// changes. Returns whether it must compare the elements of maps.
-    fn subscribe_to_changes(&mut self) -> bool {
-        let Some(change_events) = &self.change_events else {
-            let part = SockProtocol::NetlinkNetFilter;
-            self.change_events = Netlink::listen(part, nf_tables::CHANGES).ok();
-            return false;
-        };
-        let mut of_elements = false;
-        let received =
-            change_events.drain(|notification| of_elements |= is_element_change(&notification));
-        of_elements || received.is_err()
+    /// Notes the number of transactions that made the table match, and counts a repair.
+    fn reconciled(&mut self, transactions: usize, uses_iptables: bool, now: Instant) {
+        if transactions > 0 {
+            // Flows that started meanwhile may be on the wrong endpoint.
+            self.sweep_due = now;
+        }
+        let applied = Some((self.expired.clone(), uses_iptables));
+        let is_same = self.last_applied == applied;
+        self.last_applied = applied;
+        if self.is_in_force && transactions > 0 && is_same {
+            self.report.repairs += 1;
+            tracing::warn!("table of services had drifted: repaired");
+        }
     }
 
-    fn record_failure(&mut self, error: &io::Error) {
+    /// Applies the assignment of a new plan to the flows, once the table matches it.
+    fn put_in_force(&mut self, transactions: usize, took: Duration, now: Instant) {
+        self.flows.apply(&self.assignment.kernel, &self.assignment.proxied, now);
+        self.update_record_subscription();
+        self.is_in_force = true;
+        self.sweep_due = now;
+        self.report.last_change = took;
+        tracing::info!(
+            services = self.assignment.kernel.len(),
+            transactions,
+            ?took,
+            "services on the kernel path changed"
+        );
+    }
+
+    fn record_failure(&mut self, error: &io::Error, now: Instant) {
         let hint = match error.kind() {
             io::ErrorKind::PermissionDenied => "; needs the capability NET_ADMIN",
             _ => "",
@@ -356,33 +340,50 @@ impl ReconcileThread {
             tracing::warn!(reason, "kernel path not available, services use the proxy path");
         }
         self.last_error = Some(reason);
-        self.update(|report| report.failures += 1);
-        let later = now() + RETRY_INTERVAL;
-        self.due = later;
-        self.deep_due = self.deep_due.max(later);
+        self.report.failures += 1;
+        self.due = now + RETRY_INTERVAL;
+        self.deep_due = self.deep_due.max(self.due);
     }
 
     /// Reads the counters of services, and state that the kernel sends no notifications about.
-    fn count(&mut self) {
-        match KernelTable::open().and_then(|mut kernel| kernel.counters()) {
-            Ok(counters) => self.counters = counters.into_iter().collect(),
+    fn count_if_due(&mut self, now: Instant) {
+        if self.count_due > now {
+            return;
+        }
+        match self.kernel.counters() {
+            Ok(counters) => self.counters = counters,
             Err(error) => tracing::debug!(%error, "reading the kernel's counters failed"),
         }
-        if let Some(occupancy) = Occupancy::read() {
-            self.update(|report| {
-                report.level = occupancy.log_level_change(report.level);
-                report.occupancy = Some(occupancy);
-            });
+        if let Some(occupancy) = self.kernel.occupancy() {
+            self.report.level = occupancy.log_level_change(self.report.level);
+            self.report.occupancy = Some(occupancy);
         }
         // Legacy iptables sends no notifications.
         if self
             .last_applied
             .as_ref()
-            .is_some_and(|(_, uses_iptables)| *uses_iptables != may_have_iptables_rules())
+            .is_some_and(|(_, uses_iptables)| *uses_iptables != self.kernel.has_iptables_rules())
         {
-            self.due = now();
+            self.due = now;
         }
-        self.count_due = now() + COUNTER_INTERVAL;
+        self.count_due = now + COUNTER_INTERVAL;
+    }
+
+    /// Sweeps conntrack when that is due.
+    fn sweep_if_due(&mut self, now: Instant) {
+        if self.sweep_due > now {
+            return;
+        }
+        let started = clock::now();
+        if let Err(error) = self.sweep() {
+            tracing::warn!(%error, "sweep of conntrack failed");
+        }
+        let took = clock::now() - started;
+        let finished = now + took;
+        self.sweep_due = finished + SWEEP_INTERVAL.max(took * SWEEP_COST_FACTOR);
+        if let Some(then) = finished.checked_sub(RESET_PERIOD) {
+            self.flows.forget_expired_before(then);
+        }
     }
 
     /// Lists all conntrack entries: counts the open flows of each service, and deletes entries that have lost their
@@ -391,11 +392,12 @@ impl ReconcileThread {
         if self.last_error.is_some() || !self.is_in_force {
             return Ok(());
         }
-        let mut conntrack = Conntrack::open()?;
         let mut open = HashMap::new();
         let mut lost: Vec<ConntrackEntry> = Vec::new();
         let flows = &self.flows;
-        conntrack.list(|entry| match flows.action_for(&entry.flow, entry.endpoint) {
+        self.kernel.conntrack_entries(&mut |entry| match flows
+            .action_for(&entry.flow, entry.endpoint)
+        {
             FlowAction::Evict => lost.push(entry),
             FlowAction::Keep if entry.is_closed => {}
             FlowAction::Keep => {
@@ -405,22 +407,20 @@ impl ReconcileThread {
             }
             FlowAction::Ignore => {}
         })?;
-        for entry in &lost {
-            conntrack.delete(entry)?;
+        if !lost.is_empty() {
+            self.kernel.delete_conntrack_entries(&lost)?;
+            tracing::info!(flows = lost.len(), "conntrack entries of removed endpoints deleted");
+            self.report.evicted += lost.len() as u64;
         }
         self.flows.sweep_finished();
         self.open = open;
-        if !lost.is_empty() {
-            tracing::info!(flows = lost.len(), "conntrack entries of removed endpoints deleted");
-            self.update(|report| report.evicted += lost.len() as u64);
-        }
         Ok(())
     }
 
-    fn publish_report(&self) {
+    fn service_reports(&self) -> Vec<ServiceReport> {
         let carried = self.assignment.kernel.iter().map(|service| ServiceReport {
             listener: service.listener.clone(),
-            transport: Some(service.key.0),
+            transport: Some(service.key.transport),
             path: match &self.last_error {
                 Some(reason) => FlowPath::Proxy(NeedsProxy::Refused(reason.clone())),
                 None => FlowPath::Kernel,
@@ -437,43 +437,14 @@ impl ReconcileThread {
         });
         let mut services: Vec<ServiceReport> = carried.chain(proxied).collect();
         services.sort_by(|one, other| one.listener.cmp(&other.listener));
+        services
+    }
+
+    /// The packets that security groups have dropped.
+    fn blocked(&self) -> u64 {
         let is_group = |(name, _): &(&String, &u64)| name.starts_with(GROUP_PREFIX);
-        let blocked = self.counters.iter().filter(is_group).map(|(_, packets)| packets).sum();
-        self.update(|report| {
-            report.services = services;
-            report.blocked = blocked;
-            report.settled = self.is_in_force || self.last_error.is_some();
-        });
+        self.counters.iter().filter(is_group).map(|(_, packets)| packets).sum()
     }
-
-    fn update(&self, change: impl FnOnce(&mut KernelPathReport)) {
-        change(&mut self.report.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-fn is_element_change(notification: &Notification) -> bool {
-    match notification {
-        Notification::Message(notification) => nf_tables::is_element_change(notification),
-        Notification::Overflow => true,
-    }
-}
-
-/// Waits for a new plan, a notification from the kernel, or the timeout. Returns false when the thread should end.
-fn wait<'a>(
-    longest: Duration,
-    wakeups: &mut UnixStream,
-    sockets: impl Iterator<Item = &'a Netlink>,
-) -> bool {
-    // poll counts whole milliseconds; with 0 it would not sleep.
-    let timeout = PollTimeout::try_from(longest.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
-    let mut waited = vec![PollFd::new(wakeups.as_fd(), PollFlags::POLLIN)];
-    waited.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
-    match poll(&mut waited, timeout) {
-        Ok(_) | Err(Errno::EINTR) => {}
-        Err(error) => tracing::warn!(%error, "polling for changes failed"),
-    }
-    let mut bytes = [0; 64];
-    !matches!(wakeups.read(&mut bytes), Ok(0))
 }
 
 /// The access-log record of a connection. The record of a TCP connection is written when conntrack drops the
@@ -493,5 +464,199 @@ fn record<'a>(ended: &EndedConnection, service: &'a Name) -> AgentAccessRecord<'
         bytes_received: ended.bytes_received,
         duration_ms: ended.duration.unwrap_or_default().as_millis(),
         outcome: "ended",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use weft_model::{FlowTuple, Health, Transport};
+
+    use super::super::kernel_access::RulesetChanges;
+    use super::super::occupancy::Occupancy;
+    use super::super::reconcile::ReconcileOutcome;
+    use super::*;
+    use crate::test_plan::{SERVICE, address, cluster, plan};
+
+    const ONE: (&str, Health) = ("10.0.1.1:53", Health::Healthy);
+    const OTHER: (&str, Health) = ("10.0.1.2:53", Health::Healthy);
+
+    /// A kernel whose table holds the chains of services with their endpoints.
+    #[derive(Default)]
+    struct FakeKernel {
+        installed: Vec<(String, Vec<std::net::SocketAddr>)>,
+        comparisons: Cell<usize>,
+        refusal: Option<io::ErrorKind>,
+        is_watching: bool,
+        changes: RulesetChanges,
+        conntrack: Vec<ConntrackEntry>,
+    }
+
+    impl KernelAccess for FakeKernel {
+        fn reconcile(
+            &mut self,
+            desired: DesiredTable<'_>,
+            _deep: bool,
+        ) -> io::Result<ReconcileOutcome> {
+            self.comparisons.set(self.comparisons.get() + 1);
+            if let Some(kind) = self.refusal {
+                return Err(kind.into());
+            }
+            let described = |service: &super::super::service::KernelService| {
+                (chain_name(service.key), service.table.endpoints().to_vec())
+            };
+            let desired: Vec<_> = desired.services.iter().map(described).collect();
+            let transactions = usize::from(desired != self.installed);
+            self.installed = desired;
+            Ok(ReconcileOutcome { transactions, maps: transactions })
+        }
+
+        fn counters(&mut self) -> io::Result<HashMap<String, u64>> {
+            Ok(self.installed.iter().map(|(chain, _)| (chain.clone(), 3)).collect())
+        }
+
+        fn has_iptables_rules(&self) -> bool {
+            false
+        }
+
+        fn occupancy(&self) -> Option<Occupancy> {
+            None
+        }
+
+        fn conntrack_entries(&mut self, each: &mut dyn FnMut(ConntrackEntry)) -> io::Result<()> {
+            self.conntrack.iter().cloned().for_each(each);
+            Ok(())
+        }
+
+        fn delete_conntrack_entries(&mut self, entries: &[ConntrackEntry]) -> io::Result<()> {
+            self.conntrack.retain(|entry| !entries.contains(entry));
+            Ok(())
+        }
+
+        fn watch_ruleset(&mut self) -> bool {
+            std::mem::replace(&mut self.is_watching, true)
+        }
+
+        fn is_watching_ruleset(&self) -> bool {
+            self.is_watching
+        }
+
+        fn stop_watching_ruleset(&mut self) {
+            self.is_watching = false;
+        }
+
+        fn ruleset_changes(&mut self) -> RulesetChanges {
+            std::mem::take(&mut self.changes)
+        }
+
+        fn ruleset_socket(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    fn reconciler(now: Instant) -> ServiceReconciler<FakeKernel> {
+        let limits = KernelLimits { slots: 10_000, endpoint_drain: Duration::from_secs(300) };
+        let log = Writer::start(io::sink()).expect("a thread starts").log();
+        ServiceReconciler::new(PathChoice::Auto, limits, log, FakeKernel::default(), now)
+    }
+
+    fn plan_with(endpoints: &[(&str, Health)]) -> Arc<AgentPlan> {
+        Arc::new(plan(Transport::Udp, [cluster("dns", endpoints)]))
+    }
+
+    /// A reconciler with the service in force, and the time.
+    fn in_force() -> (ServiceReconciler<FakeKernel>, Instant) {
+        let now = clock::now();
+        let mut reconciler = reconciler(now);
+        reconciler.set_desired(plan_with(&[ONE, OTHER]), now);
+        reconciler.act(now);
+        (reconciler, now + Duration::from_millis(10))
+    }
+
+    #[test]
+    fn table_of_an_earlier_agent_is_kept_until_the_first_plan_arrives() {
+        let now = clock::now();
+        let mut reconciler = reconciler(now);
+        reconciler.set_desired(Arc::new(AgentPlan::default()), now);
+        reconciler.act(now);
+        assert_eq!(reconciler.kernel.comparisons.get(), 0);
+        assert_eq!(reconciler.next_due(now), None);
+        assert!(!reconciler.report().settled);
+    }
+
+    #[test]
+    fn unchanged_table_is_not_compared_before_its_interval() {
+        let (mut reconciler, now) = in_force();
+        assert_eq!(reconciler.kernel.installed.len(), 1);
+        let report = reconciler.report();
+        assert!(report.settled, "{report:?}");
+        assert_eq!(report.services[0].path, FlowPath::Kernel);
+        assert_eq!(report.services[0].flows, 3);
+        let comparisons = reconciler.kernel.comparisons.get();
+        reconciler.act(now + Duration::from_secs(1));
+        assert_eq!(reconciler.kernel.comparisons.get(), comparisons);
+        reconciler.act(now + DEEP_COMPARE_INTERVAL);
+        assert!(reconciler.kernel.comparisons.get() > comparisons);
+        assert_eq!(reconciler.report().repairs, 0);
+    }
+
+    #[test]
+    fn drift_is_repaired_soon_after_its_notification() {
+        let (mut reconciler, now) = in_force();
+        let desired = std::mem::take(&mut reconciler.kernel.installed);
+        reconciler.kernel.changes = RulesetChanges { any: true, of_elements: false };
+        reconciler.read_events(now);
+        assert!(reconciler.next_due(now) <= Some(now + REPAIR_INTERVAL));
+        reconciler.act(now);
+        assert_eq!(reconciler.kernel.installed, [], "repairs have a shortest distance");
+        reconciler.act(now + REPAIR_INTERVAL);
+        assert_eq!(reconciler.kernel.installed, desired);
+        assert_eq!(reconciler.report().repairs, 1);
+    }
+
+    #[test]
+    fn refused_table_is_reported_and_tried_again_after_a_pause() {
+        let now = clock::now();
+        let mut reconciler = reconciler(now);
+        reconciler.kernel.refusal = Some(io::ErrorKind::PermissionDenied);
+        reconciler.set_desired(plan_with(&[ONE]), now);
+        reconciler.act(now);
+        let report = reconciler.report();
+        assert_eq!((report.failures, report.settled), (1, true));
+        assert!(
+            matches!(&report.services[0].path, FlowPath::Proxy(NeedsProxy::Refused(reason))
+                if reason.contains("NET_ADMIN")),
+            "{report:?}"
+        );
+        reconciler.act(now + RETRY_INTERVAL / 2);
+        assert_eq!(reconciler.report().failures, 1, "it is too early");
+        reconciler.kernel.refusal = None;
+        reconciler.act(now + RETRY_INTERVAL * 2);
+        assert_eq!(reconciler.kernel.installed.len(), 1);
+        assert_eq!(reconciler.report().services[0].path, FlowPath::Kernel);
+    }
+
+    #[test]
+    fn removed_service_and_endpoint_are_cleaned_up() {
+        let (mut reconciler, now) = in_force();
+        let flow = FlowTuple {
+            transport: Transport::Udp,
+            client: address("10.0.0.9:4000"),
+            destination: address(SERVICE),
+        };
+        let entries = [ONE, OTHER].map(|(at, _)| ConntrackEntry::example(flow, address(at)));
+        reconciler.kernel.conntrack = entries.to_vec();
+        reconciler.set_desired(plan_with(&[ONE]), now);
+        reconciler.act(now);
+        assert_eq!(reconciler.kernel.conntrack, entries[..1], "OTHER is removed");
+        assert_eq!(reconciler.report().services[0].flows_open, 1);
+        assert_eq!(reconciler.report().evicted, 1);
+
+        let now = now + Duration::from_secs(1);
+        reconciler.set_desired(plan_with(&[]), now);
+        reconciler.act(now);
+        assert_eq!(reconciler.kernel.installed, []);
+        assert_eq!(reconciler.kernel.conntrack, []);
     }
 }

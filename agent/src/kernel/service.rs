@@ -97,7 +97,17 @@ impl ServiceAddress {
 }
 
 /// The protocol and address of a service, which identify it.
-pub(super) type ServiceKey = (Transport, ServiceAddress);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct ServiceKey {
+    pub(super) transport: Transport,
+    pub(super) address: ServiceAddress,
+}
+
+impl ServiceKey {
+    fn of(listener: &Listener) -> Self {
+        Self { transport: listener.transport, address: ServiceAddress::of(listener) }
+    }
+}
 
 /// A service that the kernel can carry. Its endpoints have the address family of its listener.
 #[derive(Debug, Clone)]
@@ -164,13 +174,13 @@ pub(super) fn assign_paths(
     let mut keys = HashSet::new();
     for listener in plan.services() {
         if let Some(ranges) = &listener.allow_from {
-            let key = (listener.transport, ServiceAddress::of(listener));
+            let key = ServiceKey::of(listener);
             assignment.groups.push(SecurityGroup { key, ranges: ranges.clone() });
         }
         let proxied = |reason| ProxiedService {
             listener: listener.name.clone(),
             reason,
-            key: (listener.transport, ServiceAddress::of(listener)),
+            key: ServiceKey::of(listener),
             targets: targets(plan, listener),
         };
         match kernel_service(plan, listener, choice) {
@@ -239,7 +249,7 @@ fn kernel_service(
         return Err(NeedsProxy::OnLoopback(*local));
     }
     Ok(KernelService {
-        key: (listener.transport, ServiceAddress::of(listener)),
+        key: ServiceKey::of(listener),
         listener: listener.name.clone(),
         target: target.clone(),
         table: table.clone(),

@@ -44,9 +44,9 @@ pub(super) struct KernelChain {
 /// The chain of a service's security group.
 pub(super) fn group_chain(group: &SecurityGroup) -> KernelChain {
     let name = group_name(group.key);
-    let family = NetFamily::of(group.key.1.is_ipv4());
+    let family = NetFamily::of(group.key.address.is_ipv4());
     let address = family.words();
-    let (mut let_in, protocol, index) = match group.key.1 {
+    let (mut let_in, protocol, index) = match group.key.address {
         ServiceAddress::Exact(_) => (
             vec![family.load_destination(0)],
             address,
@@ -82,7 +82,7 @@ pub(super) fn map_name(service: &KernelService) -> String {
 
 /// Creates an empty map for the Maglev table of a service.
 pub(super) fn make_map(service: &KernelService, name: &str) -> NetlinkMessage {
-    let family = NetFamily::of(service.key.1.is_ipv4());
+    let family = NetFamily::of(service.key.address.is_ipv4());
     let value = [family.kind(), ValueKind::Port];
     let set = SetSpec {
         name,
@@ -101,7 +101,7 @@ pub(super) fn map_values(table: &Maglev) -> Vec<Vec<u8>> {
 
 /// The rule of a service's chain, with this map.
 pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression> {
-    let family = NetFamily::of(service.key.1.is_ipv4());
+    let family = NetFamily::of(service.key.address.is_ipv4());
     let address = family.words();
     let size = u32::try_from(service.table.size()).unwrap_or(u32::MAX);
     let (mut key, mut words) = match service.flow_key {
@@ -116,7 +116,7 @@ pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression
         ),
         FlowKey::SourceAddress => (vec![family.load_source(0)], address),
     };
-    if service.flow_key.takes_sequence(service.key.0) {
+    if service.flow_key.takes_sequence(service.key.transport) {
         key.push(load_sequence(words));
         words += 1;
     }
@@ -173,14 +173,14 @@ pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
 }
 
 fn dispatch(family: NetFamily, services: &[KernelService]) -> Vec<Vec<Expression>> {
-    let places: Vec<ServiceAddress> = services.iter().map(|service| service.key.1).collect();
+    let places: Vec<ServiceAddress> = services.iter().map(|service| service.key.address).collect();
     let exact = TableSet::of(SetKind::Services, family);
     let local = TableSet::of(SetKind::LocalServices, family);
     by_destination(family, &places, &[], exact, local)
 }
 
 fn security_group_guard(family: NetFamily, groups: &[SecurityGroup]) -> Vec<Vec<Expression>> {
-    let places: Vec<ServiceAddress> = groups.iter().map(|group| group.key.1).collect();
+    let places: Vec<ServiceAddress> = groups.iter().map(|group| group.key.address).collect();
     let exact = TableSet::of(SetKind::SecurityGroups, family);
     let local = TableSet::of(SetKind::LocalSecurityGroups, family);
     by_destination(family, &places, &nf::match_unestablished(), exact, local)
@@ -229,12 +229,13 @@ fn by_destination(
 }
 
 fn mark_udp(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
-    let is_virtual_udp = |service: &KernelService| match service.key {
-        (Transport::Udp, ServiceAddress::Exact(address)) => {
-            NetFamily::of(address.is_ipv4()) == family
-        }
-        (Transport::Tcp, _) | (_, ServiceAddress::AnyLocal(_)) => false,
-    };
+    let is_virtual_udp =
+        |service: &KernelService| match (service.key.transport, service.key.address) {
+            (Transport::Udp, ServiceAddress::Exact(address)) => {
+                NetFamily::of(address.is_ipv4()) == family
+            }
+            (Transport::Tcp, _) | (_, ServiceAddress::AnyLocal(_)) => false,
+        };
     services.iter().any(is_virtual_udp).then(|| {
         let mut rule = family.match_family().to_vec();
         rule.extend([
@@ -252,7 +253,7 @@ fn mark_udp(family: NetFamily, services: &[KernelService]) -> Option<Vec<Express
 }
 
 fn hairpin(family: NetFamily, services: &[KernelService]) -> Option<Vec<Expression>> {
-    services.iter().any(|s| NetFamily::of(s.key.1.is_ipv4()) == family).then(|| {
+    services.iter().any(|s| NetFamily::of(s.key.address.is_ipv4()) == family).then(|| {
         let mut rule = family.match_family().to_vec();
         rule.extend([
             family.load_source(0),

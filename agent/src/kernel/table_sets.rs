@@ -124,16 +124,18 @@ impl TableSet {
 
     /// The element for a service.
     pub(super) fn element_of(self, service: &KernelService) -> Option<SetElement> {
-        let (transport, place) = service.key;
-        if !self.is_for(place) {
+        let key = service.key;
+        if !self.is_for(key.address) {
             return None;
         }
-        match (self.what, place) {
+        match (self.what, key.address) {
             (SetKind::Services, ServiceAddress::Exact(_))
             | (SetKind::LocalServices, ServiceAddress::AnyLocal(_)) => {
-                Some(SetElement::chain(&dispatch_key(service.key), &chain_name(service.key)))
+                Some(SetElement::chain(&dispatch_key(key), &chain_name(key)))
             }
-            (SetKind::UdpServices, ServiceAddress::Exact(at)) if transport == Transport::Udp => {
+            (SetKind::UdpServices, ServiceAddress::Exact(at))
+                if key.transport == Transport::Udp =>
+            {
                 Some(SetElement::new(ElementKeys::one(&address_and_port(at))))
             }
             _ => None,
@@ -148,7 +150,7 @@ impl TableSet {
                 desired.services.iter().filter_map(|service| self.element_of(service)).collect()
             }
             SetKind::Hairpin => {
-                let services = desired.services.iter().filter(|s| self.is_for(s.key.1));
+                let services = desired.services.iter().filter(|s| self.is_for(s.key.address));
                 let endpoints: BTreeSet<IpAddr> =
                     services.flat_map(|s| s.table.endpoints()).map(SocketAddr::ip).collect();
                 let twice =
@@ -193,7 +195,7 @@ impl TableSet {
         let is_ours = move |place| {
             self.is_for(place) && matches!(place, ServiceAddress::AnyLocal(_)) == is_here
         };
-        desired.groups.iter().filter(move |group| is_ours(group.key.1))
+        desired.groups.iter().filter(move |group| is_ours(group.key.address))
     }
 
     fn is_for(self, place: ServiceAddress) -> bool {

@@ -37,6 +37,14 @@ pub(crate) struct ConntrackEntry {
     family: u8,
 }
 
+#[cfg(test)]
+impl ConntrackEntry {
+    /// The entry of a flow that goes to `endpoint`.
+    pub(crate) fn example(flow: FlowTuple, endpoint: SocketAddr) -> Self {
+        Self { flow, endpoint, is_closed: false, id: Vec::new(), original: Vec::new(), family: 2 }
+    }
+}
+
 /// A conntrack entry that has ended, with its counters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EndedConnection {

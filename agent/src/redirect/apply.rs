@@ -6,9 +6,8 @@ use std::process::{Command, Stdio};
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 
-use super::config::{
-    IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, ROUTE_TABLE, RedirectConfig, generation,
-};
+use super::comment::generation;
+use super::config::{IpFamily, LOCAL_DELIVERY_MARK, MARK_MASK, ROUTE_TABLE, RedirectConfig};
 use super::iptables::IptablesChain;
 use super::namespace::{Namespace, in_namespace};
 use super::types::{BackendChoice, RedirectBackend, RedirectError, RedirectState, kernel_error};
@@ -59,7 +58,9 @@ impl BackendChoice {
 pub fn plan(redirect: &RedirectConfig, backend: RedirectBackend) -> Result<String, RedirectError> {
     redirect.check().map_err(RedirectError::Invalid)?;
     Ok(match backend {
-        RedirectBackend::Native | RedirectBackend::Nft => nft::render(redirect, 1),
+        RedirectBackend::Native | RedirectBackend::Nft => {
+            nft::render(redirect, &redirect.comment(1))
+        }
         RedirectBackend::Iptables => {
             let text = |tool, family| {
                 format!("# {tool}\n{}", iptables::render(redirect, family, 1, &iptables::ALL))
@@ -96,7 +97,7 @@ pub fn apply(
                 drop(run_tool_with_input(
                     "nft",
                     &["-f", "-"],
-                    &nft::render(redirect, generation()),
+                    &nft::render(redirect, &redirect.comment(generation())),
                 )?);
             }
             RedirectBackend::Iptables => apply_iptables(redirect)?,

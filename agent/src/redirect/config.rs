@@ -1,6 +1,5 @@
-//! What to redirect in a network namespace, and how installed rules are recognised.
+//! What to redirect in a network namespace.
 
-use std::hash::Hasher;
 use std::net::IpAddr;
 
 use weft_model::Cidr;
@@ -82,28 +81,6 @@ impl RedirectConfig {
         Self { dns: None, resolvers: Vec::new(), ..self.clone() }
     }
 
-    /// A hash of the whole configuration, to recognise installed rules.
-    #[must_use]
-    pub fn hash(&self) -> String {
-        let mut hasher = siphasher::sip::SipHasher13::new();
-        hasher.write(format!("{self:?}").as_bytes());
-        format!("{:016x}", hasher.finish())
-    }
-
-    /// The comment of the table or chain: its owner, how often the rules were installed, and the hash of the
-    /// configuration.
-    #[must_use]
-    pub fn comment(&self, generation: u64) -> String {
-        format!("owner={} generation={generation} hash={}", self.owner, self.hash())
-    }
-
-    /// Whether a comment has this owner and hash, in any generation.
-    pub(super) fn matches_comment(&self, comment: &str) -> bool {
-        let owner = format!("owner={}", self.owner);
-        let hash = format!("hash={}", self.hash());
-        [owner, hash].iter().all(|desired| words(comment).any(|word| word == desired))
-    }
-
     /// Checks that the configuration is valid.
     ///
     /// # Errors
@@ -168,16 +145,6 @@ impl RedirectConfig {
         }
         Ok(())
     }
-}
-
-/// The words of a comment, in the output of any tool.
-fn words(comment: &str) -> impl Iterator<Item = &str> {
-    comment.split_whitespace().map(|word| word.trim_matches('"'))
-}
-
-/// The generation in a comment; 0 when there is none.
-pub(super) fn generation(comment: &str) -> u64 {
-    words(comment).find_map(|word| word.strip_prefix("generation=")?.parse().ok()).unwrap_or(0)
 }
 
 /// An IP address family.

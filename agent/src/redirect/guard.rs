@@ -6,62 +6,20 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsFd;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Instant;
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-
-use super::apply::{apply, dropped_packets, remove, subscribe, verify};
-use super::config::RedirectConfig;
-use super::dns;
-use super::namespace::{Namespace, NamespaceId};
-use super::probe::{ProbeOutcome, probe};
-use super::report::{RedirectReport, RedirectStatus};
-use super::types::{BackendChoice, RedirectBackend, RedirectError, RedirectState};
+use super::managed_namespace::{DesiredRedirects, ManagedNamespace, POLL_INTERVAL};
+use super::namespace::Namespace;
+use super::redirect_kernel::{HostKernel, RedirectKernel};
+use super::report::RedirectReport;
 use crate::clock::now;
 use crate::netlink::Netlink;
-
-/// How often the guard checks for new namespaces and new configurations.
-const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// How often rules are compared without a notification.
-const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
-/// The same for legacy iptables, about which the kernel sends no notifications.
-const COMPARE_INTERVAL_IPTABLES: Duration = Duration::from_millis(500);
-/// The shortest time between two repairs of a namespace, to bound the cost when another program keeps changing the
-/// rules.
-const REPAIR_INTERVAL: Duration = Duration::from_millis(100);
-/// How often installing is repeated until the rules are in place, before it counts as a failure.
-const INSTALL_ATTEMPTS: usize = 3;
-/// How often traffic is probed, and how often after a probe that was not redirected.
-const PROBE_INTERVAL: Duration = Duration::from_secs(30);
-const PROBE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the packets dropped by strict rules are counted.
-const DROP_COUNT_INTERVAL: Duration = Duration::from_secs(2);
-/// The shortest time between two log lines about dropped packets.
-const DROP_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// The longest wait after failures.
-const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(10);
-
-/// The redirects to keep installed in a namespace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DesiredRedirects {
-    /// The namespace.
-    pub namespace: Namespace,
-    /// The redirects.
-    pub redirect: RedirectConfig,
-    /// How to install them.
-    pub backend: BackendChoice,
-}
+use crate::reconcile_loop::{Reconcile, ReconcileHandle};
 
 /// A handle of a running guard. The guard ends with its last handle; the rules stay.
 #[derive(Debug, Clone)]
-pub struct RedirectGuard {
-    updates: Sender<Vec<DesiredRedirects>>,
-    report: Arc<Mutex<RedirectReport>>,
-}
+pub struct RedirectGuard(ReconcileHandle<Vec<DesiredRedirects>, RedirectReport>);
 
 impl RedirectGuard {
     /// Starts a guard with these redirects.
@@ -69,396 +27,313 @@ impl RedirectGuard {
     /// # Errors
     /// When the thread cannot be started.
     pub fn start(redirects: Vec<DesiredRedirects>) -> io::Result<Self> {
-        let (updates, received) = channel();
-        let report = Arc::new(Mutex::new(RedirectReport::default()));
-        let mut thread = RedirectThread { report: report.clone(), managed: HashMap::new() };
-        thread.update(redirects);
-        thread.publish_report();
-        std::thread::Builder::new()
-            .name("redirects".into())
-            .spawn(move || thread.run(&received))?;
-        Ok(Self { updates, report })
+        let mut reconciler = RedirectReconciler::new(HostKernel);
+        reconciler.set_desired(redirects, now());
+        ReconcileHandle::start("redirects", reconciler).map(Self)
     }
 
     /// Replaces the desired redirects. Rules of namespaces that are not listed are removed.
     pub fn update(&self, redirects: Vec<DesiredRedirects>) {
-        // Sending fails only when the thread has ended.
-        drop(self.updates.send(redirects));
+        self.0.set_desired(redirects);
     }
 
     /// The current status.
     #[must_use]
     pub fn report(&self) -> RedirectReport {
-        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.report()
     }
 }
 
-struct RedirectThread {
-    report: Arc<Mutex<RedirectReport>>,
+/// Makes the rules of all namespaces match the desired ones.
+struct RedirectReconciler<K> {
+    kernel: K,
     managed: HashMap<Namespace, ManagedNamespace>,
+    /// The counts of the report.
+    counts: RedirectReport,
 }
 
-/// A namespace whose redirects the guard maintains.
-struct ManagedNamespace {
-    desired: DesiredRedirects,
-    namespace_id: NamespaceId,
-    /// Whether the namespace exists and notifications are subscribed to.
-    is_subscribed: bool,
-    events: Vec<Netlink>,
-    was_in_force: bool,
-    /// The backend that installed the rules.
-    backend_in_use: Option<RedirectBackend>,
-    status: RedirectStatus,
-    /// Why the last probe was not redirected, although the rules are in force.
-    probe_failure: Option<String>,
-    probe_due: Instant,
-    /// The health check of the DNS server, and whether DNS is redirected to it.
-    dns: Option<(dns::DnsHealthCheck, bool)>,
-    /// Whether conntrack entries of earlier DNS queries must be deleted.
-    flush_dns_conntrack: bool,
-    /// The packets that strict rules have dropped, where the count can be read.
-    dropped: Option<u64>,
-    count_due: Instant,
-    drop_log_due: Instant,
-    due: Instant,
-    /// When rules were last installed, or installing last failed.
-    last_attempt: Option<Instant>,
-    failures: u32,
-}
+impl<K: RedirectKernel> Reconcile for RedirectReconciler<K> {
+    type Desired = Vec<DesiredRedirects>;
+    type Report = RedirectReport;
 
-impl RedirectThread {
-    fn run(mut self, updates: &Receiver<Vec<DesiredRedirects>>) {
-        loop {
-            match updates.try_recv() {
-                Ok(redirects) => self.update(redirects),
-                Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => return,
-            }
-            let now = now();
-            for managed in self.managed.values_mut() {
-                managed.check_namespace(now);
-            }
-            for managed in self.managed.values_mut() {
-                managed.check_dns(now);
-            }
-            for managed in self.managed.values_mut().filter(|managed| managed.is_due(now)) {
-                managed.compare(now, &self.report);
-            }
-            for managed in self.managed.values_mut().filter(|managed| managed.probe_due <= now) {
-                managed.probe(now, &self.report);
-            }
-            for managed in self.managed.values_mut().filter(|managed| managed.count_due <= now) {
-                managed.count(now);
-            }
-            self.publish_report();
-            self.wait(now);
-        }
-    }
-
-    /// Applies a new list of redirects. Namespaces whose redirects have not changed are left alone.
-    fn update(&mut self, redirects: Vec<DesiredRedirects>) {
+    /// Namespaces whose redirects have not changed are left alone.
+    fn set_desired(&mut self, redirects: Vec<DesiredRedirects>, now: Instant) {
         let mut before = std::mem::take(&mut self.managed);
         for desired in redirects {
             let unchanged =
                 before.remove(&desired.namespace).filter(|managed| managed.desired == desired);
-            let managed = unchanged.unwrap_or_else(|| ManagedNamespace::new(desired.clone()));
+            let managed = unchanged.unwrap_or_else(|| ManagedNamespace::new(desired.clone(), now));
             self.managed.insert(desired.namespace, managed);
         }
-        let removed = before.into_values().filter(|managed| managed.namespace_id.is_some());
-        for managed in removed {
-            if self.managed.contains_key(&managed.desired.namespace) {
-                continue;
-            }
-            match remove(&managed.desired.namespace) {
-                Ok(()) => {
-                    tracing::info!(namespace = %managed.desired.namespace, "redirects removed")
-                }
-                Err(error) => {
-                    tracing::warn!(namespace = %managed.desired.namespace, %error, "redirects not removed");
-                }
+        for removed in before.into_values().filter(|managed| managed.namespace_id.is_some()) {
+            let namespace = removed.desired.namespace;
+            match self.kernel.remove(&namespace) {
+                Ok(()) => tracing::info!(%namespace, "redirects removed"),
+                Err(error) => tracing::warn!(%namespace, %error, "redirects not removed"),
             }
         }
     }
 
-    fn publish_report(&self) {
-        let mut statuses: Vec<(String, RedirectStatus)> = self
-            .managed
-            .values()
-            .map(|managed| (managed.desired.namespace.to_string(), managed.reported_status()))
-            .collect();
-        statuses.sort_by(|(one, _), (other, _)| one.cmp(other));
-        let dropped = self.managed.values().filter_map(|managed| {
-            managed.dropped.map(|packets| (managed.desired.namespace.to_string(), packets))
-        });
-        let mut dropped: Vec<_> = dropped.collect();
-        dropped.sort();
-        let dns = self.managed.values().filter_map(|managed| {
-            Some((managed.desired.namespace.to_string(), managed.dns.as_ref()?.1))
-        });
-        let mut dns: Vec<_> = dns.collect();
-        dns.sort();
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.statuses = statuses;
-        report.dropped = dropped;
-        report.dns = dns;
+    fn act(&mut self, now: Instant) {
+        let Self { kernel, managed, counts } = self;
+        for managed in managed.values_mut() {
+            managed.check_namespace(kernel, now);
+        }
+        for managed in managed.values_mut() {
+            managed.check_dns(now);
+        }
+        for managed in managed.values_mut() {
+            managed.compare(kernel, now, counts);
+        }
+        // Rules are restored in every namespace before a slow probe of one.
+        for managed in managed.values_mut() {
+            managed.probe(kernel, now, counts);
+        }
+        for managed in managed.values_mut() {
+            managed.count(kernel, now);
+        }
     }
 
-    /// Sleeps until a notification arrives, a comparison is due, or [`POLL_INTERVAL`] has passed.
-    fn wait(&mut self, now: Instant) {
-        let due = self
-            .managed
-            .values()
-            .filter(|managed| managed.is_subscribed)
-            .map(|managed| managed.due);
-        let until_due = due.min().map_or(POLL_INTERVAL, |due| due.saturating_duration_since(now));
-        let timeout = until_due.min(POLL_INTERVAL).as_millis().max(1);
-        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::ZERO);
+    fn report(&self) -> RedirectReport {
+        let mut report = self.counts.clone();
+        for managed in self.managed.values() {
+            let namespace = managed.desired.namespace.to_string();
+            report.statuses.push((namespace.clone(), managed.reported_status()));
+            report.dropped.extend(managed.dropped.map(|packets| (namespace.clone(), packets)));
+            report.dns.extend(managed.is_dns_redirected().map(|is| (namespace, is)));
+        }
+        report.statuses.sort_by(|(one, _), (other, _)| one.cmp(other));
+        report.dropped.sort();
+        report.dns.sort();
+        report
+    }
+
+    /// New namespaces are looked for at an interval, because the kernel sends no notification about them.
+    fn next_due(&self, now: Instant) -> Option<Instant> {
+        let due = self.managed.values().filter_map(ManagedNamespace::next_due);
+        Some(due.fold(now + POLL_INTERVAL, Instant::min))
+    }
+
+    fn event_sockets(&self) -> Vec<BorrowedFd<'_>> {
         let events = self.managed.values().flat_map(|managed| &managed.events);
-        let mut waited: Vec<PollFd<'_>> =
-            events.map(|events| PollFd::new(events.as_fd(), PollFlags::POLLIN)).collect();
-        match poll(&mut waited, timeout) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => tracing::warn!(%error, "polling for changes of rules failed"),
-        }
-        drop(waited);
+        events.map(Netlink::as_fd).collect()
+    }
+
+    fn read_events(&mut self, now: Instant) {
         for managed in self.managed.values_mut() {
-            managed.drain_events(now);
+            managed.read_events(now);
         }
     }
 }
 
-impl ManagedNamespace {
-    fn new(desired: DesiredRedirects) -> Self {
-        Self {
-            desired,
-            namespace_id: None,
-            is_subscribed: false,
-            events: Vec::new(),
-            was_in_force: false,
-            backend_in_use: None,
-            status: RedirectStatus::Pending,
-            probe_failure: None,
-            probe_due: now(),
-            dns: None,
-            flush_dns_conntrack: false,
-            dropped: None,
-            count_due: now(),
-            drop_log_due: now(),
-            due: now(),
-            last_attempt: None,
-            failures: 0,
-        }
+impl<K> RedirectReconciler<K> {
+    fn new(kernel: K) -> Self {
+        Self { kernel, managed: HashMap::new(), counts: RedirectReport::default() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::path::PathBuf;
+    use std::time::Duration;
+
+    use super::super::config::RedirectConfig;
+    use super::super::namespace::NamespaceId;
+    use super::super::probe::ProbeOutcome;
+    use super::super::report::RedirectStatus;
+    use super::super::tests::workload;
+    use super::super::types::{BackendChoice, RedirectBackend, RedirectError, RedirectState};
+    use super::*;
+
+    /// A kernel with one set of rules, in a namespace that may be missing.
+    #[derive(Default)]
+    struct FakeKernel {
+        namespace: Cell<NamespaceId>,
+        installed: RefCell<Option<RedirectConfig>>,
+        verifications: Cell<u32>,
+        installations: Cell<u32>,
+        refuses: Cell<bool>,
+        /// Whether another program undoes each installation.
+        undoes: Cell<bool>,
     }
 
-    /// Stops managing a namespace that was removed, and starts managing a new one.
-    fn check_namespace(&mut self, now: Instant) {
-        let namespace_id = self.desired.namespace.namespace_id();
-        if namespace_id == self.namespace_id && (namespace_id.is_none() || self.is_subscribed) {
-            return;
+    impl RedirectKernel for FakeKernel {
+        fn namespace_id(&self, _: &Namespace) -> NamespaceId {
+            self.namespace.get()
         }
-        self.events.clear();
-        self.is_subscribed = false;
-        self.was_in_force = false;
-        self.namespace_id = namespace_id;
-        if namespace_id.is_none() {
-            self.status = RedirectStatus::NamespaceMissing;
-            return;
+
+        fn subscribe(
+            &self,
+            _: &RedirectConfig,
+            _: &Namespace,
+        ) -> Result<Vec<Netlink>, RedirectError> {
+            Ok(Vec::new())
         }
-        let DesiredRedirects { redirect, namespace, .. } = &self.desired;
-        let server = redirect.dns.map(|port| dns::DnsHealthCheck::at(port, namespace)).transpose();
-        // Subscribing comes before comparing, so that no change is missed.
-        let subscribed = server.and_then(|server| Ok((server, subscribe(redirect, namespace)?)));
-        match subscribed {
-            Ok((server, events)) => {
-                self.events = events;
-                self.is_subscribed = true;
-                self.due = now;
-                self.dns = server.map(|server| (server, false));
+
+        fn resolve(&self, _: BackendChoice) -> Result<RedirectBackend, RedirectError> {
+            Ok(RedirectBackend::Native)
+        }
+
+        fn verify(
+            &self,
+            redirect: &RedirectConfig,
+            _: RedirectBackend,
+            _: &Namespace,
+        ) -> Result<RedirectState, RedirectError> {
+            self.verifications.set(self.verifications.get() + 1);
+            Ok(match &*self.installed.borrow() {
+                None => RedirectState::NotInstalled,
+                Some(installed) if installed == redirect => RedirectState::InSync,
+                Some(_) => RedirectState::Drifted(vec!["rule 1 differs".into()]),
+            })
+        }
+
+        fn apply(
+            &self,
+            redirect: &RedirectConfig,
+            _: RedirectBackend,
+            _: &Namespace,
+        ) -> Result<(), RedirectError> {
+            self.installations.set(self.installations.get() + 1);
+            if self.refuses.get() {
+                return Err(RedirectError::Missing("nft"));
             }
-            Err(error) => self.status = RedirectStatus::Failed(error.to_string()),
+            let installed = (!self.undoes.get()).then(|| redirect.clone());
+            self.installed.replace(installed);
+            Ok(())
+        }
+
+        fn remove(&self, _: &Namespace) -> Result<(), RedirectError> {
+            self.installed.take();
+            Ok(())
+        }
+
+        fn probe(&self, _: &RedirectConfig, _: &Namespace) -> Result<ProbeOutcome, RedirectError> {
+            Ok(ProbeOutcome::Skipped("the rules are not in a kernel".into()))
+        }
+
+        fn dropped_packets(&self, _: &Namespace) -> Result<u64, RedirectError> {
+            Ok(0)
         }
     }
 
-    /// Checks the DNS server, and schedules a change of the rules when its health has changed.
-    fn check_dns(&mut self, now: Instant) {
-        let Some((server, is_redirected)) = &mut self.dns else { return };
-        let answers = server.poll(now);
-        if answers == *is_redirected {
-            return;
-        }
-        *is_redirected = answers;
-        let namespace = &self.desired.namespace;
-        if answers {
-            tracing::info!(%namespace, "DNS redirected: the DNS server answers");
-        } else {
-            tracing::warn!(%namespace, "DNS redirection suspended: the DNS server does not answer");
-        }
-        self.due = now;
-        self.was_in_force = false;
-        self.flush_dns_conntrack = true;
-    }
-
-    /// The configuration that should be installed now: without DNS while the server does not answer.
-    fn active_config(&self) -> RedirectConfig {
-        match self.dns {
-            Some((_, false)) => self.desired.redirect.without_dns(),
-            Some((_, true)) | None => self.desired.redirect.clone(),
+    fn desired() -> DesiredRedirects {
+        DesiredRedirects {
+            namespace: Namespace::At(PathBuf::from("/run/netns/web")),
+            redirect: workload(),
+            backend: BackendChoice::Auto,
         }
     }
 
-    fn is_due(&self, now: Instant) -> bool {
-        self.is_subscribed && self.due <= now
+    /// A reconciler with desired redirects in an existing namespace, before its first action.
+    fn reconciler(start: Instant) -> RedirectReconciler<FakeKernel> {
+        let mut reconciler = RedirectReconciler::new(FakeKernel::default());
+        reconciler.kernel.namespace.set(Some((1, 1)));
+        reconciler.set_desired(vec![desired()], start);
+        reconciler
     }
 
-    /// Reads pending notifications, and schedules a comparison if there were any.
-    fn drain_events(&mut self, now: Instant) {
-        let mut received = false;
-        for events in &self.events {
-            received |= events.drain(|_| {}).unwrap_or(true);
-        }
-        if received {
-            // After a failure too: its cause may just have gone.
-            let pause = if self.failures == 0 { REPAIR_INTERVAL } else { POLL_INTERVAL };
-            let earliest = self.last_attempt.map_or(now, |last| last + pause);
-            self.due = self.due.min(earliest.max(now));
-            // Rules of another program may run before ours now.
-            self.probe_due = self.probe_due.min(self.due);
-        }
+    fn status(reconciler: &RedirectReconciler<FakeKernel>) -> RedirectStatus {
+        reconciler.report().statuses.remove(0).1
     }
 
-    /// The status, with a failed probe taken into account.
-    fn reported_status(&self) -> RedirectStatus {
-        match &self.probe_failure {
-            Some(how) if self.status == RedirectStatus::InForce => {
-                RedirectStatus::Failed(how.clone())
-            }
-            _ => self.status.clone(),
-        }
+    #[test]
+    fn installed_rules_are_compared_at_an_interval_and_not_installed_again() {
+        let start = now();
+        let mut reconciler = reconciler(start);
+        assert_eq!(status(&reconciler), RedirectStatus::Pending);
+        reconciler.act(start);
+        assert_eq!(status(&reconciler), RedirectStatus::InForce);
+        assert_eq!(reconciler.kernel.installations.get(), 1);
+        let verifications = reconciler.kernel.verifications.get();
+        reconciler.act(start + Duration::from_secs(1));
+        assert_eq!(reconciler.kernel.verifications.get(), verifications);
+        reconciler.set_desired(vec![desired()], start);
+        reconciler.act(start + Duration::from_secs(60));
+        assert_eq!(reconciler.kernel.verifications.get(), verifications + 1);
+        assert_eq!(reconciler.kernel.installations.get(), 1);
+        assert_eq!(reconciler.report().repairs, 0);
     }
 
-    /// Probes whether traffic is redirected, while the rules are in force.
-    fn probe(&mut self, now: Instant, report: &Mutex<RedirectReport>) {
-        if self.status != RedirectStatus::InForce {
-            return;
+    #[test]
+    fn drift_is_repaired_after_a_notification_and_counted() {
+        let start = now();
+        let mut reconciler = reconciler(start);
+        reconciler.act(start);
+        reconciler.kernel.installed.take();
+        let soon = start + Duration::from_millis(1);
+        for managed in reconciler.managed.values_mut() {
+            managed.rules_changed(soon);
         }
-        let namespace = &self.desired.namespace;
-        let probe_failure = match probe(&self.desired.redirect, namespace) {
-            Ok(outcome @ ProbeOutcome::NotRedirected(..)) => Some(outcome.to_string()),
-            Ok(other) => {
-                tracing::debug!(%namespace, "{other}");
-                None
-            }
-            Err(error) => {
-                tracing::debug!(%namespace, %error, "probe failed");
-                None
-            }
-        };
-        match (&self.probe_failure, &probe_failure) {
-            (None, Some(how)) => tracing::error!(%namespace, "{how}"),
-            (Some(_), None) => tracing::info!(%namespace, "connections are redirected again"),
-            (None, None) | (Some(_), Some(_)) => {}
-        }
-        self.probe_due =
-            now + if probe_failure.is_some() { PROBE_RETRY_INTERVAL } else { PROBE_INTERVAL };
-        if probe_failure.is_some() {
-            report.lock().unwrap_or_else(PoisonError::into_inner).probe_failures += 1;
-        }
-        self.probe_failure = probe_failure;
+        reconciler.act(soon);
+        assert_eq!(reconciler.kernel.installations.get(), 1, "repairs have a shortest distance");
+        let later = reconciler.next_due(soon).expect("a comparison is due");
+        assert!(later < start + Duration::from_millis(200));
+        reconciler.act(later);
+        assert_eq!(reconciler.kernel.installations.get(), 2);
+        assert_eq!(reconciler.report().repairs, 1);
     }
 
-    /// Compares the rules, and installs them if they differ.
-    fn compare(&mut self, now: Instant, report: &Mutex<RedirectReport>) {
-        let namespace = self.desired.namespace.to_string();
-        let outcome = self.enforce();
-        let mut report = report.lock().unwrap_or_else(PoisonError::into_inner);
-        match outcome {
-            Ok((backend, repaired)) => {
-                if let Some(before) = repaired {
-                    self.last_attempt = Some(now);
-                    if self.was_in_force {
-                        report.repairs += 1;
-                        tracing::warn!(namespace, was = %before, "redirect rules had drifted: repaired");
-                    } else {
-                        tracing::info!(namespace, "redirects installed");
-                    }
-                }
-                self.was_in_force = true;
-                self.status = RedirectStatus::InForce;
-                self.failures = 0;
-                self.backend_in_use = Some(backend);
-                if std::mem::take(&mut self.flush_dns_conntrack)
-                    && let Err(error) = dns::flush_conntrack(
-                        &self.desired.redirect.resolvers,
-                        &self.desired.namespace,
-                    )
-                {
-                    tracing::warn!(namespace, %error, "conntrack entries of earlier DNS queries not deleted");
-                }
-                let silent = backend == RedirectBackend::Iptables;
-                self.due = now + if silent { COMPARE_INTERVAL_IPTABLES } else { COMPARE_INTERVAL };
-            }
-            Err(error) => {
-                self.last_attempt = Some(now);
-                report.failures += 1;
-                let wait = POLL_INTERVAL
-                    .saturating_mul(2u32.saturating_pow(self.failures))
-                    .min(MAX_RETRY_INTERVAL);
-                self.failures = self.failures.saturating_add(1);
-                tracing::error!(namespace, %error, ?wait, "failed to restore redirect rules");
-                self.status = RedirectStatus::Failed(error.to_string());
-                // The tool may have been removed.
-                self.backend_in_use = None;
-                self.due = now + wait;
-            }
+    #[test]
+    fn failed_installation_is_reported_and_repeated_with_growing_pauses() {
+        let start = now();
+        let mut reconciler = reconciler(start);
+        reconciler.kernel.refuses.set(true);
+        let mut at = start;
+        let mut pauses = Vec::new();
+        for failures in 1..=4 {
+            reconciler.act(at);
+            assert_eq!(reconciler.report().failures, failures);
+            assert!(matches!(status(&reconciler), RedirectStatus::Failed(_)));
+            let due = reconciler.managed.values().find_map(ManagedNamespace::next_due);
+            let due = due.expect("the next attempt is due");
+            reconciler.act(due - Duration::from_millis(1));
+            assert_eq!(reconciler.report().failures, failures, "it is too early");
+            pauses.push(due - at);
+            at = due;
         }
+        assert!(pauses.is_sorted_by(|earlier, later| earlier < later), "{pauses:?}");
+        reconciler.kernel.refuses.set(false);
+        reconciler.act(at);
+        assert_eq!(status(&reconciler), RedirectStatus::InForce);
     }
 
-    /// Reads how many packets strict rules have dropped, and logs an increase.
-    fn count(&mut self, now: Instant) {
-        self.count_due = now + DROP_COUNT_INTERVAL;
-        // Counters of iptables are not read.
-        let is_read =
-            matches!(self.backend_in_use, Some(RedirectBackend::Native | RedirectBackend::Nft));
-        if !self.desired.redirect.strict || !is_read || self.status != RedirectStatus::InForce {
-            return;
-        }
-        let namespace = &self.desired.namespace;
-        match dropped_packets(namespace) {
-            Ok(packets) => {
-                // Newly installed rules count from 0.
-                let is_more = packets > self.dropped.unwrap_or(0);
-                if is_more && self.drop_log_due <= now {
-                    tracing::warn!(%namespace, packets, "strict rules dropped packets that no redirect captures");
-                    self.drop_log_due = now + DROP_LOG_INTERVAL;
-                }
-                self.dropped = Some(packets);
-            }
-            Err(error) => tracing::debug!(%namespace, %error, "reading dropped packets failed"),
-        }
+    #[test]
+    fn rules_that_another_program_undoes_are_reported_as_not_in_force() {
+        let start = now();
+        let mut reconciler = reconciler(start);
+        reconciler.kernel.undoes.set(true);
+        reconciler.act(start);
+        let expected = RedirectError::NotInForce(RedirectState::NotInstalled).to_string();
+        assert_eq!(status(&reconciler), RedirectStatus::Failed(expected));
     }
 
-    /// Installs the rules if they differ. Returns the backend, and the state before if the rules were installed.
-    fn enforce(&self) -> Result<(RedirectBackend, Option<RedirectState>), RedirectError> {
-        let DesiredRedirects { namespace, backend, .. } = &self.desired;
-        let redirect = &self.active_config();
-        // The backend is remembered, because looking for a tool starts a process.
-        let backend = self.backend_in_use.map_or_else(|| backend.resolve(), Ok)?;
-        if redirect.is_empty() {
-            return remove(namespace).map(|()| (backend, None));
-        }
-        let before = verify(redirect, backend, namespace)?;
-        if before == RedirectState::InSync {
-            return Ok((backend, None));
-        }
-        let mut after = before.clone();
-        // Another program may change the rules between two of our steps.
-        for _ in 0..INSTALL_ATTEMPTS {
-            apply(redirect, backend, namespace)?;
-            after = verify(redirect, backend, namespace)?;
-            if after == RedirectState::InSync {
-                return Ok((backend, Some(before)));
-            }
-        }
-        Err(RedirectError::Invalid(format!("rules differ after installation: {after}")))
+    #[test]
+    fn rules_of_a_namespace_that_is_no_longer_desired_are_removed() {
+        let start = now();
+        let mut reconciler = reconciler(start);
+        reconciler.act(start);
+        assert!(reconciler.kernel.installed.borrow().is_some());
+        reconciler.set_desired(Vec::new(), start);
+        assert!(reconciler.kernel.installed.borrow().is_none());
+        assert!(reconciler.report().statuses.is_empty());
+    }
+
+    #[test]
+    fn rules_are_installed_again_in_a_new_namespace_of_the_same_name() {
+        let start = now();
+        let mut reconciler = reconciler(start);
+        reconciler.act(start);
+        reconciler.kernel.namespace.set(None);
+        reconciler.act(start);
+        assert_eq!(status(&reconciler), RedirectStatus::NamespaceMissing);
+        reconciler.kernel.namespace.set(Some((1, 2)));
+        reconciler.kernel.installed.take();
+        let later = reconciler.next_due(start).expect("namespaces are looked for");
+        reconciler.act(later);
+        assert_eq!(status(&reconciler), RedirectStatus::InForce);
+        assert_eq!(reconciler.kernel.installations.get(), 2);
+        assert_eq!(reconciler.report().repairs, 0, "a new namespace has not drifted");
     }
 }

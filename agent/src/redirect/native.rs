@@ -8,7 +8,8 @@ use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
 use weft_model::Cidr;
 
-use super::config::{MARK_MASK, RedirectConfig, generation};
+use super::comment::generation;
+use super::config::{MARK_MASK, RedirectConfig};
 use super::nft::{TABLE, name};
 use super::rules::{RedirectChain, RedirectHook, RedirectRule, RuleAction, RuleMatch, chains};
 use super::types::RedirectState;

@@ -8,10 +8,16 @@ pub(super) const TABLE: &str = "weft";
 
 /// The text for `nft -f`. It declares, deletes and declares the table again, which replaces an existing table in one
 /// transaction.
-pub(super) fn render(redirect: &RedirectConfig, generation: u64) -> String {
-    let mut text =
-        format!("table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n");
-    text += &format!("\tcomment \"{}\"\n", redirect.comment(generation));
+pub(super) fn render(redirect: &RedirectConfig, comment: &str) -> String {
+    let chains = render_chains(redirect);
+    format!(
+        "table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n\tcomment \"{comment}\"\n{chains}}}\n"
+    )
+}
+
+/// The text of the chains with their rules.
+pub(super) fn render_chains(redirect: &RedirectConfig) -> String {
+    let mut text = String::new();
     for RedirectChain { place, rules } in chains(redirect) {
         text += &format!("\tchain {} {{\n\t\t{}\n", name(place), hook(place));
         for rule in &rules {
@@ -19,7 +25,7 @@ pub(super) fn render(redirect: &RedirectConfig, generation: u64) -> String {
         }
         text += "\t}\n";
     }
-    text + "}\n"
+    text
 }
 
 /// The name of a chain.

@@ -65,6 +65,9 @@ pub enum RedirectError {
     /// The configuration is invalid, or cannot be installed.
     #[error("{0}")]
     Invalid(String),
+    /// The rules were installed, and still differ from the desired ones: another program changes them.
+    #[error("rules differ after installation: {0}")]
+    NotInForce(RedirectState),
     /// The namespace cannot be entered.
     #[error("network namespace {path}: {reason}", path = .path.display())]
     Namespace {
