@@ -19,6 +19,7 @@ pub mod http2_frames;
 pub mod http2_probe;
 pub mod load;
 pub mod mesh;
+pub mod mesh_file;
 pub mod mesh_pki;
 pub mod metrics;
 pub mod nginx;

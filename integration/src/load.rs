@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use weft::demo::hosts::Host;
 
 use crate::curl::Curl;
@@ -27,13 +27,11 @@ const REQUEST_INTERVAL: Duration = Duration::from_millis(200);
 /// If a part of the mesh does not become ready.
 #[must_use]
 pub fn start_mesh_with_short_certificates() -> TestMesh {
-    let mut mesh = TestMesh::start_with_control_arguments(&["--certificate-minutes", "1"]);
-    mesh.change(|mesh| {
-        let ports = mesh.pointer_mut("/services/1/ports").and_then(Value::as_array_mut);
+    let mut mesh = TestMesh::builder().control_arguments(&["--certificate-minutes", "1"]).start();
+    mesh.change(|file| {
         let opaque = json!({"port": OPAQUE_PORT, "target": DIRECT_PORT, "protocol": "tcp"});
-        ports.expect("the file has the service").push(opaque);
-        let policy = mesh.pointer_mut("/security/policies/1/allow");
-        *policy.expect("the file has the policy") = json!([{"from": ["web"]}]);
+        file.service("orders").add_port(opaque);
+        file.policy("orders").set_allow(json!([{"from": ["web"]}]));
     });
     let opaque = mesh.orders_at(OPAQUE_PORT);
     eventually("all endpoints serve the opaque port", || {

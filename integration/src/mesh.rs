@@ -2,77 +2,24 @@
 //! control plane with the certificate authority, an agent on the router, `web` and two endpoints of
 //! `orders` with sidecars, and a client with a certificate but no sidecar.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use weft::demo::hosts::{Host, Network};
 
 use crate::curl::{Curl, CurlResponse};
 use crate::echo_flow::EchoFlow;
+use crate::mesh_file::{ECHO, ECHO_PORT, ORDERS, SINK, SINK_PORT, TestMeshFile, WEB};
 use crate::mesh_pki::{IdentityFiles, MeshPki, TRUST_DOMAIN, spiffe_id, text};
 use crate::process::{run, weft};
 use crate::role_process::{RoleProcess, on};
 use crate::wait::{DEADLINE, eventually};
 
-/// The port of the programs of `web` and `orders`.
-const PROGRAM_PORT: u16 = 8080;
-/// The TCP echo port of the programs; the next port echoes UDP. Traffic to them bypasses the
-/// sidecars.
-const ECHO_PORT: u16 = 7000;
+pub use crate::mesh_file::MeshIpFamily;
+
 /// A datagram size that needs three IP fragments.
 const FRAGMENTED_BYTES: usize = 4000;
-/// The numbers of the services in their virtual IPs.
-const WEB: u8 = 1;
-const ORDERS: u8 = 2;
-const ECHO: u8 = 3;
-const SINK: u8 = 4;
-/// The TCP port at which tests listen themselves on the hosts of `orders`; the next port is for
-/// UDP.
-const SINK_PORT: u16 = 7100;
-
-/// The address family of a mesh.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum MeshIpFamily {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl MeshIpFamily {
-    /// The range of the virtual IPs.
-    #[must_use]
-    pub fn service_range(self) -> &'static str {
-        match self {
-            Self::V4 => "10.96.0.0/16",
-            Self::V6 => "fd96::/64",
-        }
-    }
-
-    /// The virtual IP of the service with this number.
-    fn service(self, number: u8) -> IpAddr {
-        match self {
-            Self::V4 => Ipv4Addr::new(10, 96, 0, number).into(),
-            Self::V6 => Ipv6Addr::new(0xfd96, 0, 0, 0, 0, 0, 0, number.into()).into(),
-        }
-    }
-
-    fn of(self, host: &Host) -> IpAddr {
-        match self {
-            Self::V4 => host.address.into(),
-            Self::V6 => host.address6.expect("the host has IPv6").into(),
-        }
-    }
-
-    fn any(self) -> IpAddr {
-        match self {
-            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
-            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
-        }
-    }
-}
 
 /// An endpoint of a service with its sidecar.
 #[derive(Debug)]
@@ -83,33 +30,6 @@ pub struct MeshWorkload {
     pub sidecar: RoleProcess,
     /// The application behind it, which also serves the echo ports.
     pub program: RoleProcess,
-}
-
-/// The options of a mesh.
-#[derive(Debug, Clone, Copy)]
-pub struct TestMeshOptions<'o> {
-    /// The address family.
-    pub family: MeshIpFamily,
-    /// The number of endpoints of `orders`.
-    pub replicas: usize,
-    /// Further arguments of the control plane.
-    pub control_arguments: &'o [&'o str],
-    /// Further arguments of the agent.
-    pub agent_arguments: &'o [&'o str],
-    /// Further arguments of each sidecar.
-    pub sidecar_arguments: &'o [&'o str],
-}
-
-impl Default for TestMeshOptions<'_> {
-    fn default() -> Self {
-        Self {
-            family: MeshIpFamily::V4,
-            replicas: 2,
-            control_arguments: &[],
-            agent_arguments: &[],
-            sidecar_arguments: &[],
-        }
-    }
 }
 
 /// A running mesh. All processes stop when the value is dropped.
@@ -129,7 +49,7 @@ pub struct TestMesh {
     pub identity: IdentityFiles,
     joining: JoinParameters,
     network: Network,
-    file: Value,
+    file: TestMeshFile,
 }
 
 /// The parameters with which a workload joins the mesh.
@@ -140,61 +60,60 @@ struct JoinParameters {
     pki: MeshPki,
 }
 
-impl TestMesh {
-    /// Starts an IPv4 mesh.
-    ///
-    /// # Panics
-    /// If a part of the mesh does not become ready.
+/// The configuration of a mesh; [`start`](Self::start) runs it. By default an IPv4 mesh with two endpoints of `orders`.
+#[derive(Debug, Clone, Copy)]
+pub struct TestMeshBuilder<'o> {
+    family: MeshIpFamily,
+    endpoints: usize,
+    control_arguments: &'o [&'o str],
+    agent_arguments: &'o [&'o str],
+    sidecar_arguments: &'o [&'o str],
+}
+
+impl<'o> TestMeshBuilder<'o> {
+    /// Sets the address family.
     #[must_use]
-    pub fn start() -> Self {
-        Self::start_in_family(MeshIpFamily::V4)
+    pub fn family(self, family: MeshIpFamily) -> Self {
+        Self { family, ..self }
     }
 
-    /// Starts a mesh of one address family.
-    ///
-    /// # Panics
-    /// If a part of the mesh does not become ready.
+    /// Sets the number of endpoints of `orders`.
     #[must_use]
-    pub fn start_in_family(family: MeshIpFamily) -> Self {
-        Self::start_with_agent_arguments(family, &[])
+    pub fn endpoints(self, endpoints: usize) -> Self {
+        Self { endpoints, ..self }
     }
 
-    /// Starts a mesh with further arguments of the agent.
-    ///
-    /// # Panics
-    /// If a part of the mesh does not become ready.
+    /// Sets further arguments of the control plane.
     #[must_use]
-    pub fn start_with_agent_arguments(family: MeshIpFamily, agent_arguments: &[&str]) -> Self {
-        Self::start_with_options(TestMeshOptions {
-            family,
-            agent_arguments,
-            ..TestMeshOptions::default()
-        })
+    pub fn control_arguments(self, control_arguments: &'o [&'o str]) -> Self {
+        Self { control_arguments, ..self }
     }
 
-    /// Starts a mesh with further arguments of the control plane.
-    ///
-    /// # Panics
-    /// If a part of the mesh does not become ready.
+    /// Sets further arguments of the agent.
     #[must_use]
-    pub fn start_with_control_arguments(control_arguments: &[&str]) -> Self {
-        Self::start_with_options(TestMeshOptions {
-            control_arguments,
-            ..TestMeshOptions::default()
-        })
+    pub fn agent_arguments(self, agent_arguments: &'o [&'o str]) -> Self {
+        Self { agent_arguments, ..self }
     }
 
-    /// Starts a mesh with these options.
+    /// Sets further arguments of each sidecar.
+    #[must_use]
+    pub fn sidecar_arguments(self, sidecar_arguments: &'o [&'o str]) -> Self {
+        Self { sidecar_arguments, ..self }
+    }
+
+    /// Starts the mesh, and waits until its roles are ready.
     ///
     /// # Panics
     /// If a part of the mesh does not become ready.
     #[must_use]
-    pub fn start_with_options(options: TestMeshOptions<'_>) -> Self {
-        let TestMeshOptions { family, sidecar_arguments, .. } = options;
+    pub fn start(self) -> TestMesh {
+        let Self { family, sidecar_arguments, .. } = self;
         let mut network = Network::new().expect("a test has a network namespace of its own");
         let mut host = |name: &str| network.host(name).expect("hosts can be created");
-        let (control_host, client, web) = (host("control"), host("client"), host("web"));
-        let replicas = (1..=options.replicas).map(|number| host(&format!("orders-{number}")));
+        let control_host = host("control");
+        let client = host("client");
+        let web = host("web");
+        let replicas = (1..=self.endpoints).map(|number| host(&format!("orders-{number}")));
         let replicas: Vec<Host> = replicas.collect();
 
         let pki = MeshPki::create();
@@ -204,27 +123,44 @@ impl TestMesh {
         for replica in &replicas {
             pki.join_token(&replica.name, &spiffe_id("orders"));
         }
-        let file = mesh_file(family, &web, &replicas);
-        write_mesh(&pki, &file);
+        let orders: Vec<IpAddr> = replicas.iter().map(|host| family.of(host)).collect();
+        let file = TestMeshFile::new(family, family.of(&web), &orders);
+        file.write(&pki);
 
-        let (mesh, state) = (pki.path("mesh.yaml"), pki.path("state"));
+        let mesh = pki.path("mesh.yaml");
+        let state = pki.path("state");
         let arguments = ["control", "--config", text(&mesh), "--state", text(&state)];
-        let arguments = [&arguments, options.control_arguments].concat();
+        let arguments = [&arguments, self.control_arguments].concat();
         let control = RoleProcess::start("control", Some(&control_host), &arguments);
         control.wait_until_ready();
 
         let address = SocketAddr::new(family.of(&control_host), 15010).to_string();
         let joining = JoinParameters { family, control: address, pki };
         joining.redirect(None);
-        let arguments = [&["agent"], options.agent_arguments].concat();
+        let arguments = [&["agent"], self.agent_arguments].concat();
         let agent = joining.role("agent", None, "agent", &arguments);
         let web = joining.workload(web, "web", sidecar_arguments);
         let orders = replicas.into_iter();
         let orders = orders.map(|host| joining.workload(host, "orders", sidecar_arguments));
         let orders = orders.collect();
-        let mesh = Self { control, agent, web, orders, client, identity, joining, network, file };
+        let mesh =
+            TestMesh { control, agent, web, orders, client, identity, joining, network, file };
         mesh.roles().for_each(RoleProcess::wait_until_ready);
         mesh
+    }
+}
+
+impl TestMesh {
+    /// The configuration of a mesh, to be started.
+    #[must_use]
+    pub fn builder<'o>() -> TestMeshBuilder<'o> {
+        TestMeshBuilder {
+            family: MeshIpFamily::V4,
+            endpoints: 2,
+            control_arguments: &[],
+            agent_arguments: &[],
+            sidecar_arguments: &[],
+        }
     }
 
     fn roles(&self) -> impl Iterator<Item = &RoleProcess> {
@@ -259,9 +195,9 @@ impl TestMesh {
     ///
     /// # Panics
     /// If the file cannot be written.
-    pub fn change(&mut self, change: impl FnOnce(&mut Value)) {
+    pub fn change(&mut self, change: impl FnOnce(&mut TestMeshFile)) {
         change(&mut self.file);
-        write_mesh(&self.joining.pki, &self.file);
+        self.file.write(&self.joining.pki);
     }
 
     /// Sends a request from the client through the agent to `web`, which calls `orders`.
@@ -365,12 +301,8 @@ impl TestMesh {
     /// # Panics
     /// If `orders` has fewer hosts.
     pub fn change_sink(&mut self, numbers: &[usize]) {
-        let endpoints: Vec<Value> =
-            numbers.iter().map(|n| json!({"address": self.sink_endpoint(*n).ip()})).collect();
-        self.change(|mesh| {
-            let sink = mesh.pointer_mut("/services/3/endpoints").expect("the file has the service");
-            *sink = endpoints.into();
-        });
+        let endpoints: Vec<IpAddr> = numbers.iter().map(|n| self.sink_endpoint(*n).ip()).collect();
+        self.change(|file| file.service("sink").set_endpoints(&endpoints));
     }
 
     /// Runs `work` on a host, or on the router without a host.
@@ -453,38 +385,4 @@ impl JoinParameters {
         let sidecar = self.role(&host.name, Some(&host), &host.name, &arguments);
         MeshWorkload { host, sidecar, program }
     }
-}
-
-fn mesh_file(family: MeshIpFamily, web: &Host, orders: &[Host]) -> Value {
-    let replica = |host: &Host| json!({"address": family.of(host)});
-    let replicas: Vec<Value> = orders.iter().map(replica).collect();
-    let http = json!([{"port": 80, "target": PROGRAM_PORT, "protocol": "http"}]);
-    json!({
-        "trust_domain": TRUST_DOMAIN,
-        "service_ranges": [family.service_range()],
-        "services": [
-            {"name": "web", "addresses": [family.service(WEB)], "ports": http,
-             "endpoints": [replica(web)]},
-            {"name": "orders", "addresses": [family.service(ORDERS)], "ports": http,
-             "endpoints": replicas},
-            {"name": "echo", "addresses": [family.service(ECHO)], "meshed": false,
-             "ports": [{"port": ECHO_PORT, "protocol": "tcp"},
-                       {"port": ECHO_PORT + 1, "protocol": "udp"}],
-             "endpoints": replicas},
-            {"name": "sink", "addresses": [family.service(SINK)], "meshed": false,
-             "ports": [{"port": SINK_PORT, "protocol": "tcp"},
-                       {"port": SINK_PORT + 1, "protocol": "udp"}],
-             "endpoints": replicas},
-        ],
-        "security": {"revocations": [], "policies": [
-            {"service": "web", "allow": [{"from": [spiffe_id("client")], "methods": ["GET"]}]},
-            {"service": "orders", "allow": [{"from": ["web"], "methods": ["GET"]}]},
-        ]},
-    })
-}
-
-fn write_mesh(pki: &MeshPki, file: &Value) {
-    let part = pki.path("mesh.part");
-    std::fs::write(&part, format!("{file:#}")).expect("the folder is writable");
-    std::fs::rename(part, pki.path("mesh.yaml")).expect("a file can be renamed");
 }

@@ -16,7 +16,6 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use serde_json::json;
 use weft_control::store::Store;
 use weft_integration::authority::TestAuthority;
 use weft_integration::http1::Http1Client;
@@ -145,10 +144,7 @@ fn start() -> (TestMesh, TestAuthority) {
     let mut mesh = start_mesh_with_short_certificates();
     let keys = steal_keys(&mut mesh);
     ca(&mesh, "revoke", &[&mesh.identity.serial]).unwrap();
-    mesh.change(|mesh| {
-        let from = mesh.pointer_mut("/security/policies/0/allow/0/from").unwrap();
-        *from = json!([spiffe_id("client"), "orders"]);
-    });
+    mesh.change(|file| file.policy("web").allow_from(&[&spiffe_id("client"), "orders"]));
     let web = mesh.web_at(80);
     eventually("orders may call web", || {
         mesh.orders[0].host.on(|| curl(web, "http", &[])).unwrap().ok()
@@ -343,7 +339,7 @@ fn intermediate_rotation_fails_no_request() {
 
 #[test]
 fn rotation_waits_for_disconnected_workloads() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     mesh.web.sidecar.process.kill();
     rotate(&mesh, "root").unwrap();
     let away = format!("{}, which is not connected", spiffe_id("web"));

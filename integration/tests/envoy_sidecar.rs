@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use weft_integration::curl::Curl;
 use weft_integration::mesh::TestMesh;
 use weft_integration::mesh_pki::{spiffe_id, text};
@@ -47,14 +47,11 @@ fn request_from_orders_to_web(mesh: &TestMesh) -> u16 {
 
 #[test]
 fn envoy_sidecar_configured_by_weft_control_serves_and_calls_weft_sidecars() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     mesh.change(|file| {
-        let allow = file
-            .pointer_mut("/security/policies/0/allow/0/from")
-            .expect("the policy has an allow rule");
-        *allow = json!([spiffe_id("client"), "orders"]);
+        file.policy("web").allow_from(&[&spiffe_id("client"), "orders"]);
         // Envoy does not know this setting, which must not make it reject the trust bundle.
-        file["security"]["revocation"] = json!({"mode": "soft"});
+        file.set_security("revocation", json!({"mode": "soft"}));
     });
     mesh.web.sidecar.process.kill();
     let token =
@@ -80,12 +77,7 @@ fn envoy_sidecar_configured_by_weft_control_serves_and_calls_weft_sidecars() {
     }
 
     // Envoy enforces the mesh policy too, and receives its changes.
-    mesh.change(|file| {
-        let allow = file
-            .pointer_mut("/security/policies/0/allow/0/from")
-            .expect("the policy has an allow rule");
-        *allow = Value::from(vec!["orders"]);
-    });
+    mesh.change(|file| file.policy("web").allow_from(&["orders"]));
     eventually("Envoy refuses the client", || (mesh.ask().status == 403).then_some(()));
     assert_eq!(request_from_orders_to_web(&mesh), 200);
     assert!(envoy.is_running());

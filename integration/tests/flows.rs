@@ -83,7 +83,7 @@ impl OneWay {
 }
 
 fn assert_datagrams_leave_removed_endpoint(family: mesh::MeshIpFamily, path: &str) {
-    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--path", path]);
+    let mut mesh = TestMesh::builder().family(family).agent_arguments(&["--path", path]).start();
     let flow = OneWay::start(&mesh);
     let first = eventually("an endpoint is reached", || flow.send().first().copied());
     let other = 1 - first;
@@ -166,7 +166,8 @@ fn connect_until_stable(mesh: &TestMesh, listener: &TcpListener) -> (TcpStream, 
 }
 
 fn assert_removed_endpoint_drains_then_resets(family: mesh::MeshIpFamily) {
-    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--endpoint-drain", "3"]);
+    let mut mesh =
+        TestMesh::builder().family(family).agent_arguments(&["--endpoint-drain", "3"]).start();
     let listeners: Vec<TcpListener> = (0..)
         .zip(&mesh.orders)
         .map(|(n, workload)| listen_on(&mesh, &workload.host, mesh.sink_endpoint(n)))
@@ -207,9 +208,9 @@ fn connections_to_a_removed_endpoint_are_reset_after_the_drain_timeout_over_ipv6
 
 #[test]
 fn endpoint_reaches_itself_through_the_virtual_ip() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let host = mesh.host("both");
-    mesh.change(|mesh| mesh["services"][3]["endpoints"] = json!([{"address": host.address}]));
+    mesh.change(|file| file.service("sink").set_endpoints(&[host.address.into()]));
     let listener =
         listen_on(&mesh, &host, SocketAddr::new(host.address.into(), mesh.sink().port()));
     let sink = mesh.sink();
@@ -233,13 +234,9 @@ fn reached_endpoints(mesh: &TestMesh) -> BTreeSet<String> {
 }
 
 fn assert_affinity(path: &str) {
-    let mut mesh = TestMesh::start_with_agent_arguments(mesh::MeshIpFamily::V4, &["--path", path]);
+    let mut mesh = TestMesh::builder().agent_arguments(&["--path", path]).start();
     assert_eq!(reached_endpoints(&mesh).len(), 2, "flows are spread over both endpoints");
-    mesh.change(|mesh| {
-        let echo = mesh.pointer_mut("/services/2").and_then(Value::as_object_mut);
-        echo.expect("the mesh has the echo service")
-            .insert("affinity".into(), json!("client_address"));
-    });
+    mesh.change(|file| file.service("echo").set("affinity", json!("client_address")));
     eventually("all flows of a client reach the same endpoint", || {
         (reached_endpoints(&mesh).len() == 1).then_some(())
     });
@@ -271,7 +268,7 @@ fn reported_flows(mesh: &TestMesh) -> (u64, u64) {
 }
 
 fn assert_flows_are_reported(path: &str) {
-    let mesh = TestMesh::start_with_agent_arguments(mesh::MeshIpFamily::V4, &["--path", path]);
+    let mesh = TestMesh::builder().agent_arguments(&["--path", path]).start();
     let (before, _) = reported_flows(&mesh);
     let flows: Vec<_> = (0..5).map(|_| mesh.open_flow().expect("the service greets")).collect();
     let open = 5;

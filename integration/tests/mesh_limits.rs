@@ -21,13 +21,8 @@ const SILENT: u16 = 7200;
 
 fn set_http(mesh: &mut TestMesh, service: &str, target: u16, http: &Value) {
     mesh.change(|file| {
-        let services = file.pointer_mut("/services").and_then(Value::as_array_mut);
-        let service = services.and_then(|all| {
-            all.iter_mut().find(|one| one.pointer("/name") == Some(&json!(service)))
-        });
-        let port = service.and_then(|service| service.pointer_mut("/ports/0"));
-        *port.expect("the service has a port") =
-            json!({"port": PORT, "target": target, "protocol": "http", "http": http});
+        let port = json!({"port": PORT, "target": target, "protocol": "http", "http": http});
+        file.service(service).set_first_port(port);
     });
 }
 
@@ -64,7 +59,7 @@ fn wait_for_status(what: &str, status: u16, ask: impl Fn() -> CurlResponse) {
 
 #[test]
 fn configured_header_limits_apply_in_both_sidecars() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     assert_eq!(ask_orders(&mesh, 56 << 10).status, 200, "the default is 60 KiB");
     let refused = ask_orders(&mesh, 80 << 10);
     assert_eq!(refused.status, 431, "{refused:?}");
@@ -103,7 +98,7 @@ fn listen(mesh: &TestMesh, workload: &MeshWorkload) -> TcpListener {
 
 #[test]
 fn upload_idle_for_longer_than_the_stream_idle_timeout_gets_408() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let silent: Vec<TcpListener> = mesh.orders.iter().map(|one| listen(&mesh, one)).collect();
     set_http(&mut mesh, "orders", SILENT, &json!({"timeouts": {"stream_idle": "2s"}}));
     eventually("the new timeout is in force", || {

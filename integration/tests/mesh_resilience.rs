@@ -41,7 +41,7 @@ fn responding_endpoints(mesh: &TestMesh) -> BTreeSet<String> {
 
 #[test]
 fn ipv4_mesh_serves_requests_connections_and_datagrams() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let answer = mesh.ask().text();
     assert!(answer.contains("/sa/client") && answer.contains("/sa/web"), "{answer}");
     mesh.assert_healthy();
@@ -56,7 +56,7 @@ fn sockets(table: &Path) -> BTreeSet<PathBuf> {
 
 #[test]
 fn workers_share_no_sockets_with_the_rest_of_the_process() {
-    let mesh = TestMesh::start();
+    let mesh = TestMesh::builder().start();
     mesh.assert_traffic_flows();
     for (role, worker) in [(&mesh.agent, "agent-0"), (&mesh.web.sidecar, "sidecar-0")] {
         let process = PathBuf::from(format!("/proc/{}", role.process.id()));
@@ -85,7 +85,7 @@ fn explained_hash(mesh: &TestMesh, flow: &FlowTuple) -> Option<Value> {
 
 #[test]
 fn flow_hash_seed_is_specific_to_the_mesh_and_survives_a_restart() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let client = SocketAddr::from(([10, 9, 9, 9], 4000));
     let flow = FlowTuple { transport: Transport::Tcp, client, destination: mesh.echo() };
     let hash = explained_hash(&mesh, &flow).expect("the agent explains");
@@ -101,7 +101,7 @@ fn flow_hash_seed_is_specific_to_the_mesh_and_survives_a_restart() {
 
 #[test]
 fn ipv6_mesh_serves_requests_connections_and_datagrams() {
-    let mut mesh = TestMesh::start_in_family(MeshIpFamily::V6);
+    let mut mesh = TestMesh::builder().family(MeshIpFamily::V6).start();
     let answer = mesh.ask().text();
     assert!(answer.contains("/sa/client") && answer.contains("/sa/web"), "{answer}");
     mesh.assert_healthy();
@@ -109,7 +109,7 @@ fn ipv6_mesh_serves_requests_connections_and_datagrams() {
 
 #[test]
 fn killed_agent_drops_only_flows_of_its_proxy_path() {
-    let mut mesh = TestMesh::start_with_agent_arguments(MeshIpFamily::V4, &["--path", "proxy"]);
+    let mut mesh = TestMesh::builder().agent_arguments(&["--path", "proxy"]).start();
     let (mut flow, _) = mesh.open_flow().expect("the echo service accepts the connection");
     mesh.agent.process.kill();
 
@@ -123,7 +123,7 @@ fn killed_agent_drops_only_flows_of_its_proxy_path() {
 
 #[test]
 fn killed_agent_keeps_flows_of_the_kernel_path() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let (mut flow, replica) = mesh.open_flow().expect("the echo service accepts the connection");
     mesh.agent.process.kill();
     assert_eq!(flow.send_line("ping"), Some(replica.clone()));
@@ -136,7 +136,7 @@ fn killed_agent_keeps_flows_of_the_kernel_path() {
 
 #[test]
 fn requests_fail_over_when_a_sidecar_is_killed() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     assert_eq!(responding_endpoints(&mesh).len(), 2);
     mesh.orders[0].sidecar.process.kill();
     assert_eq!(responding_endpoints(&mesh), BTreeSet::from(["orders-2".to_owned()]));
@@ -151,14 +151,14 @@ fn requests_fail_over_when_a_sidecar_is_killed() {
 
 #[test]
 fn traffic_continues_without_control_plane_and_changes_apply_after_its_restart() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     mesh.control.process.kill();
     mesh.assert_traffic_flows();
 
     mesh.control.restart();
-    mesh.change(|mesh| mesh["security"]["policies"][1]["allow"][0]["methods"] = json!(["PUT"]));
+    mesh.change(|file| file.policy("orders").allow_methods(&["PUT"]));
     eventually("web may no longer GET", || (mesh.ask_orders().status == 403).then_some(()));
-    mesh.change(|mesh| mesh["security"]["policies"][1]["allow"][0]["methods"] = json!(["GET"]));
+    mesh.change(|file| file.policy("orders").allow_methods(&["GET"]));
     // Each endpoint, and each of its workers, applies the change at its own time.
     eventually("web may GET again", || {
         (0..16).all(|_| mesh.ask_orders().status == 200).then_some(())
@@ -168,8 +168,11 @@ fn traffic_continues_without_control_plane_and_changes_apply_after_its_restart()
 
 #[test]
 fn configuration_with_a_duplicate_address_is_rejected_and_the_last_good_one_stays() {
-    let mut mesh = TestMesh::start();
-    mesh.change(|mesh| mesh["services"][1]["addresses"] = mesh["services"][0]["addresses"].clone());
+    let mut mesh = TestMesh::builder().start();
+    mesh.change(|file| {
+        let addresses = file.service("web").field("addresses");
+        file.service("orders").set("addresses", addresses);
+    });
     let rejected = eventually("the control plane rejects the configuration", || {
         let dump: Value = serde_json::from_slice(&mesh.control.admin("/config_dump").body).ok()?;
         Some(dump["rejected"][0].as_str()?.to_owned())
@@ -182,7 +185,7 @@ fn configuration_with_a_duplicate_address_is_rejected_and_the_last_good_one_stay
 
 #[test]
 fn join_token_admits_one_workload_only() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let thief = mesh.host("thief");
     let second = mesh.join("thief", &thief, "web", &["sidecar", "--service", "web"]);
     eventually("the second workload is rejected with a reason", || {
@@ -219,7 +222,7 @@ fn send_and_drain(to: SocketAddr, bytes: &[u8]) {
 
 #[test]
 fn garbage_on_ports_of_agent_and_control_plane_does_not_disturb_traffic() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let control = IpAddr::from(mesh.control_host().address);
     let router = IpAddr::from([10, 90, 1, 1]);
     let client = mesh.client.clone();
@@ -252,14 +255,14 @@ fn garbage_on_ports_of_agent_and_control_plane_does_not_disturb_traffic() {
 
 #[test]
 fn silent_connections_do_not_block_the_control_plane() {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     let control: SocketAddr = (mesh.control_host().address, 15010).into();
     let silent: Vec<TcpStream> = mesh
         .client
         .on(|| (0..200).filter_map(|_| TcpStream::connect(control).ok()).collect())
         .expect("the host's namespace can be entered");
     assert_eq!(silent.len(), 200);
-    mesh.change(|mesh| mesh["security"]["policies"][1]["allow"][0]["methods"] = json!(["PUT"]));
+    mesh.change(|file| file.policy("orders").allow_methods(&["PUT"]));
     eventually("a change still arrives", || (mesh.ask_orders().status == 403).then_some(()));
     mesh.orders[0].sidecar.restart();
     drop(silent);

@@ -108,7 +108,7 @@ fn documentation(pages: &[(&'static str, String)]) -> String {
 
 #[test]
 fn metrics_pages_pass_promtool_and_are_documented() {
-    let mesh = TestMesh::start();
+    let mesh = TestMesh::builder().start();
     let pages = pages(&mesh);
     for (role, page) in &pages {
         assert_clean(role, page);
@@ -125,7 +125,7 @@ fn metrics_pages_pass_promtool_and_are_documented() {
 
 #[test]
 fn requests_are_counted_by_listener_service_cluster_peer_and_class() {
-    let mesh = TestMesh::start();
+    let mesh = TestMesh::builder().start();
     assert_eq!(mesh.ask_orders().status, 200);
     let inbound = "weft_sidecar_requests_total{peer=\"spiffe://mesh.local/ns/default/sa/web\",response_class=\"2xx\"}";
     eventually("the callee counts the request by its peer", || {

@@ -127,19 +127,16 @@ impl OpenConnection {
 
 /// A mesh in which `web` may read all streams of `orders` and use its byte port.
 fn mesh() -> TestMesh {
-    let mut mesh = TestMesh::start();
+    let mut mesh = TestMesh::builder().start();
     programs(&mesh);
     let all = json!([{"from": ["web"]}]);
     mesh.change(|file| {
-        let ports = file.pointer_mut("/services/1/ports").and_then(Value::as_array_mut);
-        ports.expect("the file has the service").extend([
-            json!({"port": STREAMS, "target": STREAMS_TARGET, "protocol": "http"}),
-            json!({"port": BYTES, "protocol": "tcp"}),
-        ]);
+        let mut orders = file.service("orders");
+        orders.add_port(json!({"port": STREAMS, "target": STREAMS_TARGET, "protocol": "http"}));
+        orders.add_port(json!({"port": BYTES, "protocol": "tcp"}));
         // With one endpoint, all streams are at the same endpoint.
-        let endpoints = file.pointer_mut("/services/1/endpoints").and_then(Value::as_array_mut);
-        endpoints.expect("the file has the service").truncate(1);
-        set_policy(file, json!({"service": "orders", "allow": all}));
+        orders.keep_endpoints(1);
+        file.policy("orders").replace(json!({"service": "orders", "allow": all}));
     });
     eventually("the new ports are served", || {
         let (mut open, status) = OpenConnection::begin(&mesh, "/");
@@ -147,12 +144,6 @@ fn mesh() -> TestMesh {
             .then_some(())
     });
     mesh
-}
-
-/// Replaces the policy of `orders`.
-fn set_policy(file: &mut Value, policy: Value) {
-    let place = file.pointer_mut("/security/policies/1").expect("the file has the policy");
-    *place = policy;
 }
 
 fn counted(mesh: &TestMesh, metric: &str) -> u64 {
@@ -173,7 +164,7 @@ fn policy_change_ends_exactly_the_streams_that_it_denies() {
     // A change that still allows the open streams ends none of them.
     let allow =
         json!([{"from": ["web"], "paths": ["/cut", "/kept"]}, {"from": ["web"], "ports": [BYTES]}]);
-    mesh.change(|file| set_policy(file, json!({"service": "orders", "allow": allow})));
+    mesh.change(|file| file.policy("orders").replace(json!({"service": "orders", "allow": allow})));
     eventually("the new policy is in force", || {
         (OpenConnection::begin(&mesh, "/other").1 == "403").then_some(())
     });
@@ -184,7 +175,7 @@ fn policy_change_ends_exactly_the_streams_that_it_denies() {
 
     let deny = json!([{"from": ["web"], "paths": ["/cut"], "ports": [STREAMS]}]);
     mesh.change(|file| {
-        set_policy(file, json!({"service": "orders", "allow": allow, "deny": deny}));
+        file.policy("orders").replace(json!({"service": "orders", "allow": allow, "deny": deny}));
     });
     assert!(cut.ends(), "the stream is denied now");
     assert!(kept.continues() && bytes.echoes("?"), "other streams are not");
@@ -195,7 +186,7 @@ fn policy_change_ends_exactly_the_streams_that_it_denies() {
     );
 
     let allow = json!([{"from": ["web"], "paths": ["/kept"]}]);
-    mesh.change(|file| set_policy(file, json!({"service": "orders", "allow": allow})));
+    mesh.change(|file| file.policy("orders").replace(json!({"service": "orders", "allow": allow})));
     assert!(bytes.ends(), "a clause with a path does not allow TCP connections");
     assert!(kept.continues());
     assert_eq!(
@@ -222,8 +213,7 @@ fn dry_run_policy_reports_what_it_would_deny() {
     let mut mesh = mesh();
     let below_default = spiffe_id("*");
     mesh.change(|file| {
-        let policies = file.pointer_mut("/security/policies").and_then(Value::as_array_mut);
-        policies.expect("the file has policies").push(
+        file.add_policy(
             json!({"service": "orders", "dry_run": true, "allow": [{"from": ["web"], "paths": ["/kept"]}],
                    "deny": [{"from": [below_default], "ports": [STREAMS], "paths": ["/kept/not"]}]}),
         );
@@ -350,11 +340,11 @@ fn sidecars_decide_on_a_rewritten_path_as_why_prints() {
     let filter = json!({"type": "URLRewrite", "urlRewrite": {"path":
         {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/new"}}});
     mesh.change(|file| {
-        set_policy(file, json!({"service": "orders", "allow": allow, "deny": deny}));
+        file.policy("orders").replace(json!({"service": "orders", "allow": allow, "deny": deny}));
         let rule = json!({"matches": [{"path": {"value": "/old"}, "method": "get"}],
             "filters": [filter], "backendRefs": [{"name": "orders", "port": STREAMS}]});
         let parent = json!({"name": "orders", "port": STREAMS});
-        file["routes"] = json!([{"name": "r", "parentRefs": [parent], "rules": [rule]}]);
+        file.set("routes", json!([{"name": "r", "parentRefs": [parent], "rules": [rule]}]));
     });
     let status = |path: &str| OpenConnection::begin(&mesh, path).1;
     eventually("the route and the policy are in force", || {

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use serde_json::Value;
 use weft::demo::hosts::Host;
-use weft_integration::mesh::{MeshIpFamily, TestMesh};
+use weft_integration::mesh::TestMesh;
 use weft_integration::wait::{DEADLINE, eventually};
 
 const RESTARTS: usize = 20;
@@ -130,7 +130,7 @@ fn await_answers_of(seen: &ClientResults, wanted: &[&str]) {
 /// configuration, and restarts once the agent has applied that; otherwise it stops first, and the
 /// configuration follows.
 fn assert_restarts_fail_no_connection(path: &str, with_notice: bool) {
-    let mut mesh = TestMesh::start_with_agent_arguments(MeshIpFamily::V4, &["--path", path]);
+    let mut mesh = TestMesh::builder().agent_arguments(&["--path", path]).start();
     let hosts: Vec<Host> = mesh.orders.iter().map(|workload| workload.host.clone()).collect();
     let start = |mesh: &TestMesh, number: usize| {
         let host = hosts.get(number).expect("orders has two hosts");

@@ -18,10 +18,7 @@ const DROP_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Sets the `allow_from` ranges of the echo service.
 fn set_allow_from(mesh: &mut TestMesh, ranges: &[String]) {
-    mesh.change(|mesh| {
-        let echo = mesh.pointer_mut("/services/2").and_then(Value::as_object_mut);
-        echo.expect("the file has the service").insert("allow_from".into(), json!(ranges));
-    });
+    mesh.change(|file| file.service("echo").set("allow_from", json!(ranges)));
 }
 
 fn blocked(mesh: &TestMesh) -> u64 {
@@ -78,7 +75,7 @@ fn explained(mesh: &TestMesh, host: &Host) -> (String, Value, usize) {
 }
 
 fn assert_groups_hold(family: MeshIpFamily, path: &str) {
-    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--path", path]);
+    let mut mesh = TestMesh::builder().family(family).agent_arguments(&["--path", path]).start();
     let (client, stranger) = (mesh.client.clone(), mesh.host("stranger"));
     assert!(connects(&mesh, &stranger), "without a group every client is accepted");
     let (mut flow, replica) = mesh.open_flow().expect("the echo service accepts the connection");

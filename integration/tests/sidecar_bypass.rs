@@ -298,7 +298,7 @@ fn install_strict_redirects(host: &Host, more: &[&str]) {
 }
 
 fn assert_no_bypass(family: MeshIpFamily, backend: &str) {
-    let mesh = TestMesh::start_in_family(family);
+    let mesh = TestMesh::builder().family(family).start();
     let web = mesh.web.host.clone();
     let client = mesh.client.clone();
     let [first, second] = [0, 1].map(|n| mesh.orders.get(n).expect("two endpoints").host.clone());

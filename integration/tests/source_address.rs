@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use socket2::{Domain, Socket, Type};
 use weft_integration::agent::TestAgent;
 use weft_integration::bootstrap::{bootstrap, static_cluster, tcp_listener};
@@ -14,10 +14,7 @@ use weft_integration::wait::{DEADLINE, eventually};
 
 /// Sets the `source_address` of the sink service.
 fn set_source_address(mesh: &mut TestMesh, whose: &str) {
-    mesh.change(|mesh| {
-        let sink = mesh.pointer_mut("/services/3").and_then(Value::as_object_mut);
-        sink.expect("the file has the service").insert("source_address".into(), json!(whose));
-    });
+    mesh.change(|file| file.service("sink").set("source_address", json!(whose)));
 }
 
 /// Opens a connection from the client to the sink; returns both sockets, and the source address
@@ -34,7 +31,7 @@ fn connect(mesh: &TestMesh, endpoint: &TcpListener) -> (TcpStream, TcpStream, Ip
 }
 
 fn assert_kept(family: MeshIpFamily, backend: &str) {
-    let mut mesh = TestMesh::start_with_agent_arguments(family, &["--path", "proxy"]);
+    let mut mesh = TestMesh::builder().family(family).agent_arguments(&["--path", "proxy"]).start();
     let client: IpAddr = match family {
         MeshIpFamily::V4 => mesh.client.address.into(),
         MeshIpFamily::V6 => mesh.client.address6.expect("the host has IPv6").into(),

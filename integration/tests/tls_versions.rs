@@ -270,7 +270,7 @@ fn envoy_with_default_tls_parameters_interoperates_in_both_directions() {
 
 #[test]
 fn mesh_listener_rejects_tls_1_2() {
-    let mesh = TestMesh::start();
+    let mesh = TestMesh::builder().start();
     eventually("the mesh serves", || (mesh.ask().status == 200).then_some(()));
     let web = mesh.web_at(80).to_string();
     let identity = &mesh.identity;

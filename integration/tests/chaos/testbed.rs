@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use weft::demo::hosts::Host;
-use weft_integration::mesh::{TestMesh, TestMeshOptions};
+use weft_integration::mesh::TestMesh;
+use weft_integration::mesh_file::TestMeshFile;
 use weft_integration::mesh_pki::{spiffe_id, text};
 use weft_integration::process::{Process, counterpart};
 use weft_integration::role_process::RoleProcess;
@@ -66,15 +67,14 @@ impl Testbed {
     /// Starts the mesh with certificates of this lifetime.
     pub(crate) fn start(certificate_minutes: u32) -> Self {
         let minutes = certificate_minutes.to_string();
-        let mut mesh = TestMesh::start_with_options(TestMeshOptions {
-            replicas: ENDPOINTS,
-            control_arguments: &["--certificate-minutes", &minutes],
-            sidecar_arguments: &["--drain-timeout", "15"],
+        let mut mesh = TestMesh::builder()
+            .endpoints(ENDPOINTS)
+            .control_arguments(&["--certificate-minutes", &minutes])
+            .sidecar_arguments(&["--drain-timeout", "15"])
             // The kernel forwards the first three services by name, including those of `client` and `echo`. A debug
             // build would take seconds to fill the tables of all services.
-            agent_arguments: &["--drain-timeout", "5", "--slot-limit", "196611"],
-            ..TestMeshOptions::default()
-        });
+            .agent_arguments(&["--drain-timeout", "5", "--slot-limit", "196611"])
+            .start();
         let hosts = mesh.orders.iter().map(|endpoint| endpoint.host.clone());
         let hosts: Vec<Host> = hosts.collect();
         let start = |script, port| hosts.iter().map(move |host| program(host, script, port));
@@ -193,23 +193,19 @@ fn program(host: &Host, script: &str, port: u16) -> Process {
 }
 
 /// Adds the services, ports and policies that only this mesh has.
-fn add_services(file: &mut Value, endpoints: &[Host], client: &Host) {
+fn add_services(file: &mut TestMeshFile, endpoints: &[Host], client: &Host) {
     let port = |(port, target): (u16, u16), protocol: &str| json!({"port": port, "target": target, "protocol": protocol});
     let more = [port(OPAQUE, "tcp"), port(GRPC, "grpc"), port(WEBSOCKET, "http")];
-    let ports = file.pointer_mut("/services/1/ports").and_then(Value::as_array_mut);
-    ports.expect("the file has the service").extend(more);
-    let allow = file.pointer_mut("/security/policies/1/allow");
-    *allow.expect("the file has the policy") = json!([{"from": ["web"]}]);
+    more.into_iter().for_each(|port| file.service("orders").add_port(port));
+    file.policy("orders").set_allow(json!([{"from": ["web"]}]));
     let endpoints: Vec<Value> =
         endpoints.iter().map(|host| json!({"address": host.address6})).collect();
-    let services = file.pointer_mut("/services").and_then(Value::as_array_mut);
-    let services = services.expect("the file has services");
-    services.push(json!({
+    file.add_service(json!({
         "name": "proxied", "addresses": [PROXY_ECHO], "meshed": false, "endpoints": endpoints,
         "ports": [{"port": ECHO, "protocol": "tcp"}, {"port": ECHO + 1, "protocol": "udp", "idle_timeout": "10s"}],
     }));
     // The client is a service, so that `weft sds` keeps its certificate and trust bundle up to date.
-    services.push(json!({
+    file.add_service(json!({
         "name": "client", "addresses": [CLIENT], "endpoints": [{"address": client.address}],
         "ports": [{"port": 80, "target": 8080, "protocol": "http"}],
     }));
