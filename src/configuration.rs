@@ -4,27 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::HeaderMap;
 use rustls::ClientConfig;
-use rustls_pki_types::{ServerName, UnixTime};
+use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use weft_certs::tls::{ClientTls, LoadedIdentity};
 use weft_certs::{TrustStore, system_roots_file, usable_roots};
 use weft_model::{DataSource, Discovery, Name, Secret, Snapshot, SpiffeId, UpstreamTls};
-use weft_runtime::socket::{Mark, connect_tcp};
+use weft_runtime::socket::Mark;
 use weft_xds::bootstrap::{AdsSource, Bootstrap};
 use weft_xds::client::{
     self as xds, ClientSession, DnsChannels, Follower, Warming, XdsNode, XdsStatus, XdsVariant,
 };
-use weft_xds::dial::{DialedConnection, Dialer};
+use weft_xds::dial::Dialer;
 use weft_xds::translate::{Notes, WORKLOAD_IDENTITY};
 
+use crate::dial::dial_tls;
 use crate::identity::{CurrentCertificate, Enrolment, control_dial};
 use crate::resolver::{self, FailedLookups};
-
-const CONNECT: Duration = Duration::from_secs(5);
 
 /// The bootstrap configuration of a process that is started with `--control`.
 #[must_use]
@@ -198,45 +197,7 @@ fn read(data: &DataSource) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Dials `HOST:PORT`, with TLS when there is a configuration for it.
-pub(crate) fn dial_tls(
-    address: String,
-    config: Option<Arc<ClientConfig>>,
-    mark: Option<Mark>,
-) -> Dialer {
-    Dialer::new(move || Box::pin(connect(address.clone(), config.clone(), mark)))
-}
-
-async fn connect(
-    address: String,
-    config: Option<Arc<ClientConfig>>,
-    mark: Option<Mark>,
-) -> io::Result<Box<dyn DialedConnection>> {
-    let mut last =
-        io::Error::new(io::ErrorKind::NotFound, format!("{address} resolves to no address"));
-    for target in tokio::net::lookup_host(&address).await? {
-        match connect_tcp(target, mark.into(), CONNECT).await {
-            Ok(tcp) => {
-                let Some(config) = config else {
-                    return Ok(Box::new(tcp));
-                };
-                let name = ServerName::IpAddress(target.ip().into());
-                let handshake = tokio_rustls::TlsConnector::from(config).connect(name, tcp);
-                let tls = tokio::time::timeout(CONNECT, handshake).await.map_err(|_| {
-                    io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        format!("TLS handshake with {target} timed out"),
-                    )
-                })??;
-                return Ok(Box::new(tls));
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

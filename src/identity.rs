@@ -14,20 +14,23 @@ use tokio::sync::watch;
 use weft_certs::rotation::Rotation;
 use weft_certs::tls::{LoadedIdentity, client};
 use weft_certs::{BACKDATED, KeyText, TrustStore, request, validity};
-use weft_model::{DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
+use weft_model::{Backoff, DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
 use weft_runtime::clock;
 use weft_runtime::socket::Mark;
 use weft_xds::authority::{SignError, request_certificate};
 use weft_xds::dial::Dialer;
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
-use crate::configuration::dial_tls;
+use crate::dial::dial_tls;
 
 /// The longest time between two reads of the wall clock while a certificate is valid. The clock may be set, and timers
 /// stop while the machine is suspended.
 const MAX_CLOCK_POLL: Duration = Duration::from_secs(10);
 
 const MIN_CLOCK_POLL: Duration = Duration::from_millis(10);
+/// The ceilings of the time between attempts to obtain the first certificate.
+const FIRST_CERTIFICATE: Backoff =
+    Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 /// A clock difference above this value is logged.
 const SKEW: Duration = Duration::from_secs(60);
 
@@ -149,7 +152,7 @@ pub async fn enrol(
 }
 
 async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> CurrentCertificate {
-    let mut wait = Duration::from_millis(100);
+    let mut failures = 0;
     loop {
         // On every attempt: the clock may have been corrected, which makes the stored certificate valid.
         match enrolment.source.state.as_deref().and_then(restore) {
@@ -166,9 +169,10 @@ async fn first(enrolment: &Enrolment, mark: Option<Mark>) -> CurrentCertificate 
         match obtain(enrolment, None, token.as_deref().map(str::trim), mark).await {
             Ok(current) => return current,
             Err(error) => {
+                let wait = FIRST_CERTIFICATE.delay(failures);
+                failures = failures.saturating_add(1);
                 tracing::warn!(%error, control = enrolment.control, ?wait, "no certificate yet");
                 tokio::time::sleep(wait.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-                wait = (wait * 2).min(Duration::from_secs(5));
             }
         }
     }
@@ -315,7 +319,7 @@ fn store(state: &Path, current: &CurrentCertificate) -> std::io::Result<()> {
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

@@ -11,6 +11,7 @@ mod client;
 pub mod command;
 pub mod configuration;
 pub mod demo;
+mod dial;
 pub mod identity;
 pub mod process;
 pub mod redirects;

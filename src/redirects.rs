@@ -23,7 +23,7 @@ use weft_agent::redirect::{
 };
 use weft_model::Cidr;
 use weft_runtime::socket::Mark;
-use weft_xds::bootstrap::ConfigError;
+use weft_xds::located::ConfigError;
 use weft_xds::located::Located;
 
 /// The interval at which the file is checked for changes.

@@ -2,10 +2,11 @@
 
 use std::time::{Duration, SystemTime};
 
-/// The minimum time between two attempts.
-const SHORTEST_RETRY: Duration = Duration::from_secs(1);
-/// The maximum time between two attempts.
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
+use weft_model::Backoff;
+
+/// The time between two attempts.
+const BACKOFF: Backoff =
+    Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(60) };
 /// The minimum number of attempts that fit into the remaining lifetime of the certificate.
 const ATTEMPTS_LEFT: u32 = 4;
 
@@ -34,7 +35,7 @@ impl Rotation {
         Self {
             since,
             not_after,
-            due: since + life.mul_f64(fraction).max(SHORTEST_RETRY),
+            due: since + life.mul_f64(fraction).max(BACKOFF.first),
             failures: 0,
         }
     }
@@ -64,11 +65,10 @@ impl Rotation {
     /// The result is a duration and not a time of day, because the clock may be set back before the next attempt.
     #[must_use]
     pub fn failed(&mut self, now: SystemTime, random: f64) -> Duration {
-        let mut ceiling =
-            SHORTEST_RETRY.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_RETRY);
+        let mut ceiling = BACKOFF.delay(self.failures);
         // An expired certificate has no remaining lifetime to fit attempts into.
         if let Ok(left) = self.not_after.duration_since(now) {
-            ceiling = ceiling.min((left / ATTEMPTS_LEFT).max(SHORTEST_RETRY));
+            ceiling = ceiling.min((left / ATTEMPTS_LEFT).max(BACKOFF.first));
         }
         self.failures = self.failures.saturating_add(1);
         ceiling.mul_f64(0.5 + 0.5 * random.clamp(0.0, 1.0))
@@ -91,7 +91,7 @@ mod tests {
         for _ in 0..10 {
             let _ = rotation.failed(start, 1.0);
         }
-        assert_eq!(rotation.failed(start, 1.0), LONGEST_RETRY);
+        assert_eq!(rotation.failed(start, 1.0), BACKOFF.longest);
         assert!(
             !rotation.expired(start + day - Duration::from_secs(1))
                 && rotation.expired(start + day)
@@ -129,7 +129,7 @@ mod tests {
         assert!((8..30).contains(&attempts), "{attempts} attempts within 24 s");
         assert_eq!(
             rotation.failed(now, 1.0),
-            LONGEST_RETRY,
+            BACKOFF.longest,
             "an expired certificate has the maximum delay"
         );
     }
@@ -139,6 +139,6 @@ mod tests {
         let start = SystemTime::UNIX_EPOCH;
         let second = Duration::from_secs(1);
         let now = start + 100 * second;
-        assert_eq!(Rotation::new(now, start + 50 * second, 0.0).due(), now + SHORTEST_RETRY);
+        assert_eq!(Rotation::new(now, start + 50 * second, 0.0).due(), now + BACKOFF.first);
     }
 }

@@ -2,8 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-/// The longest wait after failed attempts.
-pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(30);
+use weft_model::Backoff;
+
+/// The waits between failed attempts.
+pub(crate) const BACKOFF: Backoff =
+    Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(30) };
 
 /// How long a fetched document is used before it is fetched again.
 #[derive(Debug, Clone, Copy)]
@@ -43,8 +46,7 @@ impl FetchSchedule {
 
     /// Schedules the next attempt after a failed one, and returns the wait.
     pub(crate) fn failed(&mut self, now: Instant) -> Duration {
-        let doubled = Duration::from_secs(1).saturating_mul(2u32.saturating_pow(self.failures));
-        let wait = doubled.min(LONGEST_WAIT);
+        let wait = BACKOFF.delay(self.failures);
         self.failures = self.failures.saturating_add(1);
         self.due = now + wait;
         wait
@@ -103,7 +105,7 @@ mod tests {
         for _ in 0..40 {
             schedule.failed(now);
         }
-        assert_eq!(schedule.failed(now), LONGEST_WAIT, "a long outage does not overflow");
+        assert_eq!(schedule.failed(now), BACKOFF.longest, "a long outage does not overflow");
         schedule.succeeded(None, TIMES, now);
         assert_eq!(schedule.failed(now), seconds(1));
     }

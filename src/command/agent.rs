@@ -120,8 +120,9 @@ pub(super) fn run(arguments: &AgentArgs, log: &str) -> Result<(), CommandError> 
     };
     let mut process = prepared.start(setup).map_err(CommandError::Failed)?;
     let receiver = plans.subscribe();
-    let planning = plan_all(process.snapshots(), plans, process.problems(), kernel, arguments.seed);
-    process.spawn(planning);
+    let snapshots = process.snapshots();
+    let problems = process.problems();
+    process.spawn(plan_all(snapshots, plans, problems, kernel, arguments.seed));
     let shared = AgentShared {
         plans: receiver,
         drain: process.drain(),

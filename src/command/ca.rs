@@ -385,12 +385,11 @@ fn parse(identity: &str) -> Result<SpiffeId, CommandError> {
     SpiffeId::parse(identity).map_err(|error| CommandError::Usage(error.to_string()))
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "map_err passes the error by value")]
 fn failed(error: impl std::error::Error) -> CommandError {
     CommandError::Failed(error.to_string())
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

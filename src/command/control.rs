@@ -173,7 +173,7 @@ impl admin::AdminRole for ControlRole {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where the clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the edge where the clock is read")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

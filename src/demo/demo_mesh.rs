@@ -9,10 +9,10 @@ use weft_agent::redirect::{self, DesiredRedirects, RedirectBackend, RedirectErro
 
 use super::files::{ClientCertificate, DemoFiles, DemoMeshFile};
 use super::hosts::{Host, Network};
-use super::line;
+use super::output::line;
 use super::roles::{DemoRole, Roles};
 use super::service::{DIRECT_PORT, ECHO_PORT};
-use super::steps::wait;
+use super::wait::wait;
 use crate::client::{HttpResponse, get};
 use crate::redirects::parse;
 
@@ -55,11 +55,11 @@ impl DemoMesh {
         files.write_mesh(&mesh(&web, &orders, &orders))?;
 
         let roles = Roles::new(&folder.join("logs"))?;
-        let (config, state) = (files.path("mesh.yaml"), files.path("authority"));
+        let state = files.path("authority");
         let mut control = roles.start(
             "control",
             Some(&control_host),
-            &["control", "-c", &config, "--state", &state],
+            &["control", "-c", &files.path("mesh.yaml"), "--state", &state],
         )?;
         control.ready(&control_host)?;
 

@@ -233,7 +233,7 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn wall_clock() -> SystemTime {
     SystemTime::now()
 }

@@ -11,7 +11,8 @@ use super::flows::{echo_flow, echo_flow_from, udp_flows};
 use super::hosts::Host;
 use super::roles::now;
 use super::service::ECHO_PORT;
-use super::steps::{expect, on_router, wait};
+use super::steps::on_router;
+use super::wait::{expect, wait};
 use crate::client::{config_dump, explain_flow};
 use crate::redirects;
 

@@ -12,11 +12,11 @@ pub mod hosts;
 mod layer4;
 mod load;
 mod namespace;
+mod output;
 mod roles;
 pub mod service;
 mod steps;
-
-use std::io::{IsTerminal as _, Write as _};
+mod wait;
 
 use clap::Args;
 
@@ -62,22 +62,4 @@ pub fn run(arguments: &DemoArgs) -> Result<(), CommandError> {
     let backend = arguments.backend.choice().resolve();
     let backend = backend.map_err(|error| CommandError::Failed(error.to_string()))?;
     steps::run(arguments.keep, load, backend, &arguments.path).map_err(CommandError::Failed)
-}
-
-/// Prints a line and flushes it.
-fn line(text: &str) {
-    let mut out = std::io::stdout().lock();
-    // The reader may have closed the pipe.
-    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
-}
-
-/// Prints the result of a step.
-fn mark(done: bool, text: &str) {
-    let colour = std::io::stdout().is_terminal();
-    let (word, code) = if done { ("ok", 32) } else { ("FAILED", 31) };
-    if colour {
-        line(&format!("  \u{1b}[{code}m{word:6}\u{1b}[0m {text}"));
-    } else {
-        line(&format!("  {word:6} {text}"));
-    }
 }

@@ -13,9 +13,12 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{getgid, getuid};
 
+use super::output::line;
+
 /// Creates the namespaces, runs the demo in them and waits for it.
 pub(super) fn enter() -> Result<(), String> {
-    let (uid, gid) = (getuid(), getgid());
+    let uid = getuid();
+    let gid = getgid();
     let spaces = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
     if uid.is_root() {
         unshare(spaces).map_err(|error| format!("cannot create namespaces: {error}"))?;
@@ -55,7 +58,7 @@ fn with_sudo() -> Result<(), String> {
     } else if setting("/proc/sys/user/max_user_namespaces") == "0" {
         reason += ": sysctl user.max_user_namespaces is 0";
     }
-    super::line(&format!("{reason}; running with sudo instead"));
+    line(&format!("{reason}; running with sudo instead"));
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut sudo = Command::new("sudo");
     sudo.arg(own).args(std::env::args_os().skip(1));
@@ -93,7 +96,7 @@ fn end_on_signals() -> Result<(), String> {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
             }
-            super::line("\nstopped; all namespaces are removed");
+            line("\nstopped; all namespaces are removed");
             std::process::exit(130);
         });
     };

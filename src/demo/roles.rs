@@ -128,7 +128,7 @@ impl Drop for DemoRole {
 }
 
 /// Sleeps between two polls.
-#[allow(
+#[expect(
     clippy::disallowed_methods,
     reason = "the step between two polls, each bounded by a deadline"
 )]
@@ -136,7 +136,7 @@ pub(super) fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 pub(super) fn now() -> Instant {
     Instant::now()
 }

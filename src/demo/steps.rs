@@ -13,13 +13,12 @@ use super::demo_mesh::{DemoMesh, web_address};
 use super::files::{DemoFiles, DemoMeshFile};
 use super::flows::{echo_flow, udp_flows};
 use super::load::{LoadTest, usage};
-use super::roles::{now, pause};
+use super::output::{line, mark};
+use super::roles::now;
 use super::service::DIRECT_PORT;
-use super::{line, mark};
+use super::wait::{expect, wait};
 use crate::client::{HttpClient, config_dump, get};
 
-/// How long a configuration change may take to reach every process.
-const CHANGE: Duration = Duration::from_secs(15);
 /// The number of requests per row of the latency table.
 const MEASURED: usize = 300;
 
@@ -112,7 +111,8 @@ impl DemoMesh {
         let peer = |said: &serde_json::Value| {
             said.get("peer").and_then(|p| p.as_str()).unwrap_or("no peer").to_owned()
         };
-        let (caller, web) = (peer(&said), said.get("orders").map(peer).unwrap_or_default());
+        let caller = peer(&said);
+        let web = said.get("orders").map(peer).unwrap_or_default();
         expect(caller.ends_with("/sa/client"), || format!("web received the caller {caller}"))?;
         expect(web.ends_with("/sa/web"), || format!("orders received the caller {web}"))?;
         Ok(format!("caller of web: {caller}\ncaller of orders: {web}"))
@@ -200,7 +200,8 @@ impl DemoMesh {
     }
 
     fn revocation(&mut self) -> Result<String, String> {
-        let (files, tls) = (&self.files, self.files.tls(Some(&self.revoked_client))?);
+        let files = &self.files;
+        let tls = self.files.tls(Some(&self.revoked_client))?;
         let revoking =
             DemoMeshFile { revocations: vec![self.revoked_client.serial.clone()], ..self.mesh() };
         let (cut, refused) = self.client_host.run(async {
@@ -270,7 +271,8 @@ impl DemoMesh {
             }
             Ok(all)
         };
-        let (tls, token) = (self.tls()?, self.files.token()?);
+        let tls = self.tls()?;
+        let token = self.files.token()?;
         let short = LoadTest { seconds: 2, ..*load };
         self.client_host.run(short.send(web_address(), tls.clone(), &token))??;
         let before = look()?;
@@ -293,26 +295,6 @@ impl DemoMesh {
         }
         Ok(found)
     }
-}
-
-pub(super) fn expect(good: bool, otherwise: impl FnOnce() -> String) -> Result<(), String> {
-    if good { Ok(()) } else { Err(otherwise()) }
-}
-
-/// Polls until the condition holds, for at most [`CHANGE`].
-///
-/// # Errors
-/// The deadline passes first, or a poll fails.
-pub(super) fn wait(
-    what: &str,
-    mut is_met: impl FnMut() -> Result<bool, String>,
-) -> Result<(), String> {
-    let deadline = now() + CHANGE;
-    while !is_met()? {
-        expect(now() < deadline, || format!("timed out after {CHANGE:?} waiting until {what}"))?;
-        pause(Duration::from_millis(50));
-    }
-    Ok(())
 }
 
 pub(super) fn on_router<T>(work: impl Future<Output = T>) -> Result<T, String> {

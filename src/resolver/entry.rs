@@ -4,10 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weft_model::{DnsFamily, DnsPolicy, OnEmptyAnswer};
+use weft_model::{Backoff, DnsFamily, DnsPolicy, OnEmptyAnswer};
 
-/// The limit on the exponent of the backoff; higher values exceed every maximum.
-const LARGEST_EXPONENT: u32 = 16;
 /// The random part of every interval, which spreads lookups over time.
 const SPREAD: f64 = 0.1;
 
@@ -139,9 +137,8 @@ impl HostEntry {
     fn interval(&self, policy: &DnsPolicy, ttl: Option<Duration>, random: f64) -> Duration {
         let random = random.clamp(0.0, 1.0);
         if self.failures > 0 {
-            let doubled = 2u32.saturating_pow((self.failures - 1).min(LARGEST_EXPONENT));
-            let ceiling = policy.failure_base.saturating_mul(doubled).min(policy.failure_max);
-            return ceiling.mul_f64(0.5 + random / 2.0);
+            let backoff = Backoff { first: policy.failure_base, longest: policy.failure_max };
+            return backoff.delay(self.failures - 1).mul_f64(0.5 + random / 2.0);
         }
         let ttl = ttl.filter(|ttl| policy.respects_ttl && !ttl.is_zero());
         let interval = ttl.unwrap_or(policy.refresh);
@@ -208,7 +205,7 @@ mod tests {
     }
 
     fn start() -> Instant {
-        #[allow(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
+        #[expect(clippy::disallowed_methods, reason = "a starting point for the test's own clock")]
         Instant::now()
     }
 
@@ -222,7 +219,8 @@ mod tests {
 
     #[test]
     fn addresses_are_kept_through_failures_and_looked_up_with_backoff() {
-        let (now, policy) = (start(), DnsPolicy::default());
+        let now = start();
+        let policy = DnsPolicy::default();
         let mut entry = HostEntry::new(now);
         entry.take(v4(addresses(&["10.0.0.2", "10.0.0.1"], 60)), &policy, now, 0.0);
         assert_eq!(wait(&entry, now), policy.refresh);
@@ -256,7 +254,8 @@ mod tests {
 
     #[test]
     fn absence_of_one_family_beside_a_failure_of_the_other_keeps_the_other() {
-        let (now, policy) = (start(), DnsPolicy { family: DnsFamily::All, ..DnsPolicy::default() });
+        let now = start();
+        let policy = DnsPolicy { family: DnsFamily::All, ..DnsPolicy::default() };
         let mut entry = HostEntry::new(now);
         let both = LookupResult { v4: addresses(&["10.0.0.1"], 9), v6: addresses(&["fd00::1"], 9) };
         entry.take(both, &policy, now, 0.0);
@@ -280,7 +279,8 @@ mod tests {
     #[test]
     fn jitter_is_added_in_proportion_to_the_random_number() {
         let policy = DnsPolicy { jitter: Duration::from_secs(4), ..DnsPolicy::default() };
-        let (now, mut entry) = (start(), HostEntry::new(start()));
+        let now = start();
+        let mut entry = HostEntry::new(start());
         entry.take(v4(addresses(&["10.0.0.1"], 60)), &policy, now, 1.0);
         assert_eq!(wait(&entry, now), policy.refresh.mul_f64(1.0 - SPREAD) + policy.jitter);
     }
@@ -299,7 +299,8 @@ mod tests {
         ] {
             let answer = |has, text| if has { addresses(text, 60) } else { FamilyAnswer::Absent };
             let found = LookupResult { v4: answer(has_v4, &v4), v6: answer(has_v6, &v6) };
-            let (now, mut entry) = (start(), HostEntry::new(start()));
+            let now = start();
+            let mut entry = HostEntry::new(start());
             let policy = DnsPolicy { family, ..DnsPolicy::default() };
             entry.take(found, &policy, now, 0.0);
             assert_eq!(shown(&entry, family), chosen, "{family:?} {has_v4} {has_v6}");
@@ -308,7 +309,8 @@ mod tests {
 
     #[test]
     fn name_of_this_host_keeps_both_families() {
-        let (now, mut entry) = (start(), HostEntry::new(start()));
+        let now = start();
+        let mut entry = HostEntry::new(start());
         let found = LookupResult { v4: addresses(&["127.0.0.1"], 60), v6: addresses(&["::1"], 60) };
         entry.take(found, &DnsPolicy::default(), now, 0.0);
         assert_eq!(shown(&entry, DnsFamily::Auto), ["127.0.0.1", "::1"]);

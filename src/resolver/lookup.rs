@@ -52,7 +52,8 @@ impl Lookups {
         &mut self,
         query: &DnsQuery,
     ) -> Pin<Box<dyn Future<Output = LookupResult> + Send + 'static>> {
-        let (name, family) = (query.name.clone(), query.policy.family);
+        let name = query.name.clone();
+        let family = query.policy.family;
         match self.system() {
             Ok(system) => Box::pin(async move { lookup(&system, &name, family).await }),
             Err(error) => Box::pin(std::future::ready(failed(family, &error))),

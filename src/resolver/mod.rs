@@ -155,7 +155,7 @@ async fn sleep_until(at: Option<Instant>) {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
+#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
 fn now() -> Instant {
     Instant::now()
 }

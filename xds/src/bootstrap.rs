@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use tonic::metadata::{AsciiMetadataKey, BinaryMetadataKey, MetadataMap, Metadata
 use weft_model::{MissingReference, Name, Snapshot};
 
 use crate::client::{XdsNode, XdsVariant};
-use crate::located::Located;
+use crate::located::{ConfigError, Located};
 use crate::translate::{
     FieldError, MessageReader, Notes, Resource, ResourceKind, TranslationFindings, read,
 };
@@ -47,36 +46,6 @@ pub struct AdsSource {
     pub cluster: Name,
     /// The gRPC metadata of each stream (`initial_metadata`), such as a token.
     pub metadata: HeaderMap,
-}
-
-/// An error in a configuration file, with its line.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ConfigError {
-    /// The line, from 1; 0 when the text contains it.
-    pub line: u64,
-    /// The field and the reason.
-    pub text: String,
-}
-
-impl ConfigError {
-    /// The error with its file, as `FILE:LINE: FIELD: REASON`.
-    #[must_use]
-    pub fn in_file(&self, file: impl fmt::Display) -> String {
-        match self.line {
-            0 => format!("{file}: {}", self.text),
-            line => format!("{file}:{line}: {}", self.text),
-        }
-    }
-}
-
-impl fmt::Display for ConfigError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line > 0 {
-            write!(f, "line {}: {}", self.line, self.text)
-        } else {
-            f.write_str(&self.text)
-        }
-    }
 }
 
 impl Bootstrap {

@@ -9,8 +9,6 @@ use serde::de::{DeserializeOwned, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 use serde_saphyr::options::DuplicateKeyPolicy;
 
-use crate::bootstrap::ConfigError;
-
 /// A value of a file, with the lines of its fields.
 #[derive(Debug, Deserialize)]
 pub struct Located(Spanned<YamlNode>);
@@ -47,6 +45,36 @@ pub(crate) enum Scalar {
     Whole(i128),
     Real(f64),
     Text(String),
+}
+
+/// An error in a configuration file, with its line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The line, from 1; 0 when the text contains it.
+    pub line: u64,
+    /// The field and the reason.
+    pub text: String,
+}
+
+impl ConfigError {
+    /// The error with its file, as `FILE:LINE: FIELD: REASON`.
+    #[must_use]
+    pub fn in_file(&self, file: impl fmt::Display) -> String {
+        match self.line {
+            0 => format!("{file}: {}", self.text),
+            line => format!("{file}:{line}: {}", self.text),
+        }
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.line > 0 {
+            write!(f, "line {}: {}", self.line, self.text)
+        } else {
+            f.write_str(&self.text)
+        }
+    }
 }
 
 /// The most values of a file, and the most bytes of text in them: enough for 100,000 services.

@@ -98,7 +98,7 @@ impl World {
             client: ClientSession::new(variant, node, local),
             warming: Warming::new(),
             in_force: Snapshot::default(),
-            #[allow(
+            #[expect(
                 clippy::disallowed_methods,
                 reason = "a starting point for the test's own clock"
             )]

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use weft_model::Backoff;
+
 use super::config::RedirectConfig;
 use super::dns;
 use super::namespace::{Namespace, NamespaceId};
@@ -29,8 +31,8 @@ const PROBE_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const DROP_COUNT_INTERVAL: Duration = Duration::from_secs(2);
 /// The shortest time between two log lines about dropped packets.
 const DROP_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// The longest wait after failures.
-const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(10);
+/// The waits after failures.
+const BACKOFF: Backoff = Backoff { first: POLL_INTERVAL, longest: Duration::from_secs(10) };
 
 /// The redirects to keep installed in a namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -267,9 +269,7 @@ impl ManagedNamespace {
             Err(error) => {
                 self.last_attempt = Some(now);
                 report.failures += 1;
-                let wait = POLL_INTERVAL
-                    .saturating_mul(2u32.saturating_pow(self.failures))
-                    .min(MAX_RETRY_INTERVAL);
+                let wait = BACKOFF.delay(self.failures);
                 self.failures = self.failures.saturating_add(1);
                 tracing::error!(namespace, %error, ?wait, "failed to restore redirect rules");
                 self.status = RedirectStatus::Failed(error.to_string());

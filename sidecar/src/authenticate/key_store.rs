@@ -179,7 +179,7 @@ impl KeyStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fetch_schedule::LONGEST_WAIT;
+    use crate::fetch_schedule::BACKOFF;
 
     const KEYS: &[u8] = br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
@@ -280,7 +280,7 @@ mod tests {
         for _ in 0..10 {
             store.fetched(&origin("a"), bad(TokenFault::KeysInvalid), LONGEST_AGE, start);
         }
-        assert!(store.is_due(&origin("a"), |_| true, start + LONGEST_WAIT));
+        assert!(store.is_due(&origin("a"), |_| true, start + BACKOFF.longest));
     }
 
     #[test]

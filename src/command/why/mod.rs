@@ -7,12 +7,13 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use weft_control::mesh::{Mesh, Port, Service, identity};
+use weft_control::mesh::{Mesh, identity};
 use weft_model::{MethodRefusal, Redirect, SpiffeId, is_header_name, method_refusal};
 
 use super::{CommandError, print_line};
 use decision::{
-    Destination, PolicyDecision, PolicyOutcome, RouteDecision, RuleLocation, decide, port_of,
+    Callee, Destination, PolicyDecision, PolicyOutcome, RouteDecision, RuleLocation, decide,
+    port_of,
 };
 use request::WhyRequest;
 
@@ -128,7 +129,7 @@ pub(super) fn run(arguments: &WhyArgs) -> Result<(), CommandError> {
                     "route: no rule matches; the request is sent to {callee} unchanged"
                 ));
             }
-            report_outcome(&mesh, &callee.0.name, &outcome)
+            report_outcome(&mesh, &callee.service.name, &outcome)
         }
         RouteDecision::Routed { rule, destinations } => {
             print_line(&format!("route: {}", rule_text(&rule)));
@@ -264,7 +265,7 @@ fn caller(mesh: &Mesh, text: &str) -> Result<SpiffeId, CommandError> {
     Err(unknown(mesh, text, "a service or a SPIFFE ID"))
 }
 
-fn callee<'m>(mesh: &'m Mesh, text: &str) -> Result<(&'m Service, &'m Port), CommandError> {
+fn callee<'m>(mesh: &'m Mesh, text: &str) -> Result<Callee<'m>, CommandError> {
     let parts = text.rsplit_once(':').and_then(|(name, port)| Some((name, port.parse().ok()?)));
     let Some((name, number)) = parts else {
         return Err(CommandError::Usage(format!(
@@ -279,7 +280,7 @@ fn callee<'m>(mesh: &'m Mesh, text: &str) -> Result<(&'m Service, &'m Port), Com
             ports.join(", ")
         ))
     })?;
-    Ok((service, port))
+    Ok(Callee { service, port })
 }
 
 fn unknown(mesh: &Mesh, text: &str, what: &str) -> CommandError {

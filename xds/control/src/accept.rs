@@ -75,7 +75,9 @@ pub(crate) async fn accept(
             tracing::debug!(%from, "connection refused: too many connections without a certificate");
             continue;
         };
-        let (config, clients, connections) = (config.clone(), clients.clone(), connections.clone());
+        let config = config.clone();
+        let clients = clients.clone();
+        let connections = connections.clone();
         tokio::spawn(async move {
             match handshake(tcp, config, slot, &clients).await {
                 // Sending fails only while the server shuts down.

@@ -228,7 +228,7 @@ fn digest(token: &str) -> String {
     weft_certs::digest(token.as_bytes())
 }
 
-#[allow(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
+#[expect(clippy::needless_pass_by_value, reason = "map_err passes it by value")]
 fn unavailable(error: StoreError) -> SignError {
     tracing::error!(%error, "store failed");
     SignError::Unavailable("the store failed".into())

@@ -25,6 +25,8 @@ mod publisher;
 pub mod resources;
 mod server;
 mod server_certificate;
+mod status;
 pub mod store;
 
-pub use server::{ControlOptions, ControlStatus, run};
+pub use server::{ControlOptions, run};
+pub use status::ControlStatus;

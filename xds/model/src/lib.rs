@@ -8,8 +8,10 @@
 //! served, a [`RouteTable`] sends a request to a [`Cluster`], which is a set of [`Endpoint`]s; a [`Secret`] is a
 //! certificate with its key, or a trust bundle.
 
+mod backoff;
 mod cluster;
 mod dns;
+mod endpoint;
 mod flow;
 mod header_match;
 mod http;
@@ -19,10 +21,13 @@ mod listener;
 mod maglev;
 mod method;
 mod mutation;
+mod name;
 pub mod path;
 mod path_pattern;
+mod path_template;
 mod pattern;
 mod policy;
+mod request_facts;
 mod route;
 mod route_index;
 mod route_match;
@@ -34,14 +39,15 @@ mod text;
 mod tls_parameters;
 mod token;
 
+pub use backoff::Backoff;
 pub use cluster::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES,
-    DEFAULT_RESPONSE_HEADER_COUNT, DEFAULT_UPSTREAM_IDLE, Discovery, Endpoint, EndpointSet, Health,
-    UpstreamProtocol,
+    DEFAULT_RESPONSE_HEADER_COUNT, DEFAULT_UPSTREAM_IDLE, Discovery, UpstreamProtocol,
 };
 pub use dns::{
     DEFAULT_DNS_REFRESH, DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, DnsQuery, OnEmptyAnswer,
 };
+pub use endpoint::{Endpoint, EndpointSet, Health};
 pub use flow::{FlowKey, FlowTuple, Transport};
 pub use header_match::{HeaderCheck, HeaderMatch, is_joined};
 pub use http::{
@@ -62,12 +68,15 @@ pub use mutation::{
     HeaderMutation, HeaderMutations, HeaderSource, PlainVariable, is_header_name,
     is_identity_header,
 };
-pub use path_pattern::{InvalidPathPattern, PathPattern, PathTemplate};
+pub use name::Name;
+pub use path_pattern::PathPattern;
+pub use path_template::{InvalidPathPattern, PathTemplate};
 pub use pattern::{Pattern, Substitution};
 pub use policy::{
     Permission, Principal, Rbac, RbacAction, RbacDecision, RbacEvaluation, RbacFilter, RbacPolicy,
-    RequestFacts, evaluate_rbac, evaluate_rbac_readings,
+    evaluate_rbac, evaluate_rbac_readings,
 };
+pub use request_facts::RequestFacts;
 pub use route::{
     DEFAULT_ROUTE_TIMEOUT, MatchedRoute, PathRewrite, Redirect, Route, RouteAction, RouteTable,
     VirtualHost, WeightedCluster,
@@ -79,16 +88,13 @@ pub use route_match::{
 };
 pub use secret::{
     ClientCertificateMode, DataSource, DistributionPoint, DownstreamTls, ExpiredCrlAction,
-    KeyExchangeGroup, RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource,
-    TlsIdentity, UpstreamTls, Validation,
+    RevocationDepth, RevocationMode, RevocationPolicy, Secret, SecretSource, TlsIdentity,
+    UpstreamTls, Validation,
 };
 pub use snapshot::{AddressConflict, MissingReference, Snapshot};
 pub use text::{Cidr, InvalidCidr, StringMatch};
-pub use tls_parameters::{CipherSuite, TlsParameters, TlsVersion};
+pub use tls_parameters::{CipherSuite, KeyExchangeGroup, TlsParameters, TlsVersion};
 pub use token::{
     ClaimFormat, ClaimRule, JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource,
     REDIRECTS_LIMIT, TokenLocation, claim_header, token_header,
 };
-
-/// The name of a resource, a service or a policy: shared, never copied on the request path.
-pub type Name = std::sync::Arc<str>;

@@ -264,7 +264,8 @@ mod tests {
         let before = Maglev::new(&all, DEFAULT_TABLE_SIZE, 5).expect("a prime");
         let after = Maglev::new(&all[1..], DEFAULT_TABLE_SIZE, 5).expect("a prime");
         let lost = all[0].address;
-        let (mut survivors, mut moved) = (0u32, 0u32);
+        let mut survivors = 0u32;
+        let mut moved = 0u32;
         for hash in (0..u32::MAX).step_by(65_521) {
             let old = before.pick(hash).expect("an endpoint");
             if old != lost {
@@ -308,10 +309,12 @@ mod tests {
         let mut one_down = healthy.clone();
         one_down[3].health = Health::Unhealthy;
         let table = |e: &[Endpoint]| Maglev::new(e, DEFAULT_TABLE_SIZE, 5).expect("a prime");
-        let (before, meanwhile) = (table(&healthy), table(&one_down));
+        let before = table(&healthy);
+        let meanwhile = table(&one_down);
         let mut lent = BTreeMap::new();
         for hash in (0..u32::MAX).step_by(65_521) {
-            let (own, other) = (before.pick(hash), meanwhile.pick(hash));
+            let own = before.pick(hash);
+            let other = meanwhile.pick(hash);
             if own == Some(healthy[3].address) {
                 *lent.entry(other.expect("others serve")).or_insert(0u32) += 1;
             } else {

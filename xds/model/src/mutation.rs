@@ -190,7 +190,9 @@ impl HeaderFormat {
                 "invalid header value {text:?}: control characters are not allowed"
             ));
         }
-        let (mut parts, mut plain, mut rest) = (Vec::new(), String::new(), text);
+        let mut parts = Vec::new();
+        let mut plain = String::new();
+        let mut rest = text;
         while let Some((before, behind)) = rest.split_once('%') {
             plain.push_str(before);
             if let Some(behind) = behind.strip_prefix('%') {

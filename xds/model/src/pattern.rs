@@ -266,7 +266,8 @@ impl Substitution {
     /// # Errors
     /// When the expression has no such group, or a backslash is followed by another character.
     pub fn parse(pattern: Pattern, text: &str) -> Result<Self, String> {
-        let (mut parts, mut plain) = (Vec::new(), String::new());
+        let mut parts = Vec::new();
+        let mut plain = String::new();
         let mut characters = text.chars();
         while let Some(character) = characters.next() {
             if character != '\\' {

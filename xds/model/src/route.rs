@@ -222,20 +222,6 @@ impl WeightedCluster {
     }
 }
 
-impl RouteTable {
-    /// The names of the clusters that the routes forward to.
-    pub fn clusters(&self) -> impl Iterator<Item = &Name> {
-        self.hosts
-            .iter()
-            .flat_map(|host| &host.routes)
-            .flat_map(|route| match &route.action {
-                RouteAction::Forward { clusters, .. } => clusters.as_slice(),
-                RouteAction::Redirect(_) | RouteAction::Respond { .. } => &[],
-            })
-            .map(|cluster| &cluster.name)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

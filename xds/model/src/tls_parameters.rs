@@ -1,7 +1,5 @@
 //! The TLS versions, cipher suites and groups that a handshake may negotiate (`tls_params` of the TLS contexts).
 
-use crate::KeyExchangeGroup;
-
 /// A supported version of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TlsVersion {
@@ -19,6 +17,38 @@ impl TlsVersion {
     #[must_use]
     pub fn word(self) -> &'static str {
         Self::WORDS.iter().find(|(_, version)| *version == self).map_or("", |(word, _)| word)
+    }
+}
+
+/// A key exchange group of TLS (RFC 8446, section 4.2.7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyExchangeGroup {
+    /// Hybrid of X25519 and ML-KEM-768, which resists quantum computers.
+    X25519MlKem768,
+    /// Curve25519.
+    X25519,
+    /// NIST curve P-256.
+    P256,
+    /// NIST curve P-384.
+    P384,
+}
+
+impl KeyExchangeGroup {
+    /// Every group with its name in configurations, most preferred first.
+    pub const WORDS: [(&'static str, Self); 4] = [
+        ("X25519MLKEM768", Self::X25519MlKem768),
+        ("X25519", Self::X25519),
+        ("P-256", Self::P256),
+        ("P-384", Self::P384),
+    ];
+
+    /// The groups that are not resistant to quantum computers.
+    pub const CLASSICAL: [Self; 3] = [Self::X25519, Self::P256, Self::P384];
+
+    /// The name in configurations.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, group)| *group == self).map_or("", |(word, _)| word)
     }
 }
 

@@ -13,7 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use weft_model::{Discovery, DnsQuery, MissingReference, Name, Secret, Snapshot};
 
-use super::{Backoff, ClientSession, ResponseOutcome, Warming, XdsRequest, XdsVariant, explain};
+use super::reconnect::ReconnectDelays;
+use super::{ClientSession, ResponseOutcome, Warming, XdsRequest, XdsVariant, explain};
 use crate::dial::Dialer;
 use crate::translate::Notes;
 
@@ -138,7 +139,8 @@ impl Follower {
         for missing in self.warming.take_overdue() {
             tracing::warn!(%missing, "resource not received in time, serving without it");
         }
-        let (waiting_for, is_settled) = (self.warming.missing(), self.warming.is_settled());
+        let waiting_for = self.warming.missing();
+        let is_settled = self.warming.is_settled();
         self.status.send_if_modified(|status| {
             let changed = status.waiting_for != waiting_for || status.is_settled != is_settled;
             status.waiting_for = waiting_for;
@@ -174,19 +176,16 @@ pub async fn follow(dialer: Option<Dialer>, mut session: ClientSession, mut foll
             handle_local_event(event, &session, &mut follower);
         }
     };
-    let mut backoff = Backoff::new();
+    let mut delays = ReconnectDelays::default();
     loop {
         let mut answered = false;
         let ended = run_stream(&dialer, &mut session, &mut follower, &mut answered).await;
         if answered {
-            backoff.answered();
+            delays.answered();
         }
         let random = fastrand::f64();
-        let wait = if answered && ended.is_none() {
-            backoff.closed(random)
-        } else {
-            backoff.failed(random)
-        };
+        let wait =
+            if answered && ended.is_none() { delays.closed(random) } else { delays.failed(random) };
         if let Some(reason) = &ended {
             tracing::warn!(%reason, ?wait, "control plane connection lost, keeping the last good configuration");
         }
@@ -351,7 +350,7 @@ async fn open(
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the only place where this crate reads the clock")]
+#[expect(clippy::disallowed_methods, reason = "the only place where this crate reads the clock")]
 fn now() -> Instant {
     Instant::now()
 }

@@ -1,16 +1,15 @@
 //! The xDS client: turns a stream of responses into a series of complete [`weft_model::Snapshot`]s.
 //!
-//! [`session`] decides which requests to send, [`warming`] which version of each resource is in use, [`backoff`] when to
+//! [`session`] decides which requests to send, [`warming`] which version of each resource is in use, [`reconnect`] when to
 //! reconnect; none of them does I/O or reads a clock. [`follow`] does the I/O.
 
-mod backoff;
 mod batch;
 mod follow;
+mod reconnect;
 mod session;
 mod subscription;
 mod warming;
 
-pub use backoff::Backoff;
 pub use follow::{DnsAnswers, DnsChannels, Follower, XdsStatus, follow};
 pub use session::{ClientSession, ResponseOutcome, XdsNode, XdsRequest, XdsVariant};
 pub use warming::Warming;

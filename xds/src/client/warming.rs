@@ -398,7 +398,7 @@ mod tests {
 
     impl WarmingClock {
         fn new() -> Self {
-            #[allow(
+            #[expect(
                 clippy::disallowed_methods,
                 reason = "a starting point for the test's own clock"
             )]

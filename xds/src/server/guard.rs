@@ -19,7 +19,7 @@ use tonic::server::NamedService;
 use tower_service::Service;
 use weft_model::SpiffeId;
 
-use super::Peer;
+use super::peer::Peer;
 
 /// The longest time from a message's first byte to its last.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(10);

@@ -2,8 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
 
 use envoy_types::pb::envoy::service::discovery::v3::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
@@ -15,13 +13,14 @@ use envoy_types::pb::envoy::service::secret::v3::secret_discovery_service_server
     SecretDiscoveryService, SecretDiscoveryServiceServer,
 };
 use futures_util::{Stream, StreamExt};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 use weft_model::SpiffeId;
 
 use super::guard::{GuardedService, MessageMeter, RequestGate, RequestLimits};
+use super::peer::{IncomingConnection, Peer};
 use super::subscribers::SubscriberHandle;
 use super::{ResourceSet, ResourceSubscribers, ServerSession, XdsResponse};
 use crate::authority::{self, CertificateService, CertificateSigner};
@@ -36,9 +35,6 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// The largest HTTP/2 header list, in bytes.
 const HEADERS_LIMIT: u32 = 16 * 1024;
-/// The number of connections so far.
-static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
-
 /// Provides the resources of each client.
 pub trait ResourceProvider: Send + Sync + 'static {
     /// The resources of a client.
@@ -69,60 +65,6 @@ pub struct XdsServerConfig<D> {
     pub subscribers: Arc<ResourceSubscribers>,
     /// Limits of requests.
     pub limits: RequestLimits,
-}
-
-/// The client of a connection.
-#[derive(Debug, Clone)]
-pub struct Peer {
-    /// The SPIFFE ID, verified by mutual TLS; none without a certificate.
-    pub id: Option<SpiffeId>,
-    /// The unique number of the connection.
-    pub(super) connection: u64,
-}
-
-/// An accepted connection, after the TLS handshake.
-#[derive(Debug)]
-pub struct IncomingConnection<T> {
-    /// The byte stream.
-    pub io: T,
-    /// The verified SPIFFE ID of the client.
-    pub peer: Option<SpiffeId>,
-    /// The permit that limits the number of connections, released on drop.
-    pub permit: Option<OwnedSemaphorePermit>,
-}
-
-impl<T> tonic::transport::server::Connected for IncomingConnection<T> {
-    type ConnectInfo = Peer;
-
-    fn connect_info(&self) -> Peer {
-        Peer { id: self.peer.clone(), connection: CONNECTIONS.fetch_add(1, Relaxed) }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for IncomingConnection<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for IncomingConnection<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }
 
 /// Serves resources and certificates on `connections` until `stop` resolves.
@@ -355,7 +297,8 @@ impl<D: ResourceProvider> DiscoveryServices<D> {
         let peer = request.extensions().get::<Peer>().and_then(|peer| peer.id.clone());
         let requests = request.into_inner().map(move |request| request.and_then(wrap));
         let (outbox, queue) = mpsc::channel(QUEUE_LIMIT);
-        let (provider, subscriber) = (self.provider.clone(), self.subscribers.register());
+        let provider = self.provider.clone();
+        let subscriber = self.subscribers.register();
         let who = peer.as_ref().map(ToString::to_string);
         tokio::spawn(async move {
             let task = StreamTask {

@@ -20,8 +20,9 @@ use envoy_types::pb::google::protobuf::Any;
 
 use weft_model::Name;
 
+use super::ack_state::AckState;
 use super::known_resources::KnownResources;
-use super::{AckState, EncodedResource, ResourceSet};
+use super::{EncodedResource, ResourceSet};
 use crate::client::XdsVariant;
 use crate::translate::ResourceKind;
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::ServerSession;
+use super::ack_state::AckState;
 use crate::translate::ResourceKind;
 
 /// The streams that subscribe to one resource, each with the version that its client has acknowledged.
@@ -22,17 +23,6 @@ struct Subscriber {
     client: String,
     /// The acknowledged version; none before the first ACK.
     version: Option<String>,
-}
-
-/// How far a client is with a resource.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AckState {
-    /// The client does not subscribe to it.
-    NotSubscribed,
-    /// The client has not acknowledged the last response, refused it, or was sent none.
-    Pending,
-    /// The client has acknowledged this version.
-    Acked(String),
 }
 
 /// The entry of one stream in [`ResourceSubscribers`]; removed on drop.

@@ -1,6 +1,6 @@
 //! `Cluster`: endpoints, load balancing and connection settings of a service.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

@@ -1,6 +1,6 @@
 //! `Listener`: an address, and the filter chains that serve it.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]
@@ -49,13 +49,17 @@ pub(super) fn decode(mut listener: MessageReader<'_>) -> Result<Listener, FieldE
     let bind = listener.flag("bind_to_port").unwrap_or(true);
     let transparent = listener.flag("transparent").unwrap_or(false);
     let mut use_original_destination = listener.flag("use_original_dst").unwrap_or(false);
-    let (mut udp, mut source_address) = (None, SourceAddress::Agent);
+    let mut udp = None;
+    let mut source_address = SourceAddress::Agent;
     for filter in listener.children("listener_filters") {
         match listener_filter(filter)? {
             ListenerFilter::OriginalDestination => use_original_destination = true,
             ListenerFilter::OriginalSource => source_address = SourceAddress::Client,
             ListenerFilter::Inspector => {}
-            ListenerFilter::Udp(proxy, source) => (udp, source_address) = (Some(proxy), source),
+            ListenerFilter::Udp(proxy, source) => {
+                udp = Some(proxy);
+                source_address = source;
+            }
         }
     }
     let ours = listener.child("metadata").map(our_metadata).transpose()?.unwrap_or_default();

@@ -8,6 +8,7 @@ mod endpoints;
 mod filters;
 mod listener;
 mod mutation;
+mod notes;
 mod reader;
 mod revocation;
 mod route;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use prost_reflect::DynamicMessage;
 use weft_model::{Cluster, EndpointSet, Listener, Name, RouteTable, Secret, Snapshot};
 
+pub use notes::Notes;
 pub use reader::FieldError;
 pub(crate) use reader::{MessageReader, TranslationFindings};
 pub use secret::WORKLOAD_IDENTITY;
@@ -164,28 +166,6 @@ pub struct DecodedResource {
     pub resource: Resource,
     /// Settings without effect and settings that weaken security.
     pub notes: Notes,
-}
-
-/// Notes for the operator about an accepted configuration.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Notes {
-    /// The paths of fields that are set and have no effect.
-    pub not_honoured: Vec<String>,
-    /// Settings that weaken security, each with its path and its consequence.
-    pub warnings: Vec<String>,
-}
-
-impl Notes {
-    /// Whether there are no notes.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.not_honoured.is_empty() && self.warnings.is_empty()
-    }
-
-    pub(crate) fn extend(&mut self, other: Self) {
-        self.not_honoured.extend(other.not_honoured);
-        self.warnings.extend(other.warnings);
-    }
 }
 
 /// A rejected resource; its text is sent in a NACK.

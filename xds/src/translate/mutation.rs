@@ -1,10 +1,5 @@
 //! Header changes, at each level of a route table.
 
-#![allow(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -29,8 +24,8 @@ const HOP_BY_HOP: [&str; 6] =
 pub(super) fn decode(
     level: &mut MessageReader<'_>,
 ) -> Result<Option<Arc<HeaderMutations>>, FieldError> {
-    let request = one(level, ["request_headers_to_remove", "request_headers_to_add"])?;
-    let response = one(level, ["response_headers_to_remove", "response_headers_to_add"])?;
+    let request = one(level, "request_headers_to_remove", "request_headers_to_add")?;
+    let response = one(level, "response_headers_to_remove", "response_headers_to_add")?;
     if let Some(index) = request.add.iter().position(|addition| addition.value.needs_response()) {
         let field = format!("request_headers_to_add[{index}].header.value");
         return Err(level
@@ -42,7 +37,8 @@ pub(super) fn decode(
 
 fn one(
     level: &mut MessageReader<'_>,
-    [remove_field, add_field]: [&str; 2],
+    remove_field: &str,
+    add_field: &str,
 ) -> Result<HeaderMutation, FieldError> {
     let mut remove = level.texts(remove_field);
     for (index, name) in remove.iter_mut().enumerate() {

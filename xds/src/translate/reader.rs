@@ -201,7 +201,7 @@ impl<'f> MessageReader<'f> {
     }
 
     /// A whole number, plain or wrapped, that fits `u32`.
-    #[allow(
+    #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a JSON number has no other type here, and its range is checked first"
@@ -250,7 +250,8 @@ impl<'f> MessageReader<'f> {
                 .and_then(|v| v.as_i64().or_else(|| v.as_i32().map(i64::from)))
                 .unwrap_or(0)
         };
-        let (seconds, nanos) = (u64::try_from(part("seconds")), u32::try_from(part("nanos")));
+        let seconds = u64::try_from(part("seconds"));
+        let nanos = u32::try_from(part("nanos"));
         match (seconds, nanos) {
             (Ok(seconds), Ok(nanos)) if nanos < 1_000_000_000 => {
                 Ok(Some(Duration::new(seconds, nanos)))

@@ -79,7 +79,9 @@ pub(super) fn revocation_policy(
 
 /// A distribution point: `{uri, cluster, refresh_seconds}`.
 fn point(mut value: MessageReader<'_>) -> Result<DistributionPoint, FieldError> {
-    let (mut uri, mut cluster, mut refresh) = (String::new(), String::new(), REFRESH_DEFAULT);
+    let mut uri = String::new();
+    let mut cluster = String::new();
+    let mut refresh = REFRESH_DEFAULT;
     let Some(mut fields) = value.child("struct_value") else {
         return Err(value.refuse("", format!("must be an object with {URI} and {CLUSTER}")));
     };
@@ -144,7 +146,8 @@ pub(super) fn revocation_policy_json(validation: &Validation) -> Option<Value> {
     let on_expired = word(&policy.on_expired, &ExpiredCrlAction::WORDS);
     add(ON_EXPIRED, policy.on_expired != default.on_expired, on_expired);
     add(DRAIN, policy.drain != default.drain, json!(policy.drain.as_secs()));
-    let (bytes, entries) = (policy.bytes_limit, policy.entries_limit);
+    let bytes = policy.bytes_limit;
+    let entries = policy.entries_limit;
     add(BYTES_LIMIT, bytes != default.bytes_limit, json!(bytes));
     add(ENTRIES_LIMIT, entries != default.entries_limit, json!(entries));
     let point = |point: &DistributionPoint| json!({URI: point.uri, CLUSTER: &*point.cluster, REFRESH: point.refresh.as_secs()});

@@ -1,6 +1,6 @@
 //! `RouteConfiguration`: virtual hosts, routes and their actions.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

@@ -1,6 +1,6 @@
 //! `RouteMatch`: which requests a route or a rule matches.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

@@ -1,6 +1,6 @@
 //! `Secret` and the TLS contexts: certificates, trust bundles, and how peers are verified.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

@@ -680,7 +680,8 @@ fn network_rbac_rules_round_trip() {
     };
     let [rules] = listener.chains[0].rules.as_slice() else { panic!("one filter") };
     let action = |rules: &Option<weft_model::Rbac>| rules.as_ref().map(|rules| rules.action);
-    let (denies, allows) = (weft_model::RbacAction::Deny, weft_model::RbacAction::Allow);
+    let denies = weft_model::RbacAction::Deny;
+    let allows = weft_model::RbacAction::Allow;
     assert_eq!((action(&rules.rules), action(&rules.shadow)), (Some(denies), Some(allows)));
     // Dry-run rules may have an unsupported condition; enforced rules may not.
     let unknown = |rules: &str| WATCHED.replace(rules, &rules.replace("any: true", "metadata: {}"));

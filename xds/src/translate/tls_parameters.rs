@@ -3,7 +3,7 @@
 //! Unsupported values are ignored and listed as not honoured when the rest is at least as strict as the configuration. A
 //! setting is refused when no supported value is left, or when it requires an unsupported version.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

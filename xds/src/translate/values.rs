@@ -1,6 +1,6 @@
 //! Values that several resources share: addresses, ranges, string matches, data sources, access logs.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

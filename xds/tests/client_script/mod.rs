@@ -73,7 +73,9 @@ pub(crate) fn respond(session: &mut ClientSession, text: &str) -> ResponseOutcom
     let (letter, nonce) = words.next().and_then(|w| w.split_once('#')).expect("letter#nonce");
     let type_url =
         if letter == "x" { "type.googleapis.com/x".into() } else { world::kind(letter).type_url() };
-    let (mut resources, mut removed, mut version) = (Vec::new(), Vec::new(), String::new());
+    let mut resources = Vec::new();
+    let mut removed = Vec::new();
+    let mut version = String::new();
     for word in words {
         if let Some(name) = word.strip_prefix('-') {
             removed.push(name.to_owned());

@@ -72,16 +72,25 @@ pub(super) struct PolicyDecision {
     pub(super) shadow: Option<Option<String>>,
 }
 
+/// The service that a request is for, and the port of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Callee<'m> {
+    /// The service.
+    pub(super) service: &'m Service,
+    /// Its port.
+    pub(super) port: &'m Port,
+}
+
 /// Evaluates a request to a port of a service. `caller` is the calling service; none for a SPIFFE ID.
 pub(super) fn decide<'m>(
     mesh: &'m Mesh,
     caller: Option<&Service>,
-    callee: (&'m Service, &'m Port),
+    callee: Callee<'m>,
     request: &WhyRequest<'_>,
 ) -> RouteDecision<'m> {
-    let (service, port) = callee;
+    let Callee { service, port } = callee;
     let judge = |service: &Service, port: &Port, target: &str| {
-        outcome(mesh, caller, (service, port), &Arrival::new(request, target, port))
+        outcome(mesh, caller, Callee { service, port }, &Arrival::new(request, target, port))
     };
     let has_sidecar = caller.is_none_or(|caller| caller.meshed);
     let is_routed = has_sidecar && !matches!(port.protocol, Protocol::Tcp | Protocol::Udp);
@@ -126,10 +135,10 @@ pub(super) fn port_of(service: &Service, number: u16) -> Option<&Port> {
 /// The mesh rule from which a route of the port's route table was built; none for the default route to the service.
 fn rule_of<'m>(
     mesh: &'m Mesh,
-    callee: (&Service, &Port),
+    callee: Callee<'_>,
     found: MatchedRoute<'_>,
 ) -> Option<(RuleLocation<'m>, &'m RouteRule)> {
-    let (service, port) = callee;
+    let Callee { service, port } = callee;
     let has_host = |route: &MeshRoute| match route.hostnames.as_slice() {
         [] => found.host.domains.iter().any(|domain| domain == "*"),
         names => names.iter().any(|name| found.host.domains.contains(name)),
@@ -151,10 +160,10 @@ fn rule_of<'m>(
 fn outcome(
     mesh: &Mesh,
     caller: Option<&Service>,
-    callee: (&Service, &Port),
+    callee: Callee<'_>,
     arrival: &Arrival<'_>,
 ) -> PolicyOutcome {
-    let (service, port) = callee;
+    let Callee { service, port } = callee;
     if !service.meshed {
         let name = &service.name;
         let reason = format!("service {name:?} is outside the mesh; no policy is enforced");

@@ -67,7 +67,8 @@ fn decided<'m>(
         claims: &[],
     };
     let service = &mesh.services[to];
-    let callee = (service, port_of(service, 80).expect("the service has the port"));
+    let port = port_of(service, 80).expect("the service has the port");
+    let callee = Callee { service, port };
     decide(mesh, mesh.services.get(from), callee, &request)
 }
 

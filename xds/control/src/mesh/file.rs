@@ -1,7 +1,5 @@
 //! Reads `mesh.yaml` and the files that it refers to, and reads them again only after a change.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::Mesh;
 use super::reader::MeshReader;
+use super::referenced_files::ReferencedFiles;
 
 /// A stamp is reliable once the file has not been changed for this time. Before that, another write may leave the same
 /// timestamp, since some file systems count whole seconds.
@@ -122,37 +121,6 @@ impl ReadVersion {
     }
 }
 
-/// The files that a mesh refers to, with the content that was read.
-#[derive(Debug)]
-pub(super) struct ReferencedFiles {
-    folder: PathBuf,
-    read: RefCell<BTreeMap<PathBuf, Result<Vec<u8>, String>>>,
-}
-
-impl ReferencedFiles {
-    /// Files whose paths are relative to a folder.
-    pub(super) fn below(folder: &Path) -> Self {
-        Self { folder: folder.to_owned(), read: RefCell::default() }
-    }
-
-    /// The full path of a file, and its content.
-    pub(super) fn read(&self, name: &str) -> (PathBuf, Result<Vec<u8>, String>) {
-        let path = self.folder.join(name);
-        let mut read = self.read.borrow_mut();
-        let content = read.entry(path.clone()).or_insert_with(|| content(&path)).clone();
-        (path, content)
-    }
-
-    /// Whether each file still has the content that was read.
-    fn is_unchanged(&self) -> bool {
-        self.read.borrow().iter().all(|(path, before)| content(path) == *before)
-    }
-}
-
-fn content(path: &Path) -> Result<Vec<u8>, String> {
-    fs::read(path).map_err(|error| error.to_string())
-}
-
 /// The stamps of the mesh file and of the files that it refers to, in this order.
 #[derive(Debug)]
 struct MeshFileStamps {
@@ -169,8 +137,8 @@ impl PartialEq for MeshFileStamps {
 
 impl MeshFileStamps {
     fn take(path: &Path, files: &ReferencedFiles, now: SystemTime) -> Self {
-        let read = files.read.borrow();
-        let paths = std::iter::once(path).chain(read.keys().map(PathBuf::as_path));
+        let read = files.paths();
+        let paths = std::iter::once(path).chain(read.iter().map(PathBuf::as_path));
         let stamps: Vec<Option<MeshFileStamp>> = paths.map(MeshFileStamp::of).collect();
         let is_settled = stamps.iter().flatten().all(|stamp| stamp.is_settled(now));
         Self { stamps, is_settled }
@@ -280,7 +248,7 @@ mod tests {
         // As a write that leaves all stamps as they were.
         let last_read = files.file.last_read.as_mut().expect("it was read");
         let before = Ok(KEYS.replace("\"a\"", "\"b\"").into_bytes());
-        last_read.files.read.borrow_mut().insert(files.folder.path().join("keys.json"), before);
+        last_read.files.replace(files.folder.path().join("keys.json"), before);
         assert_eq!(files.changed(), Some(Ok(())), "another content");
     }
 }

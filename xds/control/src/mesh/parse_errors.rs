@@ -1,12 +1,12 @@
 //! Finds all errors of a file that cannot be deserialized: the parser stops at the first one.
 
-use weft_xds::bootstrap::ConfigError;
+use weft_xds::located::ConfigError;
 use weft_xds::located::Located;
 use weft_xds::recover::{MISSING, Recovered, recover};
 
 use super::check::{self, Reference};
-use super::file::ReferencedFiles;
 use super::raw;
+use super::referenced_files::ReferencedFiles;
 
 /// The path of the services in the file.
 const SERVICES: &str = "services";

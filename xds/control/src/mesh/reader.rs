@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
-use weft_xds::bootstrap::ConfigError;
+use weft_xds::located::ConfigError;
 use weft_xds::located::{self, Located};
 
 use super::check::{self, Diagnostic};
-use super::file::ReferencedFiles;
+use super::referenced_files::ReferencedFiles;
 use super::sections::{ListItems, ListName, ListSections};
 use super::{Mesh, parse_errors, raw};
 

@@ -1,5 +1,9 @@
 //! All errors of a file are reported at once, with their lines.
 
+use std::time::Duration;
+
+use weft_model::{FlowKey, IdleEnd, StringMatch};
+
 use super::*;
 
 const VALID: &str = r#"trust_domain: mesh.local
@@ -38,13 +42,13 @@ fn opaque(text: &str, protocol: &str) -> String {
 }
 
 fn errors(text: &str) -> Vec<String> {
-    let problems = Mesh::parse(text, std::path::Path::new(".")).expect_err("errors");
+    let problems = Mesh::parse(text, Path::new(".")).expect_err("errors");
     problems.iter().map(ToString::to_string).collect()
 }
 
 #[test]
 fn valid_file_is_accepted() {
-    let mesh = Mesh::parse(VALID, std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(VALID, Path::new(".")).expect("a valid file");
     assert_eq!(mesh.services["orders"].endpoints[1].1, 3);
     let web = StringMatch::Exact("spiffe://mesh.local/ns/default/sa/web".into());
     assert_eq!(mesh.policies[0].allow[0].from, [web]);
@@ -89,12 +93,12 @@ fn affinity_is_refused_on_http_ports() {
     let expected =
         "line 12: services[1].affinity: invalid affinity client_address: port 80 carries HTTP";
     assert!(found[0].starts_with(expected), "{found:?}");
-    let mesh = Mesh::parse(&opaque(&wanted, "tcp"), std::path::Path::new("."));
+    let mesh = Mesh::parse(&opaque(&wanted, "tcp"), Path::new("."));
     let mesh = mesh.expect("a valid file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::SourceAddress);
     assert_eq!(mesh.services["web"].flow_key, FlowKey::FiveTuple);
     let sequence = opaque(&wanted, "tcp").replace("client_address", "tcp_sequence");
-    let mesh = Mesh::parse(&sequence, std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(&sequence, Path::new(".")).expect("a valid file");
     assert_eq!(mesh.services["orders"].flow_key, FlowKey::WithSequence);
     let found = errors(&sequence.replace("protocol: tcp", "protocol: udp"));
     let expected =
@@ -114,8 +118,7 @@ fn idle_settings_are_refused_on_http_ports() {
     let with =
         |port: &str| VALID.replace(http, &format!("{port}]\n  endpoints: [{{address: 10.90.2.1}}"));
     let taken = with("{port: 80, protocol: tcp, idle_timeout: 10m, idle_end: close}");
-    let mesh =
-        Mesh::parse(&opaque(&taken, "tcp"), std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(&opaque(&taken, "tcp"), Path::new(".")).expect("a valid file");
     let port = &mesh.services["orders"].ports[0];
     assert_eq!(port.idle_timeout, Some(Duration::from_secs(600)));
     assert_eq!(port.idle_end, Some(IdleEnd::Close));
@@ -157,7 +160,7 @@ fn invalid_clause_is_refused_with_its_field() {
         "{from: ['spiffe://mesh.local/*'], from_addresses: [10.0.0.0/8, '::1'], ports: [80]}",
         "{from: ['spiffe://mesh.local/ns/a/*'], token: login, claims: {role: [admin, root]}}",
     ] {
-        Mesh::parse(&with(valid), std::path::Path::new(".")).expect(valid);
+        Mesh::parse(&with(valid), Path::new(".")).expect(valid);
     }
     for (clause, expected) in [
         (
@@ -189,7 +192,7 @@ fn invalid_clause_is_refused_with_its_field() {
 }
 
 fn warnings(text: &str) -> Vec<String> {
-    let mesh = Mesh::parse(text, std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(text, Path::new(".")).expect("a valid file");
     mesh.warnings.iter().map(ToString::to_string).collect()
 }
 
@@ -262,7 +265,7 @@ fn policies_that_no_sidecar_can_enforce_are_refused() {
         deny("cache", "{from: [api], from_addresses: [10.0.0.0/8]}"),
         allow("mixed", "{from: [api], paths: [/a]}"),
     ] {
-        Mesh::parse(&with_policy(&policy), std::path::Path::new(".")).expect(&policy);
+        Mesh::parse(&with_policy(&policy), Path::new(".")).expect(&policy);
     }
 }
 
@@ -301,7 +304,7 @@ fn clauses_that_can_never_match_are_refused() {
         assert!(found[0].starts_with(line) && found[0].contains(expected), "{clause}: {found:#?}");
         let denied = format!("{{service: api, allow: [{{from: [api]}}], deny: [{clause}]}}");
         let is_trace = clause.contains("trace");
-        let parsed = Mesh::parse(&with_policy(&denied), std::path::Path::new("."));
+        let parsed = Mesh::parse(&with_policy(&denied), Path::new("."));
         assert_eq!(parsed.is_ok(), is_trace, "as a deny clause: {clause}");
     }
 }
@@ -354,7 +357,7 @@ fn route_may_select_one_port_of_a_service() {
         VALID.replace("parentRefs: [{name: orders}]", &format!("parentRefs: [{parent}]"))
             .replace("{port: 80, target: 8080, protocol: http}]\n  endpoints: [{address: 10.90.2.1}", "{port: 80, target: 8080, protocol: http}, {port: 81, protocol: grpc}, {port: 82, protocol: tcp}]\n  endpoints: [{address: 10.90.2.1}")
     };
-    let mesh = Mesh::parse(&with("{name: orders, port: 81}"), std::path::Path::new("."));
+    let mesh = Mesh::parse(&with("{name: orders, port: 81}"), Path::new("."));
     let mesh = mesh.expect("a valid file");
     let orders = &mesh.services["orders"];
     let takes: Vec<bool> =
@@ -383,7 +386,7 @@ fn paths_and_headers_are_passed_as_sent_unless_a_service_says_otherwise() {
     let with =
         |settings: &str| VALID.replace("balance: least_requests", &format!("http: {settings}"));
     let orders = |settings: &str| {
-        let mesh = Mesh::parse(&with(settings), std::path::Path::new(".")).expect("a valid file");
+        let mesh = Mesh::parse(&with(settings), Path::new(".")).expect("a valid file");
         mesh.services["orders"].clone()
     };
     let default = orders("{}");
@@ -419,7 +422,7 @@ fn key_server_settings_are_parsed_or_refused_with_their_field() {
         VALID.replace("security:\n", &format!("security:\n  issuers: {{login: {issuer}}}\n"))
     };
     let keys = |text: &str| {
-        let mesh = Mesh::parse(&with(text), std::path::Path::new(".")).expect(text);
+        let mesh = Mesh::parse(&with(text), Path::new(".")).expect(text);
         mesh.issuers["login"].keys.clone()
     };
     let TokenKeys::Http(server) = keys("jwks_uri: 'https://login.example/keys', jwks_redirects: 2")
@@ -503,7 +506,7 @@ security:
   revocations: [xyz]
   post_quantum: perhaps
 ";
-    let found = Mesh::parse(text, std::path::Path::new(".")).expect_err("errors");
+    let found = Mesh::parse(text, Path::new(".")).expect_err("errors");
     let lines: Vec<String> =
         found.iter().map(|problem| format!("{}: {}", problem.line, problem.text)).collect();
     let begins = |line: &str| lines.iter().any(|found| found.starts_with(line));
@@ -604,7 +607,7 @@ fn http_limits_of_a_port_override_those_of_the_service() {
         "balance: least_requests",
         "http: {limits: {request_headers_kib: 96, response_headers: 1000}, timeouts: {stream_idle: 10m}}",
     );
-    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(&text, Path::new(".")).expect("a valid file");
     let tuning = mesh.services["orders"].ports[0].http;
     assert_eq!((tuning.request_head_bytes, tuning.response_headers), (96 * 1024, 1000));
     assert_eq!((tuning.request_headers, tuning.response_head_bytes), (100, 60 * 1024));
@@ -615,7 +618,7 @@ fn http_limits_of_a_port_override_those_of_the_service() {
         "{port: 80, target: 8080, protocol: http, http: {limits: {request_headers_kib: 8}, \
          timeouts: {stream_idle: 0s}}}]\n  endpoints: [{address: 10.90.2.1}",
     );
-    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(&text, Path::new(".")).expect("a valid file");
     let tuning = mesh.services["orders"].ports[0].http;
     assert_eq!((tuning.request_head_bytes, tuning.response_headers), (8 * 1024, 1000));
     assert_eq!(tuning.stream_idle, StreamIdle::Set(None));
@@ -686,8 +689,7 @@ fn token_of_a_dry_run_that_no_enforced_policy_verifies_is_refused() {
         ("allow: [{from: [api]}]", "allow: [{from: [api], paths: [/a]}]"),
     ] {
         let text = file(enforced, watching);
-        Mesh::parse(&text, std::path::Path::new("."))
-            .unwrap_or_else(|p| panic!("{enforced}: {p:?}"));
+        Mesh::parse(&text, Path::new(".")).unwrap_or_else(|p| panic!("{enforced}: {p:?}"));
     }
 }
 
@@ -696,7 +698,7 @@ fn second_address_of_a_family_is_refused_with_its_line() {
     let ranges = VALID.replace("[10.96.0.0/16]", "[10.96.0.0/16, 'fd00::/64']");
     let with = |addresses: &str| ranges.replace("addresses: [10.96.0.1]", addresses);
     let good = with("addresses: [10.96.0.1, 'fd00::1']");
-    Mesh::parse(&good, std::path::Path::new(".")).expect("one of each family");
+    Mesh::parse(&good, Path::new(".")).expect("one of each family");
     let found = errors(&with("addresses: [10.96.0.1, 'fd00::1', 10.96.0.7]"));
     let expected = "line 5: services[0].addresses[2]: invalid address 10.96.0.7 beside 10.96.0.1";
     assert!(found.len() == 1 && found[0].starts_with(expected), "{found:#?}");
@@ -761,6 +763,6 @@ fn numbers_out_of_range_are_reported_in_one_form() {
 #[test]
 fn duration_of_several_units_is_accepted() {
     let text = VALID.replace("request: 10s", "request: 1h1m30s");
-    let mesh = Mesh::parse(&text, std::path::Path::new(".")).expect("a valid file");
+    let mesh = Mesh::parse(&text, Path::new(".")).expect("a valid file");
     assert_eq!(mesh.routes[0].rules[0].timeout, Some(Duration::from_secs(3690)));
 }

@@ -15,8 +15,8 @@ use crate::ca_rotation::{self, Authorities, CurrentAuthorities, TrustDistributio
 use crate::clock::{SteadyClock, monotonic, wall_clock};
 use crate::mesh::{Mesh, MeshFile};
 use crate::resources::{Trust, Views, check_inbound};
-use crate::server::ControlStatus;
 use crate::server_certificate::{ClientTrust, ServerCertificate};
+use crate::status::ControlStatus;
 use crate::store::Store;
 
 /// The most warnings of one mesh that are logged.

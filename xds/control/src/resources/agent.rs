@@ -9,7 +9,8 @@ use weft_model::{
     Snapshot, SourceAddress, TcpProxy, Transport, UdpProxy, WeightedCluster,
 };
 
-use super::{OUTBOUND_PORT, UDP_PORT, cluster, cluster_name, endpoints, wildcard_addresses};
+use super::capture::{OUTBOUND_PORT, UDP_PORT, wildcard_addresses};
+use super::clusters::{cluster, cluster_name, endpoints};
 use crate::mesh::{Mesh, Port, Protocol, Service};
 
 /// The default idle timeouts: those of AWS Network Load Balancers.

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use weft_xds::server::Fragment;
 
 use super::scope::{self, InboundParts, PolicyIndex};
-use super::{Trust, Views, sidecar};
+use super::sidecar;
+use super::trust::Trust;
+use super::views::Views;
 use crate::mesh::{Mesh, Service};
 
 /// The most threads that encode at the same time.

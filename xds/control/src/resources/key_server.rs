@@ -9,7 +9,7 @@ use weft_model::{
     Validation,
 };
 
-use super::cluster;
+use super::clusters::cluster;
 use crate::mesh::{KeyServer, KeyServerRoots};
 
 /// The cluster of an issuer's key server.

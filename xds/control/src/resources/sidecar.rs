@@ -16,10 +16,10 @@ use weft_model::{
 };
 use weft_xds::translate::WORKLOAD_IDENTITY;
 
-use super::{
-    INBOUND_PORT, OUTBOUND_PORT, TRUST, Trust, cluster, cluster_name, endpoints, key_server,
-    policies, trust_secret, wildcard_addresses,
-};
+use super::capture::{INBOUND_PORT, OUTBOUND_PORT, wildcard_addresses};
+use super::clusters::{cluster, cluster_name, endpoints};
+use super::trust::{TRUST, Trust, trust_secret};
+use super::{key_server, policies};
 use crate::mesh::{
     HttpTuning, Mesh, MeshRoute, OutboundPolicy, Port, Protocol, RouteRule, RouteTarget, Service,
     TokenKeys, prefix_rewrite,

@@ -1,9 +1,15 @@
 //! The resources of a mesh: references are complete, and each client receives its own set.
 
-use weft_model::SpiffeId;
+use weft_model::{Balance, SpiffeId};
 use weft_xds::client::XdsNode;
 use weft_xds::server::{ResourceProvider, ResourceSet};
 
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use weft_xds::translate::ResourceKind;
+
+use super::trust::TRUST;
 use super::*;
 
 fn mesh() -> Mesh {
@@ -109,7 +115,8 @@ fn views_after_a_change_equal_views_built_from_nothing() {
 
 #[test]
 fn inbound_listener_is_not_encoded_again_after_changes_of_another_service() {
-    let (mut mesh, mut views) = (mesh(), views());
+    let mut mesh = mesh();
+    let mut views = views();
     let inbound = |views: &Views| {
         let web = all_sets(views).into_iter().flatten().nth(1).expect("the set of web");
         web.get(ResourceKind::Listener, "inbound").expect("an inbound listener").bytes.clone()

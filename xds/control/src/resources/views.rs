@@ -12,8 +12,10 @@ use weft_xds::client::XdsNode;
 use weft_xds::server::{Fragment, ResourceProvider, ResourceSet};
 use weft_xds::translate::{ResourceKind, WORKLOAD_IDENTITY};
 
+use super::identities::agent_identity;
 use super::scope::{self, CallerScope, InboundParts, InboundScope, PolicyIndex, Scopes};
-use super::{TRUST, Trust, agent, agent_identity, sidecar};
+use super::trust::{TRUST, Trust};
+use super::{agent, sidecar};
 use crate::mesh::{Mesh, Service, identity};
 
 /// The most threads that encode at the same time.

@@ -2,58 +2,12 @@
 
 use std::time::SystemTime;
 
-use redb::{ReadTransaction, ReadableTable};
+use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 use weft_certs::{AuthorityFiles, RootSigner};
 
-use super::{AUTHORITY, Store, StoreError, seconds, time, unreadable};
-
-impl Store {
-    /// The authority that signs, and its trust domain.
-    ///
-    /// # Errors
-    /// The database fails, or a part is missing.
-    pub fn authority(&self) -> Result<(AuthorityFiles, String), StoreError> {
-        self.read(|read| authority_of(&read.open_table(AUTHORITY)?))
-    }
-
-    /// All authorities.
-    ///
-    /// # Errors
-    /// The database fails, or a part is missing or invalid.
-    pub fn authority_set(&self) -> Result<AuthoritySet, StoreError> {
-        self.read(read_authority_set)
-    }
-
-    /// Replaces all authorities in one transaction, if they are still equal to `before`.
-    ///
-    /// # Errors
-    /// [`StoreError::Changed`] if they are not, or the database fails.
-    pub fn replace_authority_set(
-        &self,
-        before: &AuthoritySet,
-        after: &AuthoritySet,
-    ) -> Result<(), StoreError> {
-        let stored = |(files, due): &(AuthorityFiles, SystemTime)| StoredAuthority::of(files, *due);
-        let others = OtherAuthorities {
-            next: after.next.as_ref().map(stored),
-            former: after.former.iter().map(stored).collect(),
-        };
-        let text = serde_json::to_string(&others)
-            .map_err(|error| StoreError::Database(error.to_string()))?;
-        self.write(|write| {
-            let mut table = write.open_table(AUTHORITY)?;
-            if authority_set_of(&table)? != *before {
-                return Err(StoreError::Changed);
-            }
-            for (name, text) in parts(&after.signing) {
-                table.insert(name, text)?;
-            }
-            table.insert(OTHER_AUTHORITIES, text.as_str())?;
-            Ok(())
-        })
-    }
-}
+use super::entries::{AUTHORITY, seconds, time, unreadable};
+use super::error::StoreError;
 
 /// The table of the authorities.
 trait AuthorityTable: ReadableTable<&'static str, &'static str> {}
@@ -75,6 +29,37 @@ fn authority_of(table: &impl AuthorityTable) -> Result<(AuthorityFiles, String),
         intermediate_key: part("intermediate_key")?.into(),
     };
     Ok((files, part("trust_domain")?))
+}
+
+/// The authority that signs, and its trust domain.
+pub(super) fn read_authority(
+    read: &ReadTransaction,
+) -> Result<(AuthorityFiles, String), StoreError> {
+    authority_of(&read.open_table(AUTHORITY)?)
+}
+
+/// Replaces all authorities, if they are still equal to `before`.
+pub(super) fn replace_authority_set(
+    write: &WriteTransaction,
+    before: &AuthoritySet,
+    after: &AuthoritySet,
+) -> Result<(), StoreError> {
+    let stored = |(files, due): &(AuthorityFiles, SystemTime)| StoredAuthority::of(files, *due);
+    let others = OtherAuthorities {
+        next: after.next.as_ref().map(stored),
+        former: after.former.iter().map(stored).collect(),
+    };
+    let text =
+        serde_json::to_string(&others).map_err(|error| StoreError::Database(error.to_string()))?;
+    let mut table = write.open_table(AUTHORITY)?;
+    if authority_set_of(&table)? != *before {
+        return Err(StoreError::Changed);
+    }
+    for (name, text) in parts(&after.signing) {
+        table.insert(name, text)?;
+    }
+    table.insert(OTHER_AUTHORITIES, text.as_str())?;
+    Ok(())
 }
 
 pub(super) fn read_authority_set(read: &ReadTransaction) -> Result<AuthoritySet, StoreError> {

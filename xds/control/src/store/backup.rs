@@ -5,8 +5,9 @@ use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::error::StoreError;
 use super::image::verify;
-use super::{StoreError, StoreSummary};
+use super::summary::StoreSummary;
 
 /// The file names of the backups, newest first.
 const BACKUPS: [&str; 2] = ["weft.redb.backup-1", "weft.redb.backup-2"];

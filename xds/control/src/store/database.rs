@@ -8,15 +8,20 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use redb::Database;
+use weft_model::Backoff;
 
 use crate::clock::monotonic;
 
+use super::backup;
 use super::backup::BackupMode;
+use super::entries::check_writable;
+use super::error::StoreError;
 use super::image::catch_panic;
-use super::{StoreError, backup, check_writable};
+use super::summary::StoreSummary;
 
-const RETRY_MIN: Duration = Duration::from_millis(250);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+/// The time between attempts to open the database again.
+const BACKOFF: Backoff =
+    Backoff { first: Duration::from_millis(250), longest: Duration::from_secs(5) };
 /// After this time without a failure the backoff begins with the shortest wait again.
 const BACKOFF_RESET: Duration = Duration::from_secs(60);
 
@@ -71,10 +76,10 @@ impl RetryBackoff {
     fn failed(&mut self, now: Instant) {
         let is_reset = self.last.is_some_and(|last| now.duration_since(last) > BACKOFF_RESET);
         self.failures = if is_reset { 0 } else { self.failures };
-        let wait = RETRY_MIN.saturating_mul(2u32.saturating_pow(self.failures));
+        let wait = BACKOFF.delay(self.failures);
         self.failures = self.failures.saturating_add(1);
         self.last = Some(now);
-        self.due = Some(now + wait.min(RETRY_MAX));
+        self.due = Some(now + wait);
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -107,7 +112,7 @@ impl StoreDatabase {
     ///
     /// # Errors
     /// The file cannot be read, or is damaged.
-    pub(super) fn check(&self) -> Result<super::StoreSummary, StoreError> {
+    pub(super) fn check(&self) -> Result<StoreSummary, StoreError> {
         let _guard = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let file =
             fs::File::open(&self.path).map_err(|error| StoreError::io(&self.path, &error))?;
@@ -210,14 +215,14 @@ mod tests {
         let start = monotonic();
         assert!(backoff.is_due(start));
         backoff.failed(start);
-        assert!(!backoff.is_due(start) && backoff.is_due(start + RETRY_MIN));
+        assert!(!backoff.is_due(start) && backoff.is_due(start + BACKOFF.first));
         for _ in 0..40 {
             backoff.failed(start);
         }
-        assert!(!backoff.is_due(start + RETRY_MAX - Duration::from_millis(1)));
-        assert!(backoff.is_due(start + RETRY_MAX));
+        assert!(!backoff.is_due(start + BACKOFF.longest - Duration::from_millis(1)));
+        assert!(backoff.is_due(start + BACKOFF.longest));
         let later = start + BACKOFF_RESET + Duration::from_secs(1);
         backoff.failed(later);
-        assert!(backoff.is_due(later + RETRY_MIN));
+        assert!(backoff.is_due(later + BACKOFF.first));
     }
 }

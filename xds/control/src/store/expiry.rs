@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use redb::{ReadableTable as _, WriteTransaction};
 
-use super::{ISSUED, NUMBERS, REVOKED, StoreEntry, StoreError, TOKENS, seconds, time};
+use super::entries::{ISSUED, NUMBERS, REVOKED, StoreEntry, TOKENS, seconds, time};
+use super::error::StoreError;
 
 /// How long an entry stays after its expiry: peers whose clocks are behind accept the certificate meanwhile, and must find
 /// it in the CRL.

@@ -7,7 +7,7 @@ use std::sync::{Mutex, Once, PoisonError};
 
 use redb::{Database, StorageBackend};
 
-use super::{StoreSummary, summary};
+use super::summary::{StoreSummary, summary};
 
 /// The header of redb's file format: 64 bytes, then two commit slots.
 const HEAD_BYTES: usize = 320;

@@ -6,89 +6,38 @@
 mod authority_set;
 mod backup;
 mod database;
+mod entries;
 mod error;
 mod expiry;
 mod image;
+mod summary;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-use redb::{
-    Database, ReadTransaction, ReadableDatabase as _, ReadableTable as _, TableDefinition,
-    WriteTransaction,
-};
+use redb::{ReadTransaction, ReadableDatabase as _, ReadableTable as _, WriteTransaction};
 use weft_certs::{AuthorityFiles, RevokedCertificate};
 use weft_model::SpiffeId;
 
 use crate::audit;
 pub use authority_set::AuthoritySet;
 use database::StoreDatabase;
+pub use entries::IssuedRecord;
+use entries::{
+    AUTHORITY, CRL_NUMBER, FLOW_SEED, ISSUED, NUMBERS, REVOKED, StoreEntry, TOKENS, read_issued,
+    read_revoked, record, seconds, unreadable, write,
+};
 pub use error::StoreError;
-
-/// The authority that signs, by part; the other authorities as JSON.
-const AUTHORITY: TableDefinition<'_, &str, &str> = TableDefinition::new("authority");
-/// Issued certificates: serial number to `identity expiry issued`. Times are seconds since 1970; stores of earlier versions
-/// have no issue time.
-const ISSUED: TableDefinition<'_, &str, &str> = TableDefinition::new("issued");
-/// Revoked certificates: serial number to the time of revocation.
-const REVOKED: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked");
-/// Join tokens: SHA-256 of the token to `identity expiry`.
-const TOKENS: TableDefinition<'_, &str, &str> = TableDefinition::new("tokens");
-/// Single numbers by name.
-const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
-
-const CRL_NUMBER: &str = "revocation_list";
-const FLOW_SEED: &str = "flow_seed";
-/// Incremented to check that the database is writable.
-const WRITABLE: &str = "writable";
+pub use summary::StoreSummary;
 
 pub(crate) const STORE_FILE: &str = "weft.redb";
 
 /// The store of a control plane.
 #[derive(Debug)]
 pub struct Store(StoreDatabase);
-
-/// An issued certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IssuedRecord {
-    /// The serial number, hexadecimal.
-    pub serial: String,
-    /// The SPIFFE ID.
-    pub identity: String,
-    /// When it was issued; none in entries of earlier versions.
-    pub issued: Option<SystemTime>,
-    /// When it expires.
-    pub not_after: SystemTime,
-    /// When it was revoked.
-    pub revoked: Option<SystemTime>,
-}
-
-/// The content of a store, counted by a check.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoreSummary {
-    /// The trust domain of the authority.
-    pub trust_domain: String,
-    /// The number of issued certificates.
-    pub issued: usize,
-    /// The number of revoked certificates.
-    pub revoked: usize,
-    /// The last CRL number; 0 if no CRL was signed.
-    pub crl_number: u64,
-}
-
-impl std::fmt::Display for StoreSummary {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { trust_domain, issued, revoked, crl_number } = self;
-        write!(
-            f,
-            "trust domain {trust_domain}, {issued} certificates, {revoked} revoked, CRL number \
-             {crl_number}"
-        )
-    }
-}
 
 /// The result of a check of the store and its backups.
 #[derive(Debug)]
@@ -192,6 +141,34 @@ impl Store {
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         self.0.problem()
+    }
+
+    /// The authority that signs, and its trust domain.
+    ///
+    /// # Errors
+    /// The database fails, or a part is missing.
+    pub fn authority(&self) -> Result<(AuthorityFiles, String), StoreError> {
+        self.read(authority_set::read_authority)
+    }
+
+    /// All authorities.
+    ///
+    /// # Errors
+    /// The database fails, or a part is missing or invalid.
+    pub fn authority_set(&self) -> Result<AuthoritySet, StoreError> {
+        self.read(authority_set::read_authority_set)
+    }
+
+    /// Replaces all authorities in one transaction, if they are still equal to `before`.
+    ///
+    /// # Errors
+    /// [`StoreError::Changed`] if they are not, or the database fails.
+    pub fn replace_authority_set(
+        &self,
+        before: &AuthoritySet,
+        after: &AuthoritySet,
+    ) -> Result<(), StoreError> {
+        self.write(|write| authority_set::replace_authority_set(write, before, after))
     }
 
     fn read<T>(
@@ -355,115 +332,6 @@ impl Store {
         })?;
         Ok(found.filter(|record| record.until > now).map(|record| record.identity))
     }
-}
-
-/// Runs a transaction with a two-phase commit. After a crash the last commit is then known to be complete. Otherwise redb
-/// could fall back to an earlier commit, which may lack a revocation.
-fn write<T>(
-    database: &Database,
-    work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
-) -> Result<T, StoreError> {
-    let mut write = database.begin_write()?;
-    write.set_two_phase_commit(true);
-    let done = work(&write)?;
-    write.commit()?;
-    Ok(done)
-}
-
-fn check_writable(database: &Database) -> Result<(), StoreError> {
-    write(database, |write| {
-        let mut table = write.open_table(NUMBERS)?;
-        let last = table.get(WRITABLE)?.map_or(0, |number| number.value());
-        table.insert(WRITABLE, last.wrapping_add(1))?;
-        Ok(())
-    })
-}
-
-/// Reads and counts all entries.
-fn summary(database: &Database) -> Result<StoreSummary, StoreError> {
-    let read = database.begin_read()?;
-    let authority_set = authority_set::read_authority_set(&read)?;
-    let tokens = read.open_table(TOKENS)?;
-    for entry in tokens.iter()? {
-        let (digest, value) = entry?;
-        StoreEntry::parse(value.value()).ok_or_else(|| unreadable("join token", digest.value()))?;
-    }
-    let numbers = read.open_table(NUMBERS)?;
-    Ok(StoreSummary {
-        trust_domain: authority_set.trust_domain,
-        issued: read_issued(&read)?.len(),
-        revoked: read_revoked(&read)?.len(),
-        crl_number: numbers.get(CRL_NUMBER)?.map_or(0, |number| number.value()),
-    })
-}
-
-fn read_issued(read: &ReadTransaction) -> Result<Vec<IssuedRecord>, StoreError> {
-    let issued = read.open_table(ISSUED)?;
-    let revoked = read.open_table(REVOKED)?;
-    let mut records = Vec::new();
-    for entry in issued.iter()? {
-        let (serial, value) = entry?;
-        let unreadable = || unreadable("certificate", serial.value());
-        let record = StoreEntry::parse(value.value()).ok_or_else(unreadable)?;
-        let at = revoked.get(serial.value())?.map(|at| at.value());
-        let at = at.map(|at| time(at).ok_or_else(unreadable)).transpose()?;
-        records.push(IssuedRecord {
-            serial: serial.value().to_owned(),
-            identity: record.identity,
-            issued: record.issued,
-            not_after: record.until,
-            revoked: at,
-        });
-    }
-    Ok(records)
-}
-
-fn read_revoked(read: &ReadTransaction) -> Result<Vec<RevokedCertificate>, StoreError> {
-    let table = read.open_table(REVOKED)?;
-    let mut revoked = Vec::new();
-    for entry in table.iter()? {
-        let (serial, at) = entry?;
-        let at = time(at.value()).ok_or_else(|| unreadable("revocation", serial.value()))?;
-        revoked.push(RevokedCertificate { serial: serial.value().to_owned(), at });
-    }
-    Ok(revoked)
-}
-
-fn record(identity: &SpiffeId, until: SystemTime) -> String {
-    format!("{identity} {}", seconds(until))
-}
-
-/// An entry of the tables of certificates and join tokens.
-struct StoreEntry {
-    identity: String,
-    until: SystemTime,
-    issued: Option<SystemTime>,
-}
-
-impl StoreEntry {
-    fn parse(text: &str) -> Option<Self> {
-        let mut words = text.split(' ');
-        let identity = words.next()?.to_owned();
-        let until = time(words.next()?.parse().ok()?)?;
-        let issued = match words.next() {
-            Some(word) => Some(time(word.parse().ok()?)?),
-            None => None,
-        };
-        Some(Self { identity, until, issued })
-    }
-}
-
-/// The time. None if it is out of range, so the entry is damaged.
-fn time(seconds: u64) -> Option<SystemTime> {
-    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn unreadable(what: &str, key: &str) -> StoreError {
-    StoreError::Database(format!("invalid entry of {what} {key:?}"))
 }
 
 #[cfg(test)]

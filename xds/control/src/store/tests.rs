@@ -5,6 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use tempfile::TempDir;
 use weft_certs::Authority;
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use super::*;
 
 const DOMAIN: &str = "mesh.test";

@@ -1,6 +1,6 @@
 //! `HttpConnectionManager`: how requests are served.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]
@@ -49,7 +49,7 @@ fn unsupported(kind: &str) -> String {
 }
 
 /// Reads `HttpConnectionManager`.
-pub(in super::super) fn http_service(
+pub(crate) fn http_service(
     mut manager: MessageReader<'_>,
     ours: &OurHttp,
 ) -> Result<HttpService, FieldError> {
@@ -340,7 +340,7 @@ fn http_filters(
 }
 
 /// The JSON form of `HttpConnectionManager`.
-pub(in super::super) fn http_service_json(http: &HttpService) -> Value {
+pub(crate) fn http_service_json(http: &HttpService) -> Value {
     let mut filters: Vec<Value> = http
         .filters
         .iter()

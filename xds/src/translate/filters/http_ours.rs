@@ -41,7 +41,7 @@ const OURS: [&str; 11] = [
 
 /// The HTTP settings of a chain's weft metadata.
 #[derive(Debug, Default)]
-pub(in super::super) struct OurHttp {
+pub(crate) struct OurHttp {
     pub(super) desync: Option<DesyncMode>,
     pub(super) removes_forwarded: bool,
     pub(super) client_port: Option<bool>,
@@ -57,7 +57,7 @@ pub(in super::super) struct OurHttp {
 
 impl OurHttp {
     /// Reads one field of the metadata.
-    pub(in super::super) fn read(
+    pub(crate) fn read(
         &mut self,
         field: &str,
         mut value: MessageReader<'_>,
@@ -136,7 +136,7 @@ fn size(value: &mut MessageReader<'_>, field: &str) -> Result<usize, FieldError>
 }
 
 /// The weft metadata of an HTTP filter chain: the settings that differ from the defaults.
-pub(in super::super) fn our_http_json(http: &HttpService) -> Map<String, Value> {
+pub(crate) fn our_http_json(http: &HttpService) -> Map<String, Value> {
     let mut ours = Map::new();
     let mut add = |name: &str, differs: bool, value: Value| {
         if differs {

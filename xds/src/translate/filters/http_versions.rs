@@ -1,6 +1,6 @@
 //! The options of a listener for one HTTP version: `Http1ProtocolOptions`, `Http2ProtocolOptions`.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]
@@ -128,7 +128,7 @@ fn keepalive(mut settings: MessageReader<'_>) -> Result<Option<Keepalive>, Field
 }
 
 /// A percentage of 0 to 100, rounded to a whole one.
-#[allow(
+#[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "the caller checked the range"

@@ -1,6 +1,6 @@
 //! `JwtAuthentication`: which tokens are accepted, and which requests need one.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

@@ -1,6 +1,6 @@
 //! Network filters: TCP proxy, UDP proxy, HTTP and RBAC.
 
-#![allow(
+#![expect(
     clippy::indexing_slicing,
     reason = "assigning a field of a JSON object made here cannot fail"
 )]

@@ -26,9 +26,7 @@ pub(super) fn decode(mut filter: MessageReader<'_>) -> Result<RbacFilter, FieldE
 
 /// Reads the network filter. Envoy evaluates it at the first bytes or continuously (`enforcement_type`); weft evaluates
 /// it before any byte is forwarded, and again when the rules change.
-pub(in super::super) fn decode_network(
-    mut filter: MessageReader<'_>,
-) -> Result<RbacFilter, FieldError> {
+pub(crate) fn decode_network(mut filter: MessageReader<'_>) -> Result<RbacFilter, FieldError> {
     filter.harmless(&[
         "stat_prefix",
         "shadow_rules_stat_prefix",
@@ -206,7 +204,7 @@ pub(super) fn encode(filter: &RbacFilter) -> Value {
 }
 
 /// The JSON form of the network filter.
-pub(in super::super) fn encode_network(filter: &RbacFilter) -> Value {
+pub(crate) fn encode_network(filter: &RbacFilter) -> Value {
     let mut fields = filter_json(filter);
     fields["stat_prefix"] = json!("rbac");
     json!({

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use weft_model::{AmbiguousPath, EscapedSlashes, HeadersWithUnderscores, PathRules, StreamIdle};
 
-use super::Diagnostics;
+use super::diagnostics::Diagnostics;
 use crate::mesh::{HttpTuning, Protocol, duration, raw};
 
 /// The accepted size limits of message heads, in KiB; as in Envoy.

@@ -6,8 +6,8 @@ use http::Uri;
 use weft_certs::{KeySet, usable_roots};
 use weft_model::REDIRECTS_LIMIT;
 
-use super::Diagnostics;
-use crate::mesh::file::ReferencedFiles;
+use super::diagnostics::Diagnostics;
+use crate::mesh::referenced_files::ReferencedFiles;
 use crate::mesh::{KeyServer, KeyServerRoots, TokenKeys, raw};
 
 /// The source of an issuer's keys. None if an error was added.

@@ -1,5 +1,6 @@
 //! Checks the deserialized file and makes a [`Mesh`] of it. All errors are collected, not only the first.
 
+mod diagnostics;
 mod http;
 mod key_server;
 mod policies;
@@ -16,52 +17,13 @@ use std::time::Duration;
 use weft_model::{Balance, Cidr, FlowKey, IdleEnd, SourceAddress, SpiffeId};
 use weft_runtime::socket::PROBE_PORT;
 
-use super::file::ReferencedFiles;
+use super::referenced_files::ReferencedFiles;
 use super::{Mesh, Port, Protocol, Service, duration, raw};
+use diagnostics::Diagnostics;
+pub(crate) use diagnostics::{Diagnostic, Reference};
 use policies::{dry_run_tokens, policies};
 use routes::routes;
 use security::issuers;
-
-/// An error or a warning, and the path of its field.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::mesh) struct Diagnostic {
-    pub(in crate::mesh) path: String,
-    pub(in crate::mesh) reason: String,
-    /// What the field refers to. If that part of the file cannot be read, it is unknown whether the reference is an error.
-    pub(in crate::mesh) refers_to: Option<Reference>,
-}
-
-/// A name by which one part of the file refers to another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::mesh) enum Reference {
-    /// A service or its ports.
-    Service(String),
-    /// A token issuer.
-    Issuer(String),
-}
-
-/// Collects errors or warnings.
-#[derive(Default)]
-struct Diagnostics(Vec<Diagnostic>);
-
-impl Diagnostics {
-    fn add(&mut self, path: impl Into<String>, reason: impl Into<String>) {
-        self.0.push(Diagnostic { path: path.into(), reason: reason.into(), refers_to: None });
-    }
-
-    /// Adds an error about a reference to a service or its ports.
-    fn add_reference(&mut self, service: &str, path: impl Into<String>, reason: impl Into<String>) {
-        let refers_to = Some(Reference::Service(service.to_owned()));
-        self.0.push(Diagnostic { path: path.into(), reason: reason.into(), refers_to });
-    }
-
-    /// Adds an error about a reference to an unknown issuer.
-    fn add_unknown_issuer(&mut self, issuer: &str, path: String) {
-        let reason = format!("unknown issuer {issuer:?}");
-        let refers_to = Some(Reference::Issuer(issuer.to_owned()));
-        self.0.push(Diagnostic { path, reason, refers_to });
-    }
-}
 
 /// Checks the whole file. Returns the mesh and the warnings.
 ///
@@ -403,10 +365,6 @@ fn ranges_with_host_bits(raw: &raw::RawMesh, warnings: &mut Diagnostics) {
             check(&path, clause.from_addresses.as_deref().unwrap_or_default());
         }
     }
-}
-
-fn unknown_service(name: &str) -> String {
-    format!("unknown service {name:?}")
 }
 
 fn is_name(text: &str) -> bool {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use weft_model::{Cidr, InvalidPathPattern, PathPattern, SpiffeId, StringMatch};
 
-use super::{Diagnostics, unknown_service};
+use super::diagnostics::{Diagnostics, unknown_service};
 use crate::mesh::token_rules::{self, CoveredRequests};
 use crate::mesh::{Clause, Issuer, Policy, Port, Protocol, Service, identity, raw};
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::Diagnostics;
+use super::diagnostics::Diagnostics;
 use crate::mesh::{Clause, MeshRoute, Policy, Port, Protocol, RouteTarget, Service, raw};
 
 /// Known methods: those of HTTP, WebDAV and caches.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use weft_model::{PathMatch, PathPattern};
 
-use super::Diagnostics;
+use super::diagnostics::Diagnostics;
 use crate::mesh::{Clause, MeshRoute, Policy, RouteTarget, Service, prefix_rewrite};
 
 /// A route rule that rewrites the paths of requests to a port of a service.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use weft_model::{PathMatch, RouteMatch};
 
-use super::Diagnostics;
+use super::diagnostics::Diagnostics;
 use crate::mesh::{MeshRoute, Port, Protocol, Service, raw};
 
 /// A rule by its indexes in the file: of the route, and in the route.
@@ -35,7 +35,9 @@ pub(super) fn warn(
             let path = format!("routes[{index}].parentRefs[{position}]");
             let service = services.get(&parent.name);
             for port in tcp_ports(service).filter(|_| parent.port.is_none()) {
-                let (name, service, number) = (&route.name, &parent.name, port.port);
+                let name = &route.name;
+                let service = &parent.name;
+                let number = port.port;
                 let reason = format!(
                     "route {name:?} does not apply to port {number} of service {service:?}: it carries tcp; set \
                      the port in parentRefs"

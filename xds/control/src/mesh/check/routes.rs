@@ -8,7 +8,7 @@ use weft_model::{
     is_header_name, is_uri_part,
 };
 
-use super::{Diagnostics, unknown_service};
+use super::diagnostics::{Diagnostics, unknown_service};
 use crate::mesh::{
     MeshRoute, Port, Protocol, RouteParent, RouteRule, RouteTarget, Service, duration, raw,
 };

@@ -8,9 +8,9 @@ use weft_model::{
     RevocationPolicy, claim_header,
 };
 
-use super::Diagnostics;
+use super::diagnostics::Diagnostics;
 use super::key_server::keys;
-use crate::mesh::file::ReferencedFiles;
+use crate::mesh::referenced_files::ReferencedFiles;
 use crate::mesh::{Issuer, raw};
 
 /// Checks the token issuers.
