@@ -117,9 +117,3 @@ pub(crate) async fn secure(
         }
     }
 }
-
-/// The TLS server name: the configured SNI, or else the address.
-pub(crate) fn server_name(tls: &UpstreamTls, address: SocketAddr) -> ServerName<'static> {
-    let named = tls.sni.as_ref().and_then(|sni| ServerName::try_from(sni.clone()).ok());
-    named.unwrap_or_else(|| ServerName::IpAddress(address.ip().into()))
-}
