@@ -11,15 +11,18 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd as _, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{Shutdown, shutdown};
-use tokio::sync::Notify;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
 use weft_certs::{LinkId, Proof, TrustStore};
 
 use crate::metrics::SidecarMetrics;
+use crate::plan::SidecarPlan;
 use crate::revocation_history::{RevocationEvent, RevocationHistory};
 
 /// Grace period of the requests on a connection whose peer certificate expired.
@@ -137,6 +140,35 @@ pub(crate) struct RegisteredConnection {
 impl Drop for RegisteredConnection {
     fn drop(&mut self) {
         self.registry.remove(self.id);
+    }
+}
+
+/// Registers connections with the revocations that are published at that moment.
+#[derive(Debug)]
+pub(crate) struct PeerRegistrar {
+    registry: Rc<ConnectionRegistry>,
+    /// The published plan, since the worker's own may be an older one.
+    plans: watch::Receiver<Arc<SidecarPlan>>,
+}
+
+impl PeerRegistrar {
+    pub(crate) fn new(
+        registry: Rc<ConnectionRegistry>,
+        plans: watch::Receiver<Arc<SidecarPlan>>,
+    ) -> Self {
+        Self { registry, plans }
+    }
+
+    /// Registers a connection whose peer proved its identity to `trust` with `proof`. The result must be dropped before
+    /// `socket` is closed.
+    pub(crate) fn register(
+        &self,
+        socket: &TcpStream,
+        proof: Proof,
+        trust: &TrustStore,
+    ) -> RegisteredConnection {
+        let latest = self.plans.borrow().revocations.clone();
+        self.registry.register(socket.as_raw_fd(), proof, trust, &latest)
     }
 }
 
@@ -323,7 +355,6 @@ impl RegistryEntry {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::time::SystemTime;
 
     use rustls_pki_types::pem::PemObject;

@@ -6,8 +6,7 @@
 //! the client. Whichever side speaks first decides. This is done only where every request would go to the same cluster
 //! and no policy applies to requests; otherwise bytes could bypass a policy.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -21,7 +20,7 @@ use weft_model::{TransportKind, UpstreamProtocol};
 
 use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::stream::TransportStream;
-use crate::tls::{Alpn, connector};
+use crate::tls::Alpn;
 use crate::upstream::Slot;
 use crate::worker::SidecarWorker;
 
@@ -35,8 +34,6 @@ const KNOWN_CLIENT_HEAD_START: Duration = Duration::from_millis(1);
 const SERVICE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The most services that a worker probes at once, so that silent clients cannot use up a cluster's connections.
 const PROBE_LIMIT: usize = 64;
-/// The most destinations that are remembered as server-first.
-const CACHE_LIMIT: usize = 1024;
 
 /// The first bytes of the HTTP/2 preface (RFC 9113, section 3.4).
 const PREFACE_WORD: &[u8] = b"PRI ";
@@ -56,29 +53,6 @@ pub(crate) struct ServerFirstUpstream {
     pub(crate) stream: TransportStream,
     pub(crate) address: SocketAddr,
     _slot: Slot,
-}
-
-/// Destinations with a server-first protocol, whose next client is not delayed.
-#[derive(Debug, Default)]
-pub(crate) struct ServerFirstCache {
-    known: RefCell<HashSet<SocketAddr>>,
-    /// The number of services being probed, as the number of clones.
-    probes: Rc<()>,
-}
-
-impl ServerFirstCache {
-    fn contains(&self, destination: SocketAddr) -> bool {
-        self.known.borrow().contains(&destination)
-    }
-
-    fn record(&self, destination: SocketAddr, speaks_first: bool) {
-        let mut known = self.known.borrow_mut();
-        if !speaks_first {
-            known.remove(&destination);
-        } else if known.len() < CACHE_LIMIT {
-            known.insert(destination);
-        }
-    }
 }
 
 /// Whether a connection begins with a TLS handshake. None when the client sends nothing.
@@ -193,7 +167,7 @@ async fn first_speaker(
     };
     let address = target.balancer.choose(&[])?.address;
     let slot = worker.pools.slots.take(target, address)?;
-    let connecting = connector::connect(target, address, Alpn::None, worker);
+    let connecting = worker.connector.connect(target, address, Alpn::None);
     let stream = Box::pin(connecting).await.ok()?;
     worker.metrics.upstream_connections.increment();
     let mut first = [0; 5];
@@ -214,20 +188,6 @@ fn is_http(first: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn server_first_cache_is_bounded_and_forgets_client_first_destinations() {
-        let server_first = ServerFirstCache::default();
-        let at =
-            |port: usize| SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).expect("small")));
-        for port in 1..=CACHE_LIMIT + 10 {
-            server_first.record(at(port), true);
-        }
-        assert_eq!(server_first.known.borrow().len(), CACHE_LIMIT);
-        assert!(server_first.contains(at(1)));
-        server_first.record(at(1), false);
-        assert!(!server_first.contains(at(1)));
-    }
 
     #[test]
     fn first_bytes_of_an_http_server_are_recognized() {

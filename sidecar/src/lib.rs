@@ -41,6 +41,8 @@ mod revocation_history;
 mod route;
 mod serve_http1;
 mod serve_http2;
+mod serve_request;
+mod server_first_cache;
 mod stream;
 mod tcp_proxy;
 mod timeouts;

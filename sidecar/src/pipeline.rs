@@ -1,4 +1,4 @@
-//! The stages of a connection and of a request.
+//! The stages of a connection; [`serve_request`](crate::serve_request) has those of a request.
 //!
 //! ```text
 //! connection   accept -> original destination -> filter chain -> TLS: VerifiedPeer -> HTTP version
@@ -8,10 +8,8 @@
 
 use std::cell::{Cell, OnceCell, RefCell};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
@@ -19,26 +17,18 @@ use weft_model::{Codec, HttpService, Name, TransportKind};
 use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
-use crate::authorize::{AuthorizationInputs, ConnectionFacts, judge_again};
-use crate::clock::now;
-pub(crate) use crate::connection::ClientConnection;
-use crate::decide::{DecisionContext, RequestDecision, decide};
+use crate::authorize::ConnectionFacts;
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::detect::{self, DetectedProtocol};
-use crate::http::body::BodySource;
-use crate::http::head::{HttpVersion, RequestHead};
 use crate::identity_headers::{ClientCertificateHeaders, HandshakeCertificates};
-use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService, SidecarPlan};
+use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService};
 use crate::plan_changes::PlanFollower;
-use crate::request_log::RequestLog;
 use crate::request_metrics::ConnectionSeries;
-pub(crate) use crate::responder::Responder;
 use crate::stream::TransportStream;
 use crate::tcp_proxy::TcpConnectionInfo;
-use crate::timeouts::RequestProgress;
 use crate::tls::Alpn;
 use crate::tls::handshake::{HandshakeContext, SecuredConnection, secure};
-use crate::upstream::{Call, ExchangeOutcome, exchange};
 use crate::worker::SidecarWorker;
 use crate::{serve_http1, serve_http2, tcp_proxy};
 
@@ -228,169 +218,5 @@ async fn serve_http(
         Box::pin(serve_http2::serve(stream, connection, settings, worker)).await;
     } else {
         serve_http1::serve(stream, connection, settings, worker).await;
-    }
-}
-
-/// Serves one request: decides it, carries it out, and writes its access log entry.
-///
-/// The future is on the heap, so that a connection that waits for requests does not reserve its space. The future is created in
-/// place: moving it there would cost more cache misses than everything else that a request does.
-#[inline]
-pub(crate) fn request<'a>(
-    head: RequestHead,
-    source: BodySource<'a>,
-    reply: &'a mut Responder<'_>,
-    connection: &'a ClientConnection,
-    worker: &'a SidecarWorker,
-) -> Pin<Box<impl Future<Output = ()>>> {
-    let room = Box::new_uninit();
-    Box::into_pin(Box::write(room, serve_request(head, source, reply, connection, worker)))
-}
-
-#[expect(clippy::large_futures, reason = "all of it is one allocation, made by `request`")]
-async fn serve_request(
-    mut head: RequestHead,
-    source: BodySource<'_>,
-    reply: &mut Responder<'_>,
-    connection: &ClientConnection,
-    worker: &SidecarWorker,
-) {
-    let started = now();
-    let _open = GaugeGuard::new(&worker.metrics.requests_open);
-    let mut log = RequestLog::new(&head, connection.logs_requests(worker));
-    let progress = RequestProgress::new(source.is_empty());
-    let io = RequestIo { source, reply, progress: &progress, started };
-    let result = perform(&mut head, io, connection, worker, &mut log).await;
-    log.finish(result, started, connection, worker);
-}
-
-/// Counts and logs a request that was refused before its head was read.
-pub(crate) fn refused(
-    denial: Denial,
-    version: HttpVersion,
-    connection: &ClientConnection,
-    worker: &SidecarWorker,
-) {
-    let logged = connection.logs_requests(worker);
-    let desync = match denial {
-        Denial::Desync(reason) => Some(reason),
-        _ => None,
-    };
-    let log = RequestLog::unread(version, desync, logged);
-    log.finish(Err(denial), now(), connection, worker);
-}
-
-/// What a request has besides its head: its body, the response writer, and its start time.
-struct RequestIo<'s, 'r, 'w> {
-    source: BodySource<'s>,
-    reply: &'r mut Responder<'w>,
-    progress: &'r RequestProgress,
-    started: Instant,
-}
-
-async fn perform(
-    head: &mut RequestHead,
-    io: RequestIo<'_, '_, '_>,
-    connection: &ClientConnection,
-    worker: &SidecarWorker,
-    log: &mut RequestLog,
-) -> Result<ExchangeOutcome, Denial> {
-    let RequestIo { source, reply, progress, started } = io;
-    let is_grpc = head.is_grpc();
-    let plan = worker.plan();
-    let follower = worker.changes.follow();
-    let has_body = !source.is_empty();
-    let context = DecisionContext { connection, plan: &plan, worker };
-    let decision = decide(head, has_body, context, log);
-    let head = &*head;
-    // Those of the route, for the response or the refusal.
-    let mut changes = None;
-    let result = match decision {
-        Ok(RequestDecision::Forward {
-            target,
-            header_filter,
-            timeouts,
-            ends_tunnel,
-            inputs,
-            changes: own,
-        }) => {
-            changes = own;
-            match plan.target(&target) {
-                Some(target) => {
-                    log.cluster = Some(target.cluster.name.clone());
-                    let mut call = Call::new(head, source, &mut *reply, progress);
-                    call.header_filter = header_filter;
-                    call.ends_tunnel = ends_tunnel;
-                    call.stall = timeouts.stall;
-                    call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
-                    call.changes = changes.as_deref();
-                    let authorized = AuthorizedRequest { inputs: &inputs, head, plan: &plan };
-                    tokio::select! {
-                        biased;
-                        result = exchange(&mut call, target, worker, &mut log.endpoint) => result,
-                        denial = timeouts.expired(started, progress) => Err(denial),
-                        (denial, rule) = until_denied(authorized, connection, follower, worker) => {
-                            log.rule = rule;
-                            Err(denial)
-                        }
-                    }
-                }
-                None => Err(Denial::NoEndpoint),
-            }
-        }
-        Ok(RequestDecision::Answer { answer, changes }) => {
-            Ok(reply.answer(answer, head, changes.as_deref()).await)
-        }
-        Err(refused) => {
-            changes = refused.changes;
-            Err(refused.denial)
-        }
-    };
-    if let Err(denial) = result {
-        let changes = changes.as_deref().map(|changes| (changes, head));
-        reply.deny(denial, is_grpc, changes).await;
-    }
-    result
-}
-
-/// A request in flight with the plan that allowed it.
-struct AuthorizedRequest<'a> {
-    inputs: &'a AuthorizationInputs,
-    head: &'a RequestHead,
-    plan: &'a SidecarPlan,
-}
-
-/// Resolves when a new plan no longer allows the request by its policies or token requirements, with the policy that denies
-/// it. A request whose listener or chain is not in the new plan continues.
-async fn until_denied(
-    authorized: AuthorizedRequest<'_>,
-    connection: &ClientConnection,
-    mut follower: PlanFollower<'_>,
-    worker: &SidecarWorker,
-) -> (Denial, Option<Name>) {
-    let AuthorizedRequest { inputs, head, plan } = authorized;
-    loop {
-        follower.next().await;
-        let before = connection.service(plan);
-        let plan = worker.plan();
-        let Some(http) = connection.service(&plan) else {
-            continue;
-        };
-        let facts = inputs.facts(head, connection.client_info(inputs.client_address));
-        if before.map(|before| &before.rules) != Some(&http.rules) {
-            let decision = judge_again(&facts, &http.rules);
-            if decision.refused {
-                worker.metrics.requests_policy_changed.increment();
-                return (Denial::NotAllowed, decision.policy.cloned());
-            }
-        }
-        let known = before.and_then(|before| before.tokens.as_ref());
-        let changed = http.tokens.as_ref().filter(|tokens| known.is_none_or(|k| tokens.differ(k)));
-        if let Some(Err(refused)) =
-            changed.map(|tokens| tokens.recheck(&inputs.tokens, facts, connection.peer.as_ref()))
-        {
-            worker.metrics.requests_policy_changed.increment();
-            return (Denial::Token(refused.fault, refused.detail), None);
-        }
     }
 }

@@ -7,10 +7,10 @@ use weft_certs::VerifiedPeer;
 use weft_model::{MatchedRoute, Name, RbacEvaluation, SpiffeId};
 
 use crate::clock::{now, unix_ms};
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;
 use crate::http::head::{HttpVersion, RequestHead};
-use crate::pipeline::ClientConnection;
 use crate::record::HttpAccessRecord;
 use crate::request_metrics::{RequestLabels, RequestResult};
 use crate::upstream::ExchangeOutcome;

@@ -9,14 +9,15 @@ use tokio::io::AsyncReadExt;
 use weft_model::HttpService;
 
 use crate::clock::now;
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::http::body::BodySource;
 use crate::http::h1::{
     BodyFraming, BodyReader, HeadError, Http1Reader, Http1Writer, ReadRequest, read_request,
 };
 use crate::http::head::{HttpVersion, Upgrade};
-use crate::pipeline::{self, ClientConnection};
 use crate::responder::{CloseSignal, ConnectionReuse, Http1Responder, Responder, ResponseEnd};
+use crate::serve_request;
 use crate::stream::{StreamHalf, TransportStream};
 use crate::worker::SidecarWorker;
 
@@ -49,7 +50,7 @@ pub(crate) async fn serve(
             Ok(request) => with_host(request, settings),
             Err(HeadError::Closed | HeadError::ConnectionLost(_)) => return,
             Err(HeadError::Refused(denial)) => {
-                pipeline::refused(denial, HttpVersion::Http11, &connection, worker);
+                serve_request::refused(denial, HttpVersion::Http11, &connection, worker);
                 return Box::pin(refuse(denial, reader, writer, settings)).await;
             }
         };
@@ -76,7 +77,7 @@ pub(crate) async fn serve(
             BodyFraming::None if request.head.upgrade.is_none() => BodySource::Empty,
             framing => BodySource::Http1(BodyReader::new(&mut reader, framing)),
         };
-        pipeline::request(request.head, source, &mut reply, &connection, worker).await;
+        serve_request::request(request.head, source, &mut reply, &connection, worker).await;
         let Responder::Http1(Http1Responder { reuse, end, .. }) = reply else {
             return;
         };
@@ -158,7 +159,7 @@ pub(crate) async fn refuse_incomplete(
 ) {
     let (read, write) = StreamHalf::pair(stream);
     let writer = Http1Writer::new(write, settings.timeouts.stall_limit());
-    pipeline::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
+    serve_request::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
     Box::pin(refuse(Denial::HeadTimeout, Http1Reader::new(read), writer, settings)).await;
 }
 

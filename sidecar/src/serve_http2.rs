@@ -8,6 +8,7 @@ use weft_model::HttpService;
 use weft_runtime::drain::Phase;
 
 use crate::clock::now;
+use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::http::body::BodySource;
 use crate::http::h2 as http2;
@@ -16,8 +17,8 @@ use crate::http::h2_client_guard::{Http2ClientGuard, Http2Monitor};
 use crate::http::h2_keepalive;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::http2_windows::ConnectionWindow;
-use crate::pipeline::{self, ClientConnection};
 use crate::responder::Responder;
+use crate::serve_request;
 use crate::stream::TransportStream;
 use crate::worker::SidecarWorker;
 
@@ -126,7 +127,7 @@ async fn close_with_goaway(mut streams: Box<Streams>, reason: h2::Reason) {
 /// Counts and logs a request that the h2 crate refused.
 fn note_refused(connection: &ClientConnection, worker: &SidecarWorker) {
     let denial = Denial::Malformed("the head of a request of HTTP/2 breaks its rules");
-    pipeline::refused(denial, HttpVersion::Http2, connection, worker);
+    serve_request::refused(denial, HttpVersion::Http2, connection, worker);
 }
 
 /// Counts a head that is too large as a protocol violation.
@@ -232,7 +233,7 @@ fn is_wanted(
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     if respond.poll_reset(&mut cx).is_ready() {
         // An endpoint must not see the request: it would count the reset against a connection that many clients share.
-        pipeline::refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
+        serve_request::refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
         return false;
     }
     if connection.is_draining() {
@@ -271,7 +272,7 @@ fn refuse_body(connection: &ClientConnection, worker: &SidecarWorker) {
             "request bodies refused: the window limit (--window-limit) is in use"
         );
     }
-    pipeline::refused(Denial::Overloaded, HttpVersion::Http2, connection, worker);
+    serve_request::refused(Denial::Overloaded, HttpVersion::Http2, connection, worker);
 }
 
 /// One request stream of a connection.
@@ -316,10 +317,10 @@ impl Http2RequestStream {
             Ok(head) => {
                 let source =
                     if has_body { BodySource::Http2(&mut body) } else { BodySource::Empty };
-                pipeline::request(head, source, &mut reply, &self.connection, &worker).await;
+                serve_request::request(head, source, &mut reply, &self.connection, &worker).await;
             }
             Err(http2::RefusedHead { denial, is_grpc }) => {
-                pipeline::refused(denial, HttpVersion::Http2, &self.connection, &worker);
+                serve_request::refused(denial, HttpVersion::Http2, &self.connection, &worker);
                 reply.deny(denial, is_grpc, None).await;
             }
         }

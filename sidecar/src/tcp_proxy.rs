@@ -22,8 +22,8 @@ use crate::load_balancer::ChosenEndpoint;
 use crate::plan::PlannedCluster;
 use crate::record::{TcpRecord, Trace};
 use crate::stream::TransportStream;
+use crate::tls::Alpn;
 use crate::tls::failure::TlsFailure;
-use crate::tls::{Alpn, connector};
 use crate::upstream::Slot;
 use crate::upstream_failure::ConnectFailure;
 use crate::worker::SidecarWorker;
@@ -296,7 +296,7 @@ async fn connect(
             tracing::debug!(%address, "connection limit of the cluster upstream (max_connections)");
             return Err(Denial::Overloaded);
         };
-        match connector::connect(target, address, Alpn::None, worker).await {
+        match worker.connector.connect(target, address, Alpn::None).await {
             Ok(endpoint) => {
                 return Ok(UpstreamConnection { endpoint, address, _slot: slot, _chosen: chosen });
             }

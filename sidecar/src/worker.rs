@@ -3,15 +3,12 @@
 use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd as _;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use weft_certs::{Proof, TrustStore};
 use weft_runtime::access::{AccessLog, Writer};
 use weft_runtime::drain::{ActiveConnections, Drain};
 use weft_runtime::listening::ListenReport;
@@ -22,13 +19,14 @@ use weft_runtime::socket::Mark;
 
 use crate::authenticate::TokenCache;
 use crate::clock::{now, unix_seconds};
-use crate::connection_registry::{self, ConnectionRegistry};
-use crate::detect::ServerFirstCache;
+use crate::connection_registry::{ConnectionRegistry, PeerRegistrar};
 use crate::http2_windows::WindowBudget;
 use crate::metrics::SidecarMetrics;
 use crate::plan::SidecarPlan;
 use crate::plan_changes::PlanChanges;
 use crate::request_metrics::WorkerSeries;
+use crate::server_first_cache::ServerFirstCache;
+use crate::tls::connector::Connector;
 use crate::upstream::Pools;
 
 /// How many connections must close before the heap is trimmed.
@@ -71,10 +69,9 @@ pub(crate) struct SidecarWorker {
     pub(crate) access: Rc<AccessLog>,
     pub(crate) live: ActiveConnections,
     pub(crate) pools: Pools,
-    /// The window budget of client connections; a quarter of the limit is reserved for upstream connections, so that
+    /// The window budget of client connections. The pools have a quarter of the limit for upstream connections, so that
     /// clients cannot exhaust it.
     pub(crate) windows: WindowBudget,
-    pub(crate) upstream_windows: WindowBudget,
     pub(crate) server_first: ServerFirstCache,
     /// The tokens that were verified before.
     pub(crate) tokens: TokenCache,
@@ -82,7 +79,10 @@ pub(crate) struct SidecarWorker {
     pub(crate) series: WorkerSeries,
     /// Wakes the requests and connections that an earlier plan allowed.
     pub(crate) changes: PlanChanges,
-    /// The connections whose peers proved their identity.
+    /// Connects to endpoints.
+    pub(crate) connector: Rc<Connector>,
+    /// Registers the connections whose peers proved their identity.
+    pub(crate) registrar: Rc<PeerRegistrar>,
     registry: Rc<ConnectionRegistry>,
     plan: RefCell<Arc<SidecarPlan>>,
     draining: Cell<bool>,
@@ -116,18 +116,28 @@ tokio::task_local! {
 impl SidecarWorker {
     /// A worker that serves `plan`. To be called on the worker's thread.
     pub(crate) fn new(shared: SidecarShared, plan: Arc<SidecarPlan>) -> Self {
+        let metrics = shared.metrics.worker();
+        let registry = Rc::<ConnectionRegistry>::default();
+        let registrar = Rc::new(PeerRegistrar::new(registry.clone(), shared.plans.clone()));
+        let connector = Rc::new(Connector {
+            metrics: metrics.clone(),
+            mark: shared.mark,
+            registrar: registrar.clone(),
+        });
+        let upstream_windows = WindowBudget::new(shared.limits.window_bytes / 4);
         Self {
-            metrics: shared.metrics.worker(),
+            metrics,
             access: shared.access.worker(),
             live: ActiveConnections::default(),
-            pools: Pools::default(),
+            pools: Pools::new(connector.clone(), upstream_windows),
+            connector,
+            registrar,
             server_first: ServerFirstCache::default(),
             tokens: TokenCache::default(),
             series: WorkerSeries::default(),
             changes: PlanChanges::default(),
-            registry: Rc::default(),
+            registry,
             windows: WindowBudget::new(shared.limits.window_bytes / 4 * 3),
-            upstream_windows: WindowBudget::new(shared.limits.window_bytes / 4),
             plan: RefCell::new(plan),
             draining: Cell::new(false),
             drainable: RefCell::default(),
@@ -168,18 +178,6 @@ impl SidecarWorker {
         let handle = CURRENT.with(|current| current.borrow().clone())?;
         self.drainable.borrow_mut().insert(id, (handle, idle));
         Some(DrainRegistration(self, id))
-    }
-
-    /// Registers a connection whose peer proved its identity to `trust` with `proof`.
-    pub(crate) fn register_connection(
-        &self,
-        socket: &TcpStream,
-        proof: Proof,
-        trust: &TrustStore,
-    ) -> connection_registry::RegisteredConnection {
-        // The published plan, since the worker's own may be an older one.
-        let latest = self.shared.plans.borrow().revocations.clone();
-        self.registry.register(socket.as_raw_fd(), proof, trust, &latest)
     }
 
     /// Counts and logs a connection beyond the limit.

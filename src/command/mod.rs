@@ -5,11 +5,13 @@ mod agent;
 mod ca;
 mod control;
 mod data_plane;
+mod error;
 mod flow;
 mod output_file;
 pub(crate) mod redirect;
 mod sds;
 mod sidecar;
+mod standard_output;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -21,20 +23,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Why a command failed. Decides the exit code.
-#[derive(Debug)]
-pub enum CommandError {
-    /// A usage or configuration error: exit code 2.
-    Usage(String),
-    /// Any other failure: exit code 1.
-    Failed(String),
-}
-
-impl From<String> for CommandError {
-    fn from(text: String) -> Self {
-        Self::Failed(text)
-    }
-}
+pub use error::CommandError;
+pub(crate) use standard_output::print_line;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -115,10 +105,4 @@ fn print_error(text: &str, code: u8) -> ExitCode {
         drop(writeln!(std::io::stderr(), "weft: {line}"));
     }
     ExitCode::from(code)
-}
-
-/// Writes a line to standard output.
-pub(crate) fn print_line(text: &str) {
-    // The reader may have closed the pipe.
-    drop(writeln!(std::io::stdout(), "{text}"));
 }

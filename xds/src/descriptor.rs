@@ -1,11 +1,8 @@
-//! The protobuf descriptors of every message that a configuration may contain; encoding and decoding by them.
+//! The protobuf descriptors of every message that a configuration may contain; decoding by them.
 
 use std::sync::LazyLock;
 
-use prost_reflect::prost::Message as _;
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor};
-
-use crate::wire;
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
 /// The prefix of a type URL; what follows is the full name of the message.
 pub(crate) const TYPE_URL_PREFIX: &str = "type.googleapis.com/";
@@ -28,24 +25,4 @@ pub(crate) fn decode(type_url: &str, bytes: &[u8]) -> Result<DynamicMessage, Str
     let name = type_url.rsplit('/').next().unwrap_or(type_url);
     let kind = message(name).ok_or_else(|| format!("unsupported type {name:?}"))?;
     DynamicMessage::decode(kind, bytes).map_err(|error| format!("invalid {name} message: {error}"))
-}
-
-/// Encodes a message from its proto3 JSON form, as written by this crate.
-///
-/// # Errors
-/// When the JSON does not fit the message, which is a bug.
-pub(crate) fn from_json(full_name: &str, value: serde_json::Value) -> Result<Vec<u8>, String> {
-    let kind = message(full_name).ok_or_else(|| format!("unknown message {full_name}"))?;
-    wire::encode(&kind, &value).map_or_else(|| by_reflection(&kind, value), Ok)
-}
-
-/// The same with `prost-reflect`, which supports every JSON form.
-pub(crate) fn by_reflection(
-    kind: &MessageDescriptor,
-    value: serde_json::Value,
-) -> Result<Vec<u8>, String> {
-    let strict = DeserializeOptions::new().deny_unknown_fields(true);
-    let message = DynamicMessage::deserialize_with_options(kind.clone(), value, &strict)
-        .map_err(|error| format!("{}: {error}", kind.full_name()))?;
-    Ok(message.encode_to_vec())
 }

@@ -1,11 +1,30 @@
 //! Encodes messages directly from the proto3 JSON form that this crate writes, without a `DynamicMessage` in between: a
 //! control plane with thousands of services encodes hundreds of thousands of resources.
 
+use prost_reflect::prost::Message as _;
 use prost_reflect::prost::encoding::{WireType, encode_key, encode_varint};
-use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
+use prost_reflect::{DeserializeOptions, DynamicMessage, FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Map, Value};
 
 use crate::descriptor;
+
+/// Encodes a message from its proto3 JSON form, as written by this crate.
+///
+/// # Errors
+/// When the JSON does not fit the message, which is a bug.
+pub(crate) fn from_json(full_name: &str, value: Value) -> Result<Vec<u8>, String> {
+    let kind =
+        descriptor::message(full_name).ok_or_else(|| format!("unknown message {full_name}"))?;
+    encode(&kind, &value).map_or_else(|| by_reflection(&kind, value), Ok)
+}
+
+/// The same with `prost-reflect`, which supports every JSON form.
+pub(crate) fn by_reflection(kind: &MessageDescriptor, value: Value) -> Result<Vec<u8>, String> {
+    let strict = DeserializeOptions::new().deny_unknown_fields(true);
+    let message = DynamicMessage::deserialize_with_options(kind.clone(), value, &strict)
+        .map_err(|error| format!("{}: {error}", kind.full_name()))?;
+    Ok(message.encode_to_vec())
+}
 
 /// The encoded message. None when the JSON uses something that is not supported here, or does not fit the message.
 pub(crate) fn encode(kind: &MessageDescriptor, value: &Value) -> Option<Vec<u8>> {
@@ -241,7 +260,7 @@ mod tests {
             let message = descriptor::decode(name, bytes).expect("a message");
             serde_json::to_value(message).expect("a form")
         };
-        let reflected = descriptor::by_reflection(&kind, value.clone()).expect("a message");
+        let reflected = by_reflection(&kind, value.clone()).expect("a message");
         assert_eq!(decode(&bytes), decode(&reflected), "{value}");
     }
 

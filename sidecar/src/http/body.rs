@@ -1,4 +1,4 @@
-//! Forwards a message body from one connection to another, whichever HTTP version each of them speaks.
+//! Message bodies: where they are read from and written to, whichever HTTP version the connection speaks.
 
 use std::cell::RefCell;
 
@@ -8,8 +8,6 @@ use http::HeaderMap;
 use super::body_error::BodyError;
 use super::h1::{BodyReader, BodyWriter};
 use super::h2::{self as http2, ReceivedBody};
-use super::header_filter::HeaderFilter;
-use super::read_ahead::ReadAhead;
 use crate::timeouts::RequestProgress;
 
 /// The connection that a body is read from.
@@ -29,7 +27,7 @@ pub(crate) struct ReplayBuffer {
     pieces: Vec<Bytes>,
     bytes: usize,
     /// Whether pieces are missing because the body exceeded [`REPLAY_LIMIT_BYTES`] or had trailers.
-    overflowed: bool,
+    pub(super) overflowed: bool,
 }
 
 /// How many bytes of a body are kept so that it can be sent again.
@@ -141,7 +139,7 @@ impl<'a> BodySource<'a> {
     }
 
     /// The trailers. Call it after the last piece.
-    async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
+    pub(super) async fn trailers(&mut self) -> Result<Option<HeaderMap>, BodyError> {
         match self {
             Self::Empty => Ok(None),
             Self::Http1(reader) => Ok(reader.take_trailers()),
@@ -162,7 +160,7 @@ impl BodySink<'_> {
     }
 
     /// Whether each piece becomes an HTTP/2 DATA frame.
-    fn has_frames(&self) -> bool {
+    pub(super) fn has_frames(&self) -> bool {
         matches!(self, Self::Http2(_))
     }
 
@@ -184,7 +182,7 @@ impl BodySink<'_> {
     }
 
     /// Resolves when the receiver has reset its stream or closed its connection.
-    async fn closed(&mut self) {
+    pub(super) async fn closed(&mut self) {
         match self {
             Self::Http2(stream) => {
                 // An error means that the connection is closed, which also ends the stream.
@@ -217,7 +215,7 @@ pub(crate) struct BodyProgress<'p> {
     request_progress: &'p RequestProgress,
     is_request: bool,
     /// Keeps the pieces of a request body so that it can be sent again.
-    replay: Option<&'p RefCell<ReplayBuffer>>,
+    pub(super) replay: Option<&'p RefCell<ReplayBuffer>>,
 }
 
 impl<'p> BodyProgress<'p> {
@@ -239,7 +237,7 @@ impl<'p> BodyProgress<'p> {
         Self { request_progress, is_request: false, replay: None }
     }
 
-    fn record(self, piece: &Bytes, is_last: bool) {
+    pub(super) fn record(self, piece: &Bytes, is_last: bool) {
         self.request_progress.record_bytes(piece.len(), self.is_request);
         if is_last {
             self.record_end();
@@ -247,57 +245,9 @@ impl<'p> BodyProgress<'p> {
     }
 
     /// Records that the whole body was received from its sender. Some of it may not be sent yet.
-    fn record_end(self) {
+    pub(super) fn record_end(self) {
         if self.is_request {
             self.request_progress.request_received();
         }
     }
-}
-
-/// Forwards a whole body, then those of its trailers that `header_filter` lets pass. Returns the number of body bytes.
-///
-/// Pieces that are available at once are written together. The sink is flushed before every wait for the source, so
-/// that a stream of small messages is never delayed.
-///
-/// # Errors
-/// [`BodyError`] when either side ends early, the framing is violated, or a trailer name is rejected.
-pub(crate) async fn forward_body(
-    source: &mut BodySource<'_>,
-    sink: &mut BodySink<'_>,
-    header_filter: &HeaderFilter,
-    progress: BodyProgress<'_>,
-) -> Result<u64, BodyError> {
-    let mut bytes = 0;
-    let mut read_ahead = ReadAhead::new(progress.replay);
-    loop {
-        let piece = match read_ahead.next(source) {
-            Some(piece) => piece?,
-            None => {
-                sink.flush().await?;
-                tokio::select! {
-                    piece = read_ahead.wait(source) => piece?,
-                    () = sink.closed() => return Err(BodyError::SinkClosed),
-                }
-            }
-        };
-        let Some(piece) = piece else {
-            break;
-        };
-        let piece = if sink.has_frames() { read_ahead.merge(piece, source) } else { piece };
-        bytes += piece.len() as u64;
-        progress.record(&piece, source.is_empty());
-        tokio::select! {
-            biased;
-            sent = sink.send(piece) => sent?,
-            () = read_ahead.fill(source) => {}
-        }
-    }
-    let trailers = source.trailers().await?;
-    let trailers = trailers.map(|trailers| header_filter.strip_trailers(trailers)).transpose()?;
-    progress.record_end();
-    if let (Some(replay), Some(_)) = (progress.replay, &trailers) {
-        replay.borrow_mut().overflowed = true;
-    }
-    sink.finish(trailers).await?;
-    Ok(bytes)
 }

@@ -4,6 +4,7 @@ pub(crate) mod authority;
 pub(crate) mod body;
 pub(crate) mod body_error;
 pub(crate) mod desync;
+pub(crate) mod forward_body;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod h2_budget;

@@ -51,7 +51,7 @@ pub(crate) async fn accept(
             let proved = asserted.zip(server.proof(chain, now));
             let (peer, proof) =
                 proved.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-            (Some(peer), Some(worker.register_connection(stream.tcp(), proof, trust)))
+            (Some(peer), Some(worker.registrar.register(stream.tcp(), proof, trust)))
         }
         _ => (None, None),
     };

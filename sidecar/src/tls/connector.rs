@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,28 +15,41 @@ use weft_runtime::socket::{Mark, connect_tcp};
 use super::Alpn;
 use super::failure::{FailedHandshake, TlsFailure};
 use super::stream::TlsStream;
+use crate::connection_registry::PeerRegistrar;
+use crate::metrics::SidecarMetrics;
 use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::stream::{RegisteredTlsStream, TransportStream};
-use crate::worker::SidecarWorker;
 
-/// Connects to an endpoint and performs the TLS handshake if its cluster uses TLS, each within the cluster's connect
-/// timeout. `alpn` is the protocol that will be used. The connection is closed when the endpoint's certificate is
-/// revoked.
-///
-/// # Errors
-/// When the endpoint cannot be reached or the handshake fails. A TLS failure is counted, and is the cause of the error
-/// as a [`FailedHandshake`].
-pub(crate) async fn connect(
-    target: &PlannedCluster,
-    address: SocketAddr,
-    alpn: Alpn,
-    worker: &SidecarWorker,
-) -> io::Result<TransportStream> {
-    let connected = attempt(target, address, alpn, worker).await;
-    if let Some(failure) = connected.as_ref().err().and_then(TlsFailure::of_attempt) {
-        worker.metrics.count_upstream_handshake_failure(failure);
+/// Connects to endpoints on behalf of a worker.
+#[derive(Debug)]
+pub(crate) struct Connector {
+    pub(crate) metrics: Arc<SidecarMetrics>,
+    /// The mark of outgoing connections, where the process may set it.
+    pub(crate) mark: Option<Mark>,
+    /// Closes the connections to endpoints whose certificates are revoked.
+    pub(crate) registrar: Rc<PeerRegistrar>,
+}
+
+impl Connector {
+    /// Connects to an endpoint and performs the TLS handshake if its cluster uses TLS, each within the cluster's connect
+    /// timeout. `alpn` is the protocol that will be used. The connection is closed when the endpoint's certificate is
+    /// revoked.
+    ///
+    /// # Errors
+    /// When the endpoint cannot be reached or the handshake fails. A TLS failure is counted, and is the cause of the
+    /// error as a [`FailedHandshake`].
+    pub(crate) async fn connect(
+        &self,
+        target: &PlannedCluster,
+        address: SocketAddr,
+        alpn: Alpn,
+    ) -> io::Result<TransportStream> {
+        let connected = attempt(target, address, alpn, self).await;
+        if let Some(failure) = connected.as_ref().err().and_then(TlsFailure::of_attempt) {
+            self.metrics.count_upstream_handshake_failure(failure);
+        }
+        connected
     }
-    connected
 }
 
 /// The TLS server name: the configured SNI, or else the address.
@@ -48,9 +62,9 @@ async fn attempt(
     target: &PlannedCluster,
     address: SocketAddr,
     alpn: Alpn,
-    worker: &SidecarWorker,
+    connector: &Connector,
 ) -> io::Result<TransportStream> {
-    let mark = worker.shared.mark;
+    let mark = connector.mark;
     let timeout: Duration = target.cluster.connect_timeout;
     let (client, tls) = match &target.tls {
         PlannedClusterTls::None => {
@@ -76,7 +90,7 @@ async fn attempt(
                 let error = io::ErrorKind::InvalidData.into();
                 FailedHandshake::wrap(error, TlsFailure::BadCertificate)
             })?;
-            Some(worker.register_connection(stream.tcp(), proof, trust))
+            Some(connector.registrar.register(stream.tcp(), proof, trust))
         }
     };
     let agreed = Alpn::of(stream.session().alpn_protocol());

@@ -13,7 +13,8 @@ use super::pool::Http1Connection;
 use super::upgrade;
 use super::upload::Upload;
 use crate::denial::Denial;
-use crate::http::body::{BodyProgress, BodySink, BodySource, forward_body};
+use crate::http::body::{BodyProgress, BodySink, BodySource};
+use crate::http::forward_body::forward_body;
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, ResponseLimits, read_response,
     write_request,
@@ -69,7 +70,7 @@ pub(crate) async fn exchange(
             Alpn::Http1 | Alpn::None => {
                 let connection = match pinned {
                     Some(pinned) => Ok(pinned.connection),
-                    None => worker.pools.http1(target, chosen.address, fresh, worker).await,
+                    None => worker.pools.http1(target, chosen.address, fresh).await,
                 };
                 over_http1(call, target, chosen.address, connection, worker).await
             }

@@ -16,7 +16,8 @@ use super::upgrade;
 use super::upload::Upload;
 use super::upstream_response::{UpstreamResponse, next_response};
 use crate::denial::Denial;
-use crate::http::body::{BodyProgress, BodySink, BodySource, forward_body};
+use crate::http::body::{BodyProgress, BodySink, BodySource};
+use crate::http::forward_body::forward_body;
 use crate::http::h2 as http2;
 use crate::http::head::Upgrade;
 use crate::plan::PlannedCluster;
@@ -35,7 +36,7 @@ pub(super) async fn over_http2(
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     let StreamLease { sender, settings, alert, open: _open } = worker
         .pools
-        .http2(target, address, worker)
+        .http2(target, address)
         .await
         .map_err(|error| connect_failure(address, &error))?;
     let scheme = if target.cluster.tls.is_some() { "https" } else { "http" };

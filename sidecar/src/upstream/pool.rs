@@ -19,11 +19,11 @@ use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::http::h2_endpoint_guard::{EndpointAlert, Http2EndpointGuard};
 use crate::plan::PlannedCluster;
 use crate::stream::StreamHalf;
-use crate::tls::{Alpn, connector};
-use crate::worker::SidecarWorker;
+use crate::tls::Alpn;
+use crate::tls::connector::Connector;
 
 use super::{Slot, Slots};
-use crate::http2_windows::{BodyPermit, ConnectionWindow};
+use crate::http2_windows::{BodyPermit, ConnectionWindow, WindowBudget};
 
 /// How many idle HTTP/1.1 connections are kept to an endpoint.
 const IDLE_LIMIT: usize = 256;
@@ -42,8 +42,11 @@ const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 type PoolKey = (u64, SocketAddr);
 
 /// The connections of a worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Pools {
+    connector: Rc<Connector>,
+    /// The budget for the receive windows of HTTP/2 connections.
+    windows: WindowBudget,
     http1: RefCell<ConfigMap<PoolKey, Vec<IdleConnection>>>,
     http2: RefCell<ConfigMap<PoolKey, Vec<Http2Connection>>>,
     /// Locked while an HTTP/2 connection is being established.
@@ -154,6 +157,18 @@ impl Drop for OpenStream {
 }
 
 impl Pools {
+    /// Pools without connections.
+    pub(crate) fn new(connector: Rc<Connector>, windows: WindowBudget) -> Self {
+        Self {
+            connector,
+            windows,
+            http1: RefCell::default(),
+            http2: RefCell::default(),
+            connecting: RefCell::default(),
+            slots: Slots::default(),
+        }
+    }
+
     /// An HTTP/1.1 connection to an endpoint: an idle one, or a new one. Always a new one with `fresh`.
     ///
     /// # Errors
@@ -163,7 +178,6 @@ impl Pools {
         target: &PlannedCluster,
         address: SocketAddr,
         fresh: bool,
-        worker: &SidecarWorker,
     ) -> io::Result<Http1Connection> {
         let mut deadline = None;
         let slot = loop {
@@ -181,9 +195,9 @@ impl Pools {
             }
         };
         // Boxed, because most requests reuse a connection.
-        let connecting = connector::connect(target, address, Alpn::Http1, worker);
+        let connecting = self.connector.connect(target, address, Alpn::Http1);
         let stream = Box::pin(connecting).await?;
-        worker.metrics.upstream_connections.increment();
+        self.connector.metrics.upstream_connections.increment();
         let (read, write) = StreamHalf::pair(stream);
         Ok(Http1Connection {
             reader: Http1Reader::new(read),
@@ -247,7 +261,6 @@ impl Pools {
         &self,
         target: &PlannedCluster,
         address: SocketAddr,
-        worker: &SidecarWorker,
     ) -> io::Result<StreamLease> {
         let key = (target.id, address);
         if let Some(lease) = self.http2_below_limit(key) {
@@ -265,11 +278,12 @@ impl Pools {
             return Ok(lease);
         }
         let slot = slot.ok_or_else(|| limit_reached("max_connections"))?;
-        let window = worker.upstream_windows.open();
+        let window = self.windows.open();
         // Checked before the handshake, which would be wasted.
         let receiving =
             window.receive().ok_or_else(|| limit_reached("limit of receive windows"))?;
-        let connecting = connect_http2(target, address, ConnectionPermits { slot, window }, worker);
+        let connecting =
+            connect_http2(target, address, ConnectionPermits { slot, window }, &self.connector);
         let mut connection = Box::pin(connecting).await?;
         let lease = connection.lease_with(receiving);
         self.http2.borrow_mut().entry(key).or_default().push(connection);
@@ -353,12 +367,12 @@ async fn connect_http2(
     target: &PlannedCluster,
     address: SocketAddr,
     permits: ConnectionPermits,
-    worker: &SidecarWorker,
+    connector: &Connector,
 ) -> io::Result<Http2Connection> {
     let ConnectionPermits { slot, window } = permits;
-    let stream = connector::connect(target, address, Alpn::Http2, worker).await?;
+    let stream = connector.connect(target, address, Alpn::Http2).await?;
     let status = stream.status().cloned();
-    worker.metrics.upstream_connections.increment();
+    connector.metrics.upstream_connections.increment();
     let alert = EndpointAlert::default();
     let (sender, mut connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW_BYTES)
@@ -389,7 +403,7 @@ async fn connect_http2(
     }
     // Held while the connection is open, which may be longer than it is in the pool.
     let permits = ConnectionPermits { slot, window: window.clone() };
-    let metrics = worker.metrics.clone();
+    let metrics = connector.metrics.clone();
     let ended_by = alert.clone();
     tokio::task::spawn_local(async move {
         let _permits = permits;

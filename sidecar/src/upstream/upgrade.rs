@@ -20,7 +20,8 @@ use super::tunnel::{TunnelSide, tunnel};
 use super::upstream_response::{UpstreamResponse, next_response};
 use super::websocket;
 use crate::denial::Denial;
-use crate::http::body::{BodyProgress, BodySink, BodySource, forward_body};
+use crate::http::body::{BodyProgress, BodySink, BodySource};
+use crate::http::forward_body::forward_body;
 use crate::http::h1::{
     BodyCoding, BodyFraming, BodyReader, BodyWriter, HeadError, Http1Reader, Http1Writer,
     ReadResponse, ResponseLimits, read_response, write_request,
@@ -31,7 +32,7 @@ use crate::http::header_filter::HeaderFilter;
 use crate::http::headers::Headers;
 use crate::plan::PlannedCluster;
 use crate::stream::StreamHalf;
-use crate::tls::{Alpn, connector};
+use crate::tls::Alpn;
 use crate::upstream_failure::ResponseFault;
 use crate::worker::SidecarWorker;
 
@@ -222,7 +223,7 @@ pub(super) async fn terminate_tunnel(
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     let slot = worker.pools.slots.take(target, address);
     let _slot = slot.ok_or(ExchangeFailure::Denied(Denial::Overloaded))?;
-    let stream = connector::connect(target, address, Alpn::None, worker).await;
+    let stream = worker.connector.connect(target, address, Alpn::None).await;
     let (read, write) = StreamHalf::pair(stream.map_err(|error| connect_failure(address, &error))?);
     worker.metrics.upstream_connections.increment();
     let mut reader = Http1Reader::new(read);

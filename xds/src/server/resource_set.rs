@@ -310,7 +310,7 @@ fn publish(resource: &Resource) -> Result<EncodedResource, String> {
     let (version, bytes) = match wire::encode(&kind, &json) {
         Some(bytes) => (hash(&bytes), bytes),
         // The library writes maps in arbitrary order, so the JSON form is hashed.
-        None => (hash(json.to_string().as_bytes()), descriptor::by_reflection(&kind, json)?),
+        None => (hash(json.to_string().as_bytes()), wire::by_reflection(&kind, json)?),
     };
     // A resource that a data plane would reject is never sent.
     if cfg!(debug_assertions) || read_back::is_needed(resource) {

@@ -31,7 +31,7 @@ pub(crate) use reader::{MessageReader, TranslationFindings};
 pub use secret::WORKLOAD_IDENTITY;
 pub(crate) use values::socket;
 
-use crate::descriptor;
+use crate::{descriptor, wire};
 
 /// The resource types, in the order in which they are sent: referenced types come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -144,7 +144,7 @@ impl Resource {
     /// # Errors
     /// When the resource cannot be expressed in xDS, which is a bug.
     pub fn encode(&self) -> Result<Vec<u8>, String> {
-        descriptor::from_json(self.kind().message(), self.json())
+        wire::from_json(self.kind().message(), self.json())
     }
 
     /// The JSON form; equal resources have equal forms.
