@@ -313,7 +313,7 @@ fn links_that_lead_nowhere_are_found() {
 fn check_cycles(files: &[(&str, &str)], cycles: &[&str]) {
     let file = |(path, text): &(&str, &str)| File::new(format!("a/src/{path}"), *text);
     let files: Vec<File> = files.iter().map(file).collect();
-    check(|files| import_cycles::import_cycles(files, &[]), &files, cycles);
+    check(import_cycles::import_cycles, &files, cycles);
 }
 
 #[test]
@@ -386,19 +386,4 @@ fn imports_of_tests_and_names_in_texts_make_no_cycle() {
         check_cycles(&[root, a, ("b.rs", test), ("c.rs", "use crate::{a, b};")], &[]);
     }
     check_cycles(&[root, a, ("b.rs", "#[cfg(not(test))]\nuse crate::a::A;")], &["2 modules"]);
-}
-
-#[test]
-fn cycles_within_the_limit_of_their_crate_are_allowed() {
-    let files = [
-        File::new("a/src/main.rs", "mod b;\nmod c;"),
-        File::new("a/src/b.rs", "use crate::c::C;"),
-        File::new("a/src/c.rs", "use crate::b::B;"),
-    ];
-    let check = |limits: &[(&str, usize)], violations: &[&str]| {
-        check(|files| import_cycles::import_cycles(files, limits), &files, violations);
-    };
-    check(&[("a/src", 2)], &[]);
-    check(&[("a/src", 1)], &["2 modules"]);
-    check(&[("b/src", 2)], &["2 modules"]);
 }

@@ -13,17 +13,6 @@ use syn::{Attribute, Ident, ImplItemFn, Item, ItemMod, Macro, Meta, UseTree, Vis
 
 use super::tree::{File, tree};
 
-/// Crates that have larger cycles, by source folder, and the most modules in them. A number may only become smaller;
-/// a crate without such cycles leaves the list.
-const MODULE_LIMITS: &[(&str, usize)] = &[
-    ("src", 19),
-    ("agent/src", 21),
-    ("sidecar/src", 33),
-    ("xds/src", 29),
-    ("xds/control/src", 29),
-    ("xds/model/src", 16),
-];
-
 /// Longer chains of re-exports are not followed.
 const REEXPORT_LIMIT: usize = 8;
 
@@ -411,8 +400,8 @@ fn is_parent_with_child(cycle: &Imports) -> bool {
     second.split_last().is_some_and(|(_, parent)| parent == first.as_slice())
 }
 
-/// The cycles of the crates, except those that `limits` permits.
-pub(crate) fn import_cycles(files: &[File], limits: &[(&str, usize)]) -> Vec<String> {
+/// The cycles of the crates, except a module with one of its children.
+pub(crate) fn import_cycles(files: &[File]) -> Vec<String> {
     let by_path: BTreeMap<&str, &File> = files.iter().map(|f| (f.path.as_str(), f)).collect();
     let roots = files.iter().filter_map(|file| {
         let has_library = |folder| by_path.contains_key(format!("{folder}/lib.rs").as_str());
@@ -424,11 +413,6 @@ pub(crate) fn import_cycles(files: &[File], limits: &[(&str, usize)]) -> Vec<Str
         .flat_map(|(folder, root)| {
             let mut cycles = cycles(&CrateModules::read(folder, root, &by_path).imports());
             cycles.retain(|cycle| !is_parent_with_child(cycle));
-            let modules: usize = cycles.iter().map(Imports::len).sum();
-            let limit = limits.iter().find(|(of, _)| *of == folder).map_or(0, |(_, most)| *most);
-            if modules <= limit {
-                cycles.clear();
-            }
             cycles.iter().map(|cycle| description(folder, cycle)).collect::<Vec<_>>()
         })
         .collect()
@@ -454,5 +438,5 @@ fn description(folder: &str, cycle: &Imports) -> String {
 
 #[test]
 fn modules_have_no_import_cycles() {
-    super::hold(&import_cycles(&tree(), MODULE_LIMITS));
+    super::hold(&import_cycles(&tree()));
 }
