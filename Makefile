@@ -44,7 +44,7 @@ docs: export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER := $(runner)
 docs: export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER := $(runner)
 docs: ## write the generated pages of docs/
 	cargo build
-	WEFT_UPDATE_DOCS=1 cargo nextest run -p weft-integration --test metrics_pages
+	WEFT_UPDATE_DOCS=1 cargo nextest run -p weft-integration --test metrics_pages --test reference_pages
 
 # The benchmark makes network namespaces and sets priorities, so it needs root.
 ROUNDS ?= 3

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use tokio::net::UdpSocket;
 use weft_model::{FlowTuple, Listener, Transport};
+use weft_runtime::access::{AccessRecord, RecordKind, TerminationDetails};
 use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::connect_udp;
 
@@ -19,7 +20,6 @@ use crate::flow::{OpenUdpFlow, UdpFlow};
 use crate::forward::pacer::ReadSide;
 use crate::forward::tcp::RelayedBytes;
 use crate::forward::udp::{BatchSize, Datagram, enable_gro, send_all};
-use crate::record::AgentAccessRecord;
 use crate::refusal::{FlowRefusal, connect_refusal};
 use crate::source::first_not_out_of_ports;
 use crate::worker::AgentWorker;
@@ -87,7 +87,7 @@ fn start_flow(
         response_socket,
         relayed: RelayedBytes::default(),
         started: now(),
-        logged: proxy.access_log,
+        sinks: proxy.access_log.clone(),
         open: Cell::new(None),
         ended: Cell::new(false),
         stopped: tokio::sync::Notify::new(),
@@ -139,7 +139,7 @@ pub(crate) fn end_flows_of_removed_endpoints(worker: &AgentWorker) {
     let is_orphaned = |flow: &Rc<UdpFlow>| !decide::may_stay(&plan, &flow.service, flow.choice);
     let lost = worker.flows.borrow_mut().remove_if(is_orphaned);
     for flow in lost {
-        end_flow(&flow, "endpoint_gone", worker);
+        end_flow(&flow, TerminationDetails::EndpointRemoved, worker);
     }
 }
 
@@ -147,27 +147,30 @@ pub(crate) fn end_flows_of_removed_endpoints(worker: &AgentWorker) {
 pub(crate) fn expire(worker: &AgentWorker) {
     let removed = worker.flows.borrow_mut().expire(now());
     for (_, flow) in removed {
-        end_flow(&flow, "idle", worker);
+        end_flow(&flow, TerminationDetails::IdleTimeout, worker);
     }
 }
 
-fn end_flow(flow: &UdpFlow, outcome: &'static str, worker: &AgentWorker) {
+fn end_flow(flow: &UdpFlow, end: TerminationDetails, worker: &AgentWorker) {
     flow.end();
-    if !flow.logged {
+    if flow.sinks.is_off() {
         return;
     }
-    worker.access.line(&AgentAccessRecord {
-        kind: Transport::Udp.word(),
-        path: "proxy",
-        time_ms: unix_ms(),
-        client: flow.tuple.client,
-        original_destination: flow.tuple.destination,
+    let duration = now().saturating_duration_since(flow.started);
+    let record = AccessRecord::new(RecordKind::Udp, unix_ms(), duration, flow.tuple.client);
+    let record = AccessRecord {
+        downstream_local_address: Some(flow.tuple.destination),
+        protocol: Some("UDP"),
+        response_flags: end.flag(),
+        connection_termination_details: Some(end.word()),
+        bytes_received: Some(flow.relayed.to_endpoint.get()),
+        bytes_sent: Some(flow.relayed.to_client.get()),
         service: Some(&flow.service),
-        endpoint: flow.choice.endpoint(),
-        choice: flow.choice.word(),
-        bytes_sent: flow.relayed.to_endpoint.get(),
-        bytes_received: flow.relayed.to_client.get(),
-        duration_ms: now().saturating_duration_since(flow.started).as_millis(),
-        outcome,
-    });
+        upstream_cluster: Some(&flow.service),
+        upstream_host: flow.choice.endpoint(),
+        data_path: Some("proxy"),
+        endpoint_selection: Some(flow.choice.word()),
+        ..record
+    };
+    worker.access.line(&flow.sinks, &record);
 }

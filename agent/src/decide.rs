@@ -116,7 +116,7 @@ impl FlowDecision<'_> {
 
 #[cfg(test)]
 mod tests {
-    use weft_model::{Health, Transport, WeightedCluster};
+    use weft_model::{AccessLogSinks, Health, Transport, WeightedCluster};
 
     use super::*;
     use crate::test_plan::{SERVICE, address, capture, cluster, plan};
@@ -201,7 +201,7 @@ mod tests {
             clusters: vec![WeightedCluster::new("dns".into(), 1)],
             idle_timeout: None,
             flow_key: FlowKey::WithSequence,
-            access_log: false,
+            access_log: AccessLogSinks::Off,
         };
         let flow = flow(Transport::Tcp, "10.0.0.9:4000", SERVICE);
         let at = |sequence, attempt| {

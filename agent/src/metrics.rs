@@ -130,8 +130,8 @@ impl AgentTotals {
 
     fn add_refusals(&self, page: &mut MetricsPage<'_>) {
         let refused: Vec<(&str, u64)> = FlowRefusal::ALL
-            .into_iter()
-            .map(|refusal| {
+            .iter()
+            .map(|&refusal| {
                 let count =
                     |m: &AgentMetrics| m.refused.get(refusal as usize).map_or(0, Counter::get);
                 (refusal.reason(), self.sum(count))

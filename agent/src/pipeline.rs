@@ -12,7 +12,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::net::TcpStream;
-use weft_model::{FlowTuple, IdleEnd, Listener, Name, SourceAddress, TcpProxy, Transport};
+use weft_model::{
+    AccessLogSinks, FlowTuple, IdleEnd, Listener, Name, SourceAddress, TcpProxy, Transport,
+};
+use weft_runtime::access::{AccessRecord, RecordKind};
 use weft_runtime::metrics::{Gauge, GaugeGuard};
 use weft_runtime::socket::{PROBE_PORT, connect_tcp, original_destination, reset_on_close};
 use weft_runtime::syn::saved_sequence;
@@ -20,9 +23,9 @@ use weft_runtime::syn::saved_sequence;
 use crate::clock::{now, unix_ms};
 use crate::decide::{FlowDecision, admit, choose_tcp};
 use crate::flow_counts::FlowCounts;
+use crate::flow_end::FlowEnd;
 use crate::forward::tcp::{IdlePolicy, RelayOutcome, RelaySides, RelayedBytes, relay};
 use crate::plan::{EndpointChoice, OTHER_ENDPOINTS};
-use crate::record::AgentAccessRecord;
 use crate::refusal::{FlowRefusal, connect_refusal};
 use crate::source::is_out_of_ports;
 use crate::worker::AgentWorker;
@@ -48,14 +51,14 @@ pub(crate) fn connection(
         };
         let mut log = FlowLog::new(accepted.client);
         let outcome = proxy(&mut accepted, &worker, &mut log).await;
-        let outcome = outcome.map(RelayOutcome::word).unwrap_or_else(|refusal| {
+        let end = outcome.map(FlowEnd::from).unwrap_or_else(|refusal| {
             worker.metrics.refuse(refusal);
             reset_on_close(&accepted.stream);
-            refusal.reason()
+            FlowEnd::Refused(refusal)
         });
         worker.metrics.bytes_to_endpoint.add(log.relayed.to_endpoint.get());
         worker.metrics.bytes_to_client.add(log.relayed.to_client.get());
-        log.write(outcome, &worker);
+        log.write(end, &worker);
     }
 }
 
@@ -68,13 +71,13 @@ async fn proxy(
     let flow = &flow_of(accepted)?;
     log.destination = Some(flow.destination);
     if is_probe(accepted, flow) {
-        log.logged = false;
+        log.sinks = AccessLogSinks::Off;
         return Ok(RelayOutcome::Closed);
     }
     let plan = worker.plan();
     let listener = admit(&plan, &accepted.listener, flow)?;
     let tcp = plan.tcp(listener, flow.destination).ok_or(FlowRefusal::NoService)?;
-    log.logged = tcp.access_log;
+    log.sinks = tcp.access_log.clone();
     let decision = choose_tcp(&plan, tcp, flow, sequence(accepted, tcp))?;
     log.service = Some(decision.target.name.clone());
     let mut endpoint = connect(decision, listener.source_address, worker, log).await?;
@@ -200,7 +203,7 @@ struct FlowLog {
     choice: EndpointChoice,
     relayed: RelayedBytes,
     started: Instant,
-    logged: bool,
+    sinks: AccessLogSinks,
 }
 
 impl FlowLog {
@@ -212,27 +215,30 @@ impl FlowLog {
             choice: EndpointChoice::NoEndpoint,
             relayed: RelayedBytes::default(),
             started: now(),
-            logged: true,
+            sinks: AccessLogSinks::Stdout,
         }
     }
 
-    fn write(&self, outcome: &'static str, worker: &AgentWorker) {
-        if !self.logged {
+    fn write(&self, end: FlowEnd, worker: &AgentWorker) {
+        if self.sinks.is_off() {
             return;
         }
-        worker.access.line(&AgentAccessRecord {
-            kind: Transport::Tcp.word(),
-            path: "proxy",
-            time_ms: unix_ms(),
-            client: self.client,
-            original_destination: self.destination.unwrap_or(self.client),
-            service: self.service.as_ref(),
-            endpoint: self.choice.endpoint(),
-            choice: self.choice.word(),
-            bytes_sent: self.relayed.to_endpoint.get(),
-            bytes_received: self.relayed.to_client.get(),
-            duration_ms: (now() - self.started).as_millis(),
-            outcome,
-        });
+        let duration = now() - self.started;
+        let record = AccessRecord::new(RecordKind::Tcp, unix_ms(), duration, self.client);
+        let record = AccessRecord {
+            downstream_local_address: self.destination,
+            protocol: Some("TCP"),
+            response_flags: end.flag(),
+            connection_termination_details: Some(end.details()),
+            bytes_received: Some(self.relayed.to_endpoint.get()),
+            bytes_sent: Some(self.relayed.to_client.get()),
+            service: self.service.as_deref(),
+            upstream_cluster: self.service.as_deref(),
+            upstream_host: self.choice.endpoint(),
+            data_path: Some("proxy"),
+            endpoint_selection: Some(self.choice.word()),
+            ..record
+        };
+        worker.access.line(&self.sinks, &record);
     }
 }

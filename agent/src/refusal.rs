@@ -3,46 +3,69 @@
 use std::io;
 
 use nix::errno::Errno;
+use weft_runtime::access::{RefusalInfo, ResponseFlag};
 
-/// Why a connection or a datagram is not carried.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum FlowRefusal {
+macro_rules! refusals {
+    ($($(#[doc = $doc:literal])+ $name:ident: $reason:literal, $flag:expr, $details:literal, $action:literal;)+) => {
+        /// Why a connection or a datagram is not carried.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum FlowRefusal {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl FlowRefusal {
+            /// All refusals, in the order of the enum, which is that of their counters.
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// What logs, metrics and documentation say about it.
+            pub(crate) const fn info(self) -> RefusalInfo {
+                match self {
+                    $(Self::$name => RefusalInfo {
+                        reason: $reason,
+                        status: 0,
+                        grpc_status: 0,
+                        flag: $flag,
+                        details: $details,
+                        meaning: &[$($doc),+],
+                        action: $action,
+                    },)+
+                }
+            }
+        }
+    };
+}
+
+refusals! {
     /// The connection or flow limit, or the limit of open files, is reached.
-    Limit,
+    Limit: "limit", Some(ResponseFlag::Overflow), "overflow",
+        "Raise `--connection-limit`, `--flow-limit` or the limit of open files, or add nodes.";
     /// The connection reached a capture port without a redirect: a mistake or a loop.
-    NotRedirected,
+    NotRedirected: "not_redirected", None, "not_redirected",
+        "Connect to the address of the service, not to the capture port; check `weft redirect verify`.";
     /// The security group of the service does not admit the client.
-    NotAllowed,
+    NotAllowed: "not_allowed", Some(ResponseFlag::Unauthorized), "security_group_denied",
+        "Add the client to `allow_from` of the service, if it may connect.";
     /// No service listens on the destination.
-    NoService,
+    NoService: "no_service", Some(ResponseFlag::NoRoute), "service_not_found",
+        "Check the addresses and ports of the service; `weft flow explain` prints what the agent knows.";
     /// The service has no endpoint.
-    NoEndpoint,
+    NoEndpoint: "no_endpoint", Some(ResponseFlag::NoHealthyUpstream), "no_healthy_upstream",
+        "Start an endpoint of the service, or correct `endpoints`.";
     /// No endpoint could be reached.
-    Unreachable,
+    Unreachable: "unreachable", Some(ResponseFlag::UpstreamConnectionFailure), "upstream_connection_failure",
+        "Check that the endpoint runs and that the node has a route to it.";
 }
 
 impl FlowRefusal {
-    /// All refusals, in the order of the enum, which is that of their counters.
-    pub(crate) const ALL: [Self; 6] = [
-        Self::Limit,
-        Self::NotRedirected,
-        Self::NotAllowed,
-        Self::NoService,
-        Self::NoEndpoint,
-        Self::Unreachable,
-    ];
-
-    /// The word in logs and metrics.
+    /// The word in metrics.
     pub(crate) fn reason(self) -> &'static str {
-        match self {
-            Self::Limit => "limit",
-            Self::NotRedirected => "not_redirected",
-            Self::NotAllowed => "not_allowed",
-            Self::NoService => "no_service",
-            Self::NoEndpoint => "no_endpoint",
-            Self::Unreachable => "unreachable",
-        }
+        self.info().reason
     }
+}
+
+/// Every refusal, for the reference pages.
+pub fn refusals() -> impl Iterator<Item = RefusalInfo> {
+    FlowRefusal::ALL.iter().map(|refusal| refusal.info())
 }
 
 /// The refusal for a failed connect: running out of file descriptors is the agent's own limit.
@@ -59,19 +82,10 @@ mod tests {
 
     #[test]
     fn every_refusal_is_listed_at_its_own_position_with_its_own_reason() {
-        for (position, refusal) in FlowRefusal::ALL.into_iter().enumerate() {
-            assert_eq!(refusal as usize, position, "{refusal:?}");
-            let same = FlowRefusal::ALL.into_iter().filter(|r| r.reason() == refusal.reason());
+        for (position, refusal) in FlowRefusal::ALL.iter().enumerate() {
+            assert_eq!(*refusal as usize, position, "{refusal:?}");
+            let same = FlowRefusal::ALL.iter().filter(|other| other.reason() == refusal.reason());
             assert_eq!(same.count(), 1, "{refusal:?}");
-            // A new variant needs a place in the list: the compiler asks for it here.
-            match refusal {
-                FlowRefusal::Limit
-                | FlowRefusal::NotRedirected
-                | FlowRefusal::NotAllowed
-                | FlowRefusal::NoService
-                | FlowRefusal::NoEndpoint
-                | FlowRefusal::Unreachable => {}
-            }
         }
     }
 }

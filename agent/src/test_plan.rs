@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, ChainMatch, Cidr, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery, Endpoint, EndpointSet,
-    Filter, FilterChain, FlowKey, Health, Listener, Snapshot, SourceAddress, TcpProxy, Transport,
-    UdpProxy, UpstreamProtocol, WeightedCluster,
+    AccessLogSinks, Balance, ChainMatch, Cidr, Cluster, DEFAULT_CONNECT_TIMEOUT, Discovery,
+    Endpoint, EndpointSet, Filter, FilterChain, FlowKey, Health, Listener, Snapshot, SourceAddress,
+    TcpProxy, Transport, UdpProxy, UpstreamProtocol, WeightedCluster,
 };
 
 use crate::node::NodeInfo;
@@ -65,13 +65,13 @@ fn service(transport: Transport) -> Listener {
         clusters: vec![WeightedCluster::new("dns".into(), 1)],
         idle_timeout: None,
         flow_key: FlowKey::FiveTuple,
-        access_log: false,
+        access_log: AccessLogSinks::Off,
     };
     let udp = UdpProxy {
         cluster: "dns".into(),
         idle_timeout: Duration::from_secs(60),
         flow_key: FlowKey::FiveTuple,
-        access_log: false,
+        access_log: AccessLogSinks::Off,
     };
     let chain = FilterChain {
         name: "all".into(),

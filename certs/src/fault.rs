@@ -10,71 +10,62 @@ use std::fmt;
 use rustls::{CertificateError, Error};
 use rustls_pki_types::CertificateDer;
 
-/// The reason for rejecting a peer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PeerFault {
+/// Defines the faults from one list.
+macro_rules! faults {
+    ($($(#[doc = $doc:literal])+ $name:ident: $word:literal;)+) => {
+        /// The reason for rejecting a peer.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum PeerFault {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl PeerFault {
+            /// Every fault.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// The name of the fault in logs and metrics.
+            #[must_use]
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)+ }
+            }
+
+            /// The lines of its meaning.
+            #[must_use]
+            pub fn meaning(self) -> &'static [&'static str] {
+                match self { $(Self::$name => &[$($doc),+],)+ }
+            }
+        }
+    };
+}
+
+faults! {
     /// The chain has too many certificates.
-    MaxChainDepthExceeded,
+    MaxChainDepthExceeded: "ClientCertMaxChainDepthExceeded";
     /// The handshake message or the certificate chain is too large.
-    MaxSizeExceeded,
+    MaxSizeExceeded: "ClientCertMaxSizeExceeded";
     /// A CRL revokes a certificate of the chain.
-    CrlHit,
+    CrlHit: "ClientCertCrlHit";
     /// A CRL is missing or has expired.
-    CrlProcessingError,
+    CrlProcessingError: "ClientCertCrlProcessingError";
     /// The chain does not end in a trusted root, or a signature in the chain is invalid.
-    Untrusted,
+    Untrusted: "ClientCertUntrusted";
     /// A certificate of the chain is not valid yet.
-    NotYetValid,
+    NotYetValid: "ClientCertNotYetValid";
     /// A certificate of the chain has expired.
-    Expired,
+    Expired: "ClientCertExpired";
     /// The algorithm of a key or signature in the chain is not supported.
-    TypeUnsupported,
+    TypeUnsupported: "ClientCertTypeUnsupported";
     /// A certificate of the chain cannot be read or has an invalid profile.
-    Invalid,
+    Invalid: "ClientCertInvalid";
     /// The extended key usage does not allow this use.
-    PurposeInvalid,
+    PurposeInvalid: "ClientCertPurposeInvalid";
     /// The names of the peer are not accepted.
-    Rejected,
+    Rejected: "ClientCertRejected";
     /// Any other error.
-    Unmapped,
+    Unmapped: "UnmappedConnectionError";
 }
 
 impl PeerFault {
-    /// Every fault.
-    pub const ALL: [Self; 12] = [
-        Self::MaxChainDepthExceeded,
-        Self::MaxSizeExceeded,
-        Self::CrlHit,
-        Self::CrlProcessingError,
-        Self::Untrusted,
-        Self::NotYetValid,
-        Self::Expired,
-        Self::TypeUnsupported,
-        Self::Invalid,
-        Self::PurposeInvalid,
-        Self::Rejected,
-        Self::Unmapped,
-    ];
-
-    /// The name of the fault in logs and metrics.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::MaxChainDepthExceeded => "ClientCertMaxChainDepthExceeded",
-            Self::MaxSizeExceeded => "ClientCertMaxSizeExceeded",
-            Self::CrlHit => "ClientCertCrlHit",
-            Self::CrlProcessingError => "ClientCertCrlProcessingError",
-            Self::Untrusted => "ClientCertUntrusted",
-            Self::NotYetValid => "ClientCertNotYetValid",
-            Self::Expired => "ClientCertExpired",
-            Self::TypeUnsupported => "ClientCertTypeUnsupported",
-            Self::Invalid => "ClientCertInvalid",
-            Self::PurposeInvalid => "ClientCertPurposeInvalid",
-            Self::Rejected => "ClientCertRejected",
-            Self::Unmapped => "UnmappedConnectionError",
-        }
-    }
-
     /// The refusal of a peer for this fault.
     pub(crate) fn because(self, detail: &'static str) -> PeerRefusal {
         PeerRefusal { fault: self, detail, certificate: None }

@@ -12,6 +12,7 @@ pub mod curl;
 pub mod dns_server;
 pub mod echo_flow;
 pub mod fake_clock;
+pub mod generated_page;
 pub mod http1;
 pub mod http2;
 pub mod http2_client;

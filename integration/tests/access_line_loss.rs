@@ -55,7 +55,7 @@ fn lost_access_lines_are_counted_and_logged_once() {
         let line = lines.next().expect("another access line").expect("the pipe is open");
         assert!(line.contains(&path), "line {number}: {line}");
     }
-    let message = "access lines lost: standard output is read too slowly";
+    let message = "access log lines lost: output too slow";
     let logged = eventually("the loss is logged", || {
         let errors = sidecar.sidecar.process.errors();
         errors.lines().find(|line| line.contains(message)).map(str::to_owned)

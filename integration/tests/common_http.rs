@@ -58,7 +58,7 @@ fn upload_longer_than_the_route_timeout_is_served() {
 fn route_timeout_begins_when_a_slow_upload_ends() {
     let sidecar = with_route_timeout(ScriptedServer::silent().port, "0.5s");
     assert_eq!(upload_slowly(sidecar.port, 15), "HTTP/1.1 504 Gateway Timeout");
-    let line = sidecar.access_line("upstream_timeout");
+    let line = sidecar.access_line("upstream_response_timeout");
     let took = line.get("duration_us").and_then(Value::as_u64).unwrap_or(0);
     assert!(took >= 1_900_000, "1.5 s of upload and 0.5 s of route timeout: {line}");
 }
@@ -390,7 +390,7 @@ fn raw_characters_in_targets_are_encoded_or_refused_equally_over_http1_and_http2
         let got = (by_http1.status, by_http2.status());
         assert_eq!(got, (status, status), "{target}: {by_http2:?}");
         for line in [first_line, second_line] {
-            assert_eq!(line.get("status"), Some(&json!(status)), "{target}: {line}");
+            assert_eq!(line.get("response_code"), Some(&json!(status)), "{target}: {line}");
         }
         let line = received.map(|received| format!("GET {received} HTTP/1.1\r\n"));
         for body in [&*by_http1.body, by_http2.body()].into_iter().filter(|_| received.is_some()) {

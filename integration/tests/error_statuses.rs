@@ -4,7 +4,7 @@
 use std::io::BufReader;
 use std::net::TcpStream;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use socket2::SockRef;
 use weft_integration::bootstrap::{allow_only, any, cluster, http, require_token, route_to};
 use weft_integration::http1::{self, Http1Client};
@@ -52,16 +52,21 @@ fn count(sidecar: &SingleSidecar, reason: &str) -> u64 {
     sidecar.metric(&format!("weft_sidecar_requests_denied_total{{reason=\"{reason}\"}}"))
 }
 
+/// The `response_code_details` of a reason.
+fn details(reason: &str) -> &'static str {
+    let refusal = weft_sidecar::reference::refusals().find(|refusal| refusal.reason == reason);
+    refusal.expect("the reason is documented").details
+}
+
 /// Checks that the access log and the counter each have the denial once.
 #[track_caller]
 fn check_recorded(sidecar: &SingleSidecar, refusal: ExpectedDenial, counted_before: u64) {
     let ExpectedDenial { status, reason, detail, endpoint, .. } = refusal;
-    let detail = if detail.is_empty() { endpoint } else { detail };
-    let line = sidecar.access_line(&format!("\"denial\":\"{reason}\""));
-    let detail = if detail.is_empty() { Value::Null } else { json!(detail) };
-    let recorded = ["status", "detail", "outcome"].map(|field| line.get(field).cloned());
-    let expected = [json!(status), detail, json!("denied")].map(Some);
-    assert_eq!(recorded, expected, "{line}");
+    let line = sidecar.access_line(&format!("\"response_code_details\":\"{}\"", details(reason)));
+    let recorded = ["response_code", "error_detail", "upstream_failure_reason"]
+        .map(|field| line.get(field).cloned());
+    let text = |text: &str| Some(text).filter(|text| !text.is_empty()).map(|text| json!(text));
+    assert_eq!(recorded, [Some(json!(status)), text(detail), text(endpoint)], "{line}");
     assert_eq!(count(sidecar, reason), counted_before + 1, "{reason}");
 }
 
@@ -174,8 +179,8 @@ fn invalid_token_gets_401() {
     let answer = http2::ask_one(sidecar.port, request("GET", "/", &bad));
     assert_eq!(answer.status(), 401, "{answer:?}");
     assert_eq!(answer.header("www-authenticate"), Some("Bearer error=\"invalid_token\""));
-    let line = sidecar.access_line("\"denial\":\"jwt_request_format_invalid\"");
-    assert!(line["detail"].is_string(), "{line}");
+    let line = sidecar.access_line("\"jwt_request_format_invalid\"");
+    assert!(line["error_detail"].is_string(), "{line}");
     assert_eq!(count(&sidecar, "jwt_request_format_invalid"), 1);
 }
 
@@ -394,7 +399,8 @@ fn before_black_holes(ports: &[u16]) -> SingleSidecar {
     wanted.with_cluster("connect_timeout", &json!("0.3s")).start()
 }
 
-const CONNECT_TIMEOUT: ExpectedDenial = ExpectedDenial::new(504, "14", "connect_timeout");
+const CONNECT_TIMEOUT: ExpectedDenial =
+    ExpectedDenial::new(504, "14", "connect_timeout").of_endpoint("connection_timeout");
 
 #[test]
 fn endpoints_that_drop_connections_give_504() {
@@ -470,8 +476,8 @@ fn started_response_is_not_followed_by_an_error_response() {
     let sidecar = before_half_an_answer();
     assert!(http1::ask(sidecar.port, GET_HALF).broken);
     let line = sidecar.access_line("/half");
-    assert_eq!((&line["status"], &line["denial"]), (&json!(200), &Value::Null), "{line}");
-    assert_eq!(line["outcome"], "endpoint_broke_off", "{line}");
+    assert_eq!(line["response_code"], 200, "{line}");
+    assert_eq!(line["response_code_details"], "upstream_reset_after_response_started", "{line}");
 }
 
 #[test]

@@ -94,11 +94,16 @@ fn assert_datagrams_leave_removed_endpoint(family: mesh::MeshIpFamily, path: &st
     flow.assert_reaches_only(other);
     let record = mesh.agent.process.line_with(":7101\"");
     let record: Value = serde_json::from_str(&record).expect("a record is JSON");
-    let expected = if path == "proxy" { ["proxy", "endpoint_gone"] } else { ["kernel", "ended"] };
-    let logged = ["path", "outcome"].map(|field| record.get(field).and_then(Value::as_str));
+    let expected = if path == "proxy" {
+        ["proxy", "endpoint_removed"]
+    } else {
+        ["kernel", "conntrack_entry_removed"]
+    };
+    let logged = ["data_path", "connection_termination_details"]
+        .map(|field| record.get(field).and_then(Value::as_str));
     assert_eq!(logged, expected.map(Some), "{record}");
-    let sent = record.get("bytes_sent").and_then(Value::as_u64);
-    assert!(sent >= Some(arrived), "{arrived} arrived: {record}");
+    let received = record.get("bytes_received").and_then(Value::as_u64);
+    assert!(received >= Some(arrived), "{arrived} arrived: {record}");
     mesh.change_sink(&[]);
     flow.assert_reaches_none();
     mesh.change_sink(&[first]);

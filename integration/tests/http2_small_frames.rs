@@ -136,8 +136,12 @@ async fn truncated_response_is_logged_with_its_reason_and_size() {
     let client = Http2Client::connect(sidecar.port, WINDOW_BYTES).await;
     let answer = client.get("/cut").await;
     assert!(answer.as_ref().is_err_and(|error| error.contains("200, 1000 bytes")), "{answer:?}");
-    let line = sidecar.access_line("endpoint_broke_off");
+    let line = sidecar.access_line("upstream_reset_after_response_started");
     let get = |field: &str| line.get(field).cloned();
-    assert_eq!(get("detail"), Some(json!("the stream was reset with INTERNAL_ERROR")), "{line}");
-    assert_eq!(get("bytes_received"), Some(json!(1000)), "{line}");
+    assert_eq!(
+        get("error_detail"),
+        Some(json!("the stream was reset with INTERNAL_ERROR")),
+        "{line}"
+    );
+    assert_eq!(get("bytes_sent"), Some(json!(1000)), "{line}");
 }

@@ -179,7 +179,8 @@ fn grpc_call_to_an_http1_service_is_unimplemented() {
     assert_eq!(answer.header("grpc-status"), Some("12"), "{answer:?}");
     assert_eq!(answer.header("content-type"), Some("application/grpc"), "{answer:?}");
     let line = sidecar.access_line("/weft.Test/Unary");
-    assert_eq!((&line["status"], &line["denial"]), (&json!(464), &json!("protocol_mismatch")));
+    assert_eq!(line["response_code"], 464, "{line}");
+    assert_eq!(line["response_code_details"], "protocol_mismatch", "{line}");
     assert_eq!(origin.seen(), Vec::<String>::new());
 }
 

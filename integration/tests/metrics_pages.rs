@@ -3,16 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
 use std::process::Stdio;
 
+use weft_integration::generated_page::assert_page;
 use weft_integration::mesh::TestMesh;
 use weft_integration::metrics::metric;
 use weft_integration::process::promtool;
 use weft_integration::wait::eventually;
-
-/// Set, it makes the test write the documentation instead of comparing it.
-const UPDATE: &str = "WEFT_UPDATE_DOCS";
 
 /// The pages of one mesh, by role.
 fn pages(mesh: &TestMesh) -> Vec<(&'static str, String)> {
@@ -113,14 +110,7 @@ fn metrics_pages_pass_promtool_and_are_documented() {
     for (role, page) in &pages {
         assert_clean(role, page);
     }
-    let written = documentation(&pages);
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
-    if std::env::var_os(UPDATE).is_some() {
-        std::fs::write(&path, &written).expect("the documentation can be written");
-    }
-    let kept = std::fs::read_to_string(&path).unwrap_or_default();
-    let new: Vec<&str> = written.lines().filter(|line| !kept.contains(line)).collect();
-    assert!(written == kept, "docs/metrics.md is outdated: run make docs. New lines: {new:#?}");
+    assert_page("metrics.md", &documentation(&pages));
 }
 
 #[test]

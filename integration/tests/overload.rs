@@ -202,8 +202,8 @@ fn request_that_waits_too_long_for_a_connection_gets_503() {
     assert_eq!((answer.status, answer.body.as_str()), (503, "overloaded\n"), "{}", answer.head);
     assert!(waited >= Duration::from_millis(300), "the request waited {waited:?}");
     assert!(waited < Duration::from_secs(5), "the request waited {waited:?}");
-    let line = sidecar.access_line("\"overloaded\"");
-    assert_eq!(line.get("status"), Some(&json!(503)), "{line}");
+    let line = sidecar.access_line("\"overflow\"");
+    assert_eq!(line.get("response_code"), Some(&json!(503)), "{line}");
     let mut client = Http2FrameClient::connect(sidecar.port);
     client.send(&headers(WHOLE, 1, &get("/")));
     assert_eq!(client.outcome(1), StreamOutcome::Answered(503));

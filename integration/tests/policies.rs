@@ -196,16 +196,24 @@ fn policy_change_ends_exactly_the_streams_that_it_denies() {
     assert!(!OpenConnection::to(&mesh, BYTES).echoes("?"));
     // Each worker writes its own lines, so their order is undefined.
     let paths = ["/never", "/cut/1", "/cut/2"];
-    let of_any = |line: &str| paths.iter().any(|p| line.contains(&format!("\"path\":\"{p}\"")));
+    let of_any = |line: &str| {
+        paths.iter().any(|path| line.contains(&format!("\"path\":\"{path}\"")))
+            || line.contains("\"connection_termination_details\":\"aborted\"")
+    };
     let next = || mesh.orders[0].sidecar.process.line("a line of these requests", of_any);
-    let lines = paths.map(|_| serde_json::from_str::<Value>(&next()).expect("the line is JSON"));
+    let lines: Vec<Value> = (0..=paths.len())
+        .map(|_| serde_json::from_str(&next()).expect("the line is JSON"))
+        .collect();
     let of = |path: &str| {
         lines.iter().find(|line| line["path"] == path).expect("each request has a line")
     };
-    assert_eq!(of("/never")["rule"], Value::Null);
+    let bytes = lines.iter().find(|line| line["kind"] == "tcp").expect("the connection has a line");
+    assert_eq!(bytes["matched_policy"], Value::Null, "no policy allows it: {bytes}");
+    assert_eq!(of("/never")["matched_policy"], Value::Null);
     let cut = of("/cut/1");
-    assert_eq!((&cut["denial"], &cut["rule"]), (&json!("not_allowed"), &json!("orders.deny[0]")));
-    assert_eq!(of("/cut/2")["rule"], "orders.deny[0]");
+    assert_eq!(cut["response_code_details"], "rbac_access_denied", "{cut}");
+    assert_eq!(cut["matched_policy"], "orders.deny[0]", "{cut}");
+    assert_eq!(of("/cut/2")["matched_policy"], "orders.deny[0]");
 }
 
 #[test]
@@ -229,6 +237,17 @@ fn dry_run_policy_reports_what_it_would_deny() {
     assert_eq!(refused(), before);
     assert_eq!(OpenConnection::begin(&mesh, "/kept/not").1, "200");
     assert_eq!(refused(), before + 1);
+    let logged = || {
+        let is_denied = |line: &str| line.contains("\"dry_run_denied\":true");
+        let line = mesh.orders[0].sidecar.process.line("a line of a dry-run denial", is_denied);
+        serde_json::from_str::<Value>(&line).expect("the line is JSON")
+    };
+    // Each worker writes its own lines, so their order is undefined.
+    let lines: Vec<Value> = std::iter::repeat_with(logged).take(2).collect();
+    for line in lines {
+        let by_deny_rule = line["path"] == "/kept/not";
+        assert_eq!(line["dry_run_policy"].is_string(), by_deny_rule, "{line}");
+    }
 }
 
 /// Runs `weft why` with a mesh file; checks its exit code and a part of its output.

@@ -48,6 +48,11 @@ fn greeting_of_a_server_first_service_reaches_the_client() {
         client.finish();
         assert!(client.is_at_end(), "turn {turn}");
         assert_eq!(alone.metric("weft_sidecar_server_first_connections_total"), turn);
+        let line = alone.access_line("\"kind\":\"tcp\"");
+        let fields = ["connection_termination_details", "upstream_cluster"];
+        assert_eq!(fields.map(|field| &line[field]), ["closed", "service"], "{line}");
+        let bytes = ["bytes_received", "bytes_sent"].map(|field| line[field].as_u64());
+        assert_eq!(bytes, [Some(8), Some(19)], "{line}");
     }
 }
 

@@ -41,30 +41,31 @@ fn ask(alone: &SingleSidecar, client: Option<&IdentityFiles>) -> (u16, String) {
 fn handshake_results_are_logged_with_their_reason_and_counted() {
     let hands = PythonPki::create();
     let alone = start(&hands.root(), &hands.crl_file(), &hands.identity("good"), json!({}));
-    let check = |client: Option<&IdentityFiles>, status: &str| {
+    let check = |client: Option<&IdentityFiles>, result: &str| {
         let (answered, _) = ask(&alone, client);
-        assert_eq!(answered == 200, status == "Success", "{status}");
+        assert_eq!(answered == 200, result == "success", "{result}");
         // A readiness probe that only connects leaves an access line too.
-        let line = alone.access_line(&format!("\"tls_verify_status\":\"{status}\""));
+        let line = alone.access_line(&format!(":\"{result}\""));
         assert!(line["conn_trace_id"].as_str().unwrap().starts_with("TID_"), "{line}");
         line
     };
     let unmapped = "weft_sidecar_tls_handshake_failures_total{reason=\"UnmappedConnectionError\"}";
     let before = alone.metric(unmapped);
-    let line = check(Some(&hands.identity("good")), "Success");
-    assert_eq!(line["tls_protocol"], "TLSv1_3", "{line}");
-    let group = line["tls_keyexchange"].as_str().unwrap();
+    let line = check(Some(&hands.identity("good")), "success");
+    assert_eq!(line["downstream_tls_version"], "TLSv1.3", "{line}");
+    let group = line["downstream_tls_group"].as_str().unwrap();
     assert!(group.contains("X25519"), "{line}");
-    assert!(line["leaf_client_cert_validity"].as_str().unwrap().starts_with("NotBefore=20"));
+    assert!(line["downstream_peer_cert_v_start"].as_str().unwrap().starts_with("20"), "{line}");
     let request = alone.access_line("\"kind\":\"http\"");
     assert_eq!(request["conn_trace_id"], line["conn_trace_id"]);
+    assert_eq!(request["downstream_tls_version"], "TLSv1.3", "{request}");
 
-    let line = check(Some(&hands.identity("expired")), "Failed:ClientCertExpired");
-    assert!(line["leaf_client_cert_subject"].is_string(), "{line}");
-    check(Some(&hands.identity("revoked")), "Failed:ClientCertCrlHit");
+    let line = check(Some(&hands.identity("expired")), "ClientCertExpired");
+    assert!(line["downstream_peer_subject"].is_string(), "{line}");
+    check(Some(&hands.identity("revoked")), "ClientCertCrlHit");
     let others = MeshPki::create();
-    check(Some(&others.issue("web")), "Failed:ClientCertUntrusted");
-    check(None, "Failed:UnmappedConnectionError");
+    check(Some(&others.issue("web")), "ClientCertUntrusted");
+    check(None, "UnmappedConnectionError");
     for word in ["ClientCertExpired", "ClientCertCrlHit", "ClientCertUntrusted"] {
         let name = format!("weft_sidecar_tls_handshake_failures_total{{reason=\"{word}\"}}");
         assert_eq!(alone.metric(&name), 1, "{word}");
@@ -150,8 +151,8 @@ fn unverified_client_certificate_is_forwarded_whole_and_is_no_identity() {
         assert_eq!(value, sent);
     }
     // The sidecar has not verified the certificate.
-    let line = alone.access_line("\"tls_verify_status\":\"Unchecked\"");
-    assert!(line["peer"].is_null(), "{line}");
+    let line = alone.access_line("\"downstream_tls_result\":\"unverified\"");
+    assert!(line["downstream_peer_uri_san"].is_null(), "{line}");
     assert_eq!(ask(&alone, None).0, 0, "a client certificate is required");
     let optional = start(false, Value::Null);
     let forged = ["--insecure", "-H", "X-Amzn-Mtls-Clientcert: forged"];
@@ -228,9 +229,9 @@ fn key_exchange_uses_the_configured_groups() {
         wanted.tls = Some(tls);
         let alone = wanted.start();
         let logged_group = || {
-            let line = alone.access_line("\"tls_verify_status\":\"Success\"");
-            assert_eq!(line["tls_cipher"], "TLS13_AES_128_GCM_SHA256", "{line}");
-            line["tls_keyexchange"].as_str().unwrap().to_owned()
+            let line = alone.access_line("\"downstream_tls_result\":\"success\"");
+            assert_eq!(line["downstream_tls_cipher"], "TLS13_AES_128_GCM_SHA256", "{line}");
+            line["downstream_tls_group"].as_str().unwrap().to_owned()
         };
         let mut caller =
             TlsClient::connect(alone.port, &client_config(&signer, &holder, "server", "http/1.1"));

@@ -178,7 +178,7 @@ fn handshake_failure_reason_is_in_the_access_log_and_the_metric() {
                 "the response contains no details of endpoints"
             );
             let line = sidecar.access_line(&format!("\"path\":\"/{reason}\""));
-            assert_eq!(line["detail"], *reason, "{line}");
+            assert_eq!(line["upstream_failure_reason"], *reason, "{line}");
             assert!(failures(&sidecar, reason) > before, "{reason}");
         }
     }
@@ -219,13 +219,13 @@ fn alert_after_the_handshake_is_in_the_access_log_and_the_metric() {
             let answer = Curl::get(sidecar.port, &format!("/{reason}")).run();
             assert_eq!(answer.status, *status, "{reason}");
             let line = sidecar.access_line(&format!("\"path\":\"/{reason}\""));
-            assert_eq!(line["detail"], *reason, "{line}");
+            assert_eq!(line["upstream_failure_reason"], *reason, "{line}");
             eventually(reason, || (failures(&sidecar, reason) >= 1).then_some(()));
         }
         let answer = http2::ask_one(sidecar.port, http2::request("POST", "/alert_unknown_ca", &[]));
         assert_eq!(answer.status(), 502);
         let line = sidecar.access_line("\"method\":\"POST\"");
-        assert_eq!(line["detail"], "alert_unknown_ca", "{line}");
+        assert_eq!(line["upstream_failure_reason"], "alert_unknown_ca", "{line}");
     }
 }
 
@@ -273,11 +273,11 @@ fn handshake_failure_reason_is_in_the_access_log_of_a_tcp_connection() {
         let line: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(line["kind"], "tcp", "{line}");
         assert_eq!(
-            (&line["detail"], &line["outcome"]),
-            (&json!(reason), &json!("denied")),
+            (&line["upstream_failure_reason"], &line["response_flags"]),
+            (&json!(reason), &json!("UF")),
             "{line}"
         );
-        assert_eq!(line["endpoint"], format!("127.0.0.1:{port}"), "{line}");
+        assert_eq!(line["upstream_host"], format!("127.0.0.1:{port}"), "{line}");
         let name =
             format!("weft_sidecar_upstream_tls_handshake_failures_total{{reason=\"{reason}\"}}");
         eventually(reason, || (sidecar.metric(&name) >= 1).then_some(()));
@@ -319,4 +319,56 @@ fn proxied_tcp_connection_is_logged_with_its_byte_counts() {
     let line: Value = serde_json::from_str(&line).unwrap();
     assert_eq!((&line["bytes_sent"], &line["bytes_received"]), (&json!(6), &json!(6)), "{line}");
     assert!(line["conn_trace_id"].is_string(), "{line}");
+    let fields = ["connection_termination_details", "protocol", "downstream_tls_version"];
+    assert_eq!(fields.map(|field| &line[field]), ["closed", "TCP", "TLSv1.3"], "{line}");
+}
+
+/// A network filter whose only policy, `decides`, matches every connection.
+fn connection_policy(action: &str) -> Value {
+    let policy = json!({"permissions": [{"any": true}], "principals": [{"any": true}]});
+    let rules = json!({"action": action, "policies": {"decides": policy}});
+    let config = json!({"stat_prefix": "rbac", "rules": rules});
+    json!({"name": "rbac", "typed_config":
+        any("envoy.extensions.filters.network.rbac.v3.RBAC", config)})
+}
+
+#[test]
+fn tcp_connection_is_logged_with_the_policy_that_allows_or_denies_it() {
+    let echo = ScriptedServer::start(|mut stream| {
+        let mut read = stream.try_clone().unwrap();
+        drop(std::io::copy(&mut read, &mut stream));
+    });
+    let log = json!([{"name": "stdout", "typed_config":
+        any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]);
+    let ports = [port::free(), port::free()];
+    let listeners = [("ALLOW", ports[0]), ("DENY", ports[1])].map(|(action, port)| {
+        let proxy = json!({"cluster": "echo", "access_log": log});
+        let mut listener = tcp_listener(action, ([127, 0, 0, 1], port).into(), proxy);
+        let filters = listener["filter_chains"][0]["filters"].as_array_mut().unwrap();
+        filters.insert(0, connection_policy(action));
+        listener
+    });
+    let admin = port::free();
+    let clusters = [cluster("echo", &[echo.port], UpstreamHttp::Http1, None)];
+    let config = bootstrap(admin, &listeners, &clusters);
+    let sidecar = TestSidecar::start("sidecar", &MeshPki::create(), ports[0], admin, &config);
+    let line_of = |port: u16, sent: &[u8]| -> Value {
+        let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        drop(client.write_all(sent));
+        drop(client.shutdown(std::net::Shutdown::Write));
+        drop(client.read_to_end(&mut Vec::new()));
+        let local = client.local_addr().unwrap();
+        let line = sidecar.process.line_with(&format!("\"{local}\""));
+        serde_json::from_str(&line).unwrap()
+    };
+    let fields = ["kind", "response_flags", "connection_termination_details", "matched_policy"];
+    let allowed = line_of(ports[0], b"hello");
+    let expected = [json!("tcp"), Value::Null, json!("closed"), json!("decides")];
+    assert_eq!(fields.map(|field| allowed[field].clone()), expected, "{allowed}");
+    let denied = line_of(ports[1], b"hello");
+    assert_eq!(
+        fields.map(|field| &denied[field]),
+        ["tcp", "UAEX", "rbac_access_denied", "decides"],
+        "{denied}"
+    );
 }

@@ -108,9 +108,9 @@ pub(crate) struct ConnectionFacts<'a> {
 }
 
 impl ConnectionFacts<'_> {
-    /// Whether the rules allow the connection.
-    pub(crate) fn is_allowed(&self, rules: &RbacFilters) -> bool {
-        !evaluate_rbac(rules.iter().map(|filter| &**filter), self).enforced.refused
+    /// Evaluates the rules for the connection.
+    pub(crate) fn judge<'p>(&self, rules: &'p RbacFilters) -> RbacDecision<'p> {
+        evaluate_rbac(rules.iter().map(|filter| &**filter), self).enforced
     }
 }
 

@@ -6,14 +6,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use weft_certs::VerifiedPeer;
-use weft_model::{Name, TransportKind};
+use weft_model::{AccessLogSinks, Name, TransportKind};
+use weft_runtime::access::ConnectionTraceId;
 
 use crate::connection_registry::ConnectionStatus;
 use crate::forwarded::PreviousHop;
 use crate::header_mutation::HeaderVariables;
 use crate::identity_headers::ClientCertificateHeaders;
 use crate::plan::{PlannedCluster, PlannedHttp, PlannedService, SidecarPlan};
-use crate::record::Trace;
 use crate::request_facts::ClientInfo;
 use crate::request_metrics::ConnectionSeries;
 use crate::underscore_headers::DroppedHeaders;
@@ -29,9 +29,10 @@ pub(crate) struct ClientConnection {
     /// Whether the peer's proof is still valid; none where the peer proved nothing.
     pub(crate) status: Option<Rc<ConnectionStatus>>,
     pub(crate) kind: TransportKind,
-    pub(crate) is_tls: bool,
+    /// The TLS version; none without TLS.
+    pub(crate) tls_version: Option<&'static str>,
     /// Its identifier in the access log.
-    pub(crate) trace: Option<Trace>,
+    pub(crate) trace: Option<ConnectionTraceId>,
     pub(crate) listener: Name,
     /// Whether it waits for a request, so that draining may close it.
     pub(crate) idle: Rc<Cell<bool>>,
@@ -52,9 +53,17 @@ impl ClientConnection {
         }
     }
 
-    /// Whether the access log has a line for each request.
-    pub(crate) fn logs_requests(&self, worker: &SidecarWorker) -> bool {
-        self.service(&worker.plan_ref()).is_none_or(|http| http.http.access_log)
+    /// Where the requests of the connection are logged: standard output if no filter chain of the plan serves the
+    /// connection any longer.
+    pub(crate) fn access_log(&self, worker: &SidecarWorker) -> AccessLogSinks {
+        let plan = worker.plan_ref();
+        let service = self.service(&plan);
+        service.map_or(AccessLogSinks::Stdout, |http| http.http.access_log.clone())
+    }
+
+    /// Whether the client uses TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.tls_version.is_some()
     }
 
     /// The recorder of the headers that the listener drops.
@@ -65,7 +74,7 @@ impl ClientConnection {
 
     /// The previous hop of its requests.
     pub(crate) fn previous_hop(&self) -> PreviousHop {
-        PreviousHop { client: self.client, port: self.destination.port(), is_tls: self.is_tls }
+        PreviousHop { client: self.client, port: self.destination.port(), is_tls: self.is_tls() }
     }
 
     /// The values of the variables in header formats, apart from the cluster.
@@ -75,7 +84,7 @@ impl ClientConnection {
             peer: self.client,
             local: self.destination,
             proof: self.peer.as_ref(),
-            is_tls: self.is_tls,
+            is_tls: self.is_tls(),
             route,
             cluster: "",
         }
@@ -88,7 +97,7 @@ impl ClientConnection {
             peer_address: self.client.ip().to_canonical(),
             address,
             destination: self.destination,
-            is_tls: self.is_tls,
+            is_tls: self.is_tls(),
         }
     }
 

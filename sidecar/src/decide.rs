@@ -167,7 +167,7 @@ pub(crate) fn decide<'p>(
         }
         RouteAction::Redirect(redirect) => {
             let location =
-                redirect_location(redirect, &route.matches.path, head, connection.is_tls);
+                redirect_location(redirect, &route.matches.path, head, connection.is_tls());
             let status = redirect.status;
             let location = Some(location);
             Ok(answered(LocalReply { status, location, body: String::new() }))

@@ -1,95 +1,148 @@
 //! Every reason for which the sidecar refuses a request.
 //!
-//! The set is closed: each variant has an HTTP status, a gRPC status, and a word in logs and metrics. The word never
-//! comes from the text of an error. The statuses are those of AWS load balancers where AWS defines one.
+//! The set is closed: each variant has an HTTP status, a gRPC status, a response flag, and words in logs and metrics. The
+//! words never come from the text of an error. The statuses are those of AWS load balancers where AWS defines one.
+//! `docs/errors.md` is generated from the list.
 
 use std::io;
+
+use weft_runtime::access::{RefusalInfo, ResponseFlag};
 
 use crate::authenticate::TokenFault;
 use crate::http::desync::DesyncReason;
 use crate::upstream_failure::{ConnectFailure, ResponseFault};
 
-/// Why a request is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Denial {
-    /// The request violates HTTP or is ambiguous.
-    Malformed(&'static str),
-    /// The request departs from strict HTTP/1.1 in a way that the desync mode refuses.
-    Desync(DesyncReason),
-    /// The request needs a token and has no valid one.
-    Token(TokenFault, &'static str),
-    /// No policy allows the request.
-    NotAllowed,
-    /// No route matches the request.
-    NoRoute,
-    /// The method is never served.
-    MethodNotAllowed(&'static str),
-    /// The head took too long to arrive.
-    HeadTimeout,
-    /// The body took too long to arrive.
-    BodyTimeout,
-    /// The body exceeds the size limit.
-    BodyTooLarge,
-    /// The request target exceeds the length limit.
-    TargetTooLong,
-    /// The head exceeds the size limit or the limit on the number of headers.
-    HeadTooLarge,
-    /// The client closed the connection or stream before the response. No client sees this status.
-    ClientGone,
-    /// `x-forwarded-for` has too many addresses.
-    TooManyForwarders,
-    /// The upstream's HTTP version cannot express the request.
-    ProtocolMismatch(&'static str),
-    /// The request has an unknown transfer coding or upgrade protocol.
-    NotImplemented(&'static str),
-    /// The endpoint closed the connection or sent an invalid response.
-    UpstreamBroken(ResponseFault),
-    /// The limit on concurrent requests or connections is reached.
-    Overloaded,
-    /// The service is unknown or has no endpoint.
-    NoEndpoint,
-    /// No endpoint could be connected to, or none proved its identity.
-    Unreachable(ConnectFailure),
-    /// No endpoint accepted the connection in time.
-    ConnectTimeout(ConnectFailure),
-    /// The response took too long.
-    UpstreamTimeout,
-    /// The HTTP version is not supported.
-    UnknownVersion,
+/// Defines the denials from one list: the reason in metrics and bodies, HTTP status, gRPC status, response flag,
+/// `response_code_details`, and what to do. The gRPC statuses follow grpc/grpc `doc/http-grpc-status-mapping.md`, with
+/// DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNIMPLEMENTED where the sidecar knows more than the mapping. The details are
+/// Envoy's where Envoy has a word for the case.
+macro_rules! denials {
+    ($($(#[doc = $doc:literal])+ $name:ident $(($payload:ty))?:
+        $reason:literal, $status:literal, $grpc:literal, $flag:expr, $details:literal, $action:literal;)+) => {
+        /// Why a request is refused.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Denial {
+            $($(#[doc = $doc])+ $name $(($payload))?,)+
+            /// The request departs from strict HTTP/1.1 in a way that the desync mode refuses. Counted as malformed.
+            Desync(DesyncReason),
+            /// The request needs a token and has no valid one.
+            Token(TokenFault, &'static str),
+        }
+
+        impl Denial {
+            /// The denials apart from those of tokens.
+            const OWN: &[RefusalInfo] = &[$(RefusalInfo {
+                reason: $reason,
+                status: $status,
+                grpc_status: $grpc,
+                flag: $flag,
+                details: $details,
+                meaning: &[$($doc),+],
+                action: $action,
+            },)+];
+
+            /// The word in metrics and bodies.
+            pub(crate) fn reason(self) -> &'static str {
+                match self {
+                    $(Self::$name { .. } => $reason,)+
+                    Self::Desync(_) => Self::MALFORMED,
+                    Self::Token(fault, _) => fault.info().reason,
+                }
+            }
+        }
+    };
 }
 
-/// The word in logs and metrics, the HTTP status and the gRPC status of a denial. The gRPC statuses follow grpc/grpc
-/// `doc/http-grpc-status-mapping.md`, with DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED and UNIMPLEMENTED where the sidecar knows
-/// more than the mapping.
-type DenialRow = (&'static str, u16, u8);
+denials! {
+    /// The request violates HTTP, is ambiguous, or departs from strict HTTP/1.1 in a way that the desync mode refuses.
+    Malformed(&'static str): "malformed", 400, 13, Some(ResponseFlag::DownstreamProtocolError),
+        "malformed", "Correct the client. The body and `error_detail` say what is wrong.";
+    /// No policy allows the request, or a policy denies it.
+    NotAllowed: "not_allowed", 403, 7, Some(ResponseFlag::Unauthorized),
+        "rbac_access_denied", "`weft why` prints the policy that decides; `matched_policy` names a policy that denies.";
+    /// No route matches the request.
+    NoRoute: "no_route", 404, 12, Some(ResponseFlag::NoRoute),
+        "route_not_found", "Check `host` and path of the request against the routes of the service.";
+    /// The method is never served, or its protocol upgrade is not enabled.
+    MethodNotAllowed(&'static str): "method_not_allowed", 405, 12, None,
+        "method_not_allowed", "Use another method, or enable CONNECT or WebSocket on the listener.";
+    /// The head took too long to arrive.
+    HeadTimeout: "head_timeout", 408, 4, Some(ResponseFlag::StreamIdleTimeout),
+        "request_header_timeout", "Look for a slow client or network; `http.timeouts` sets the limit.";
+    /// The body took too long to arrive.
+    BodyTimeout: "body_timeout", 408, 4, Some(ResponseFlag::StreamIdleTimeout),
+        "request_body_timeout", "Look for a slow client or network; `http.timeouts` sets the limit.";
+    /// The body exceeds the size limit.
+    BodyTooLarge: "body_too_large", 413, 8, None,
+        "request_payload_too_large", "Send a smaller body.";
+    /// The request target exceeds the length limit.
+    TargetTooLong: "target_too_long", 414, 8, Some(ResponseFlag::DownstreamProtocolError),
+        "request_target_too_long", "Send a shorter path or query, or raise the limit of the listener.";
+    /// The head exceeds the size limit or the limit on the number of headers.
+    HeadTooLarge: "head_too_large", 431, 8, Some(ResponseFlag::DownstreamProtocolError),
+        "request_headers_too_large", "Send fewer or smaller headers, or raise `http.limits`.";
+    /// The client closed the connection or stream before the response. No client sees this status.
+    ClientGone: "client_gone", 460, 1, Some(ResponseFlag::DownstreamConnectionTermination),
+        "downstream_remote_disconnect", "Compare the timeout of the client with `duration_us`.";
+    /// `x-forwarded-for` has too many addresses.
+    TooManyForwarders: "too_many_forwarders", 463, 8, Some(ResponseFlag::InvalidRequestHeader),
+        "too_many_forwarders", "Look for a loop between proxies, or for a client that sets the header.";
+    /// The upstream's HTTP version cannot express the request.
+    ProtocolMismatch(&'static str): "protocol_mismatch", 464, 12, None,
+        "protocol_mismatch", "Set the protocol of the service to HTTP/2.";
+    /// The request has an unknown transfer coding or upgrade protocol.
+    NotImplemented(&'static str): "not_implemented", 501, 12, Some(ResponseFlag::DownstreamProtocolError),
+        "not_implemented", "Use `chunked` or no transfer coding, and WebSocket as the only upgrade.";
+    /// The endpoint closed the connection or sent an invalid response.
+    UpstreamBroken(ResponseFault): "upstream_broken", 502, 14, Some(ResponseFlag::UpstreamProtocolError),
+        "upstream_reset_before_response_started", "`upstream_failure_reason` says what the endpoint did.";
+    /// The limit on concurrent requests or connections is reached.
+    Overloaded: "overloaded", 503, 8, Some(ResponseFlag::Overflow),
+        "overflow", "Add endpoints, or raise the limits of the cluster or the window limit of the sidecar.";
+    /// The service is unknown or has no endpoint.
+    NoEndpoint: "no_endpoint", 503, 14, Some(ResponseFlag::NoHealthyUpstream),
+        "no_healthy_upstream", "Start an endpoint of the service; `/config_dump` lists clusters and endpoints.";
+    /// No endpoint could be connected to, or none proved its identity.
+    Unreachable(ConnectFailure): "unreachable", 503, 14, Some(ResponseFlag::UpstreamConnectionFailure),
+        "upstream_connection_failure", "`upstream_failure_reason` names the cause.";
+    /// No endpoint accepted the connection in time.
+    ConnectTimeout(ConnectFailure): "connect_timeout", 504, 14, Some(ResponseFlag::UpstreamConnectionFailure),
+        "upstream_connection_timeout", "Check network and load of the endpoint, or raise `connect_timeout`.";
+    /// The response took too long.
+    UpstreamTimeout: "upstream_timeout", 504, 4, Some(ResponseFlag::UpstreamRequestTimeout),
+        "upstream_response_timeout", "Look for a slow endpoint, or raise the timeout of the route.";
+    /// The HTTP version is not supported.
+    UnknownVersion: "unknown_version", 505, 12, Some(ResponseFlag::DownstreamProtocolError),
+        "unknown_http_version", "Use HTTP/1.0, HTTP/1.1 or HTTP/2.";
+}
 
 impl Denial {
-    fn row(self) -> DenialRow {
+    /// The reason of malformed requests.
+    const MALFORMED: &'static str = "malformed";
+
+    /// The number of reasons.
+    pub(crate) const COUNT: usize = Self::OWN.len() + TokenFault::ALL.len();
+
+    /// Every denial, in the order of the counters.
+    pub(crate) fn all() -> impl Iterator<Item = RefusalInfo> {
+        let tokens = TokenFault::ALL.iter().map(|fault| fault.info());
+        Self::OWN.iter().copied().chain(tokens)
+    }
+
+    /// The words of all reasons, in the order of their counters.
+    pub(crate) fn reasons() -> impl Iterator<Item = &'static str> {
+        Self::all().map(|info| info.reason)
+    }
+
+    /// What logs, metrics and clients get.
+    pub(crate) fn info(self) -> RefusalInfo {
         match self {
-            Self::Malformed(_) | Self::Desync(_) => ("malformed", 400, 13),
-            Self::Token(fault, _) => {
-                let (word, status) = fault.row();
-                (word, status, 16)
+            Self::Token(fault, _) => fault.info(),
+            other => {
+                let own = Self::OWN.iter().find(|info| info.reason == other.reason());
+                debug_assert!(own.is_some(), "every denial is in the list");
+                own.copied().unwrap_or_else(|| TokenFault::Internal.info())
             }
-            Self::NotAllowed => ("not_allowed", 403, 7),
-            Self::NoRoute => ("no_route", 404, 12),
-            Self::MethodNotAllowed(_) => ("method_not_allowed", 405, 12),
-            Self::HeadTimeout => ("head_timeout", 408, 4),
-            Self::BodyTimeout => ("body_timeout", 408, 4),
-            Self::BodyTooLarge => ("body_too_large", 413, 8),
-            Self::TargetTooLong => ("target_too_long", 414, 8),
-            Self::HeadTooLarge => ("head_too_large", 431, 8),
-            Self::ClientGone => ("client_gone", 460, 1),
-            Self::TooManyForwarders => ("too_many_forwarders", 463, 8),
-            Self::ProtocolMismatch(_) => ("protocol_mismatch", 464, 12),
-            Self::NotImplemented(_) => ("not_implemented", 501, 12),
-            Self::UpstreamBroken(_) => ("upstream_broken", 502, 14),
-            Self::Overloaded => ("overloaded", 503, 8),
-            Self::NoEndpoint => ("no_endpoint", 503, 14),
-            Self::Unreachable(_) => ("unreachable", 503, 14),
-            Self::ConnectTimeout(_) => ("connect_timeout", 504, 14),
-            Self::UpstreamTimeout => ("upstream_timeout", 504, 4),
-            Self::UnknownVersion => ("unknown_version", 505, 12),
         }
     }
 
@@ -103,72 +156,41 @@ impl Denial {
         }
     }
 
-    /// The words of all reasons, in the order of their counters.
-    pub(crate) const REASONS: [&'static str; 31] = [
-        "malformed",
-        "jwt_header_not_present",
-        "jwt_request_format_invalid",
-        "jwt_signature_validation_error",
-        "jwt_claim_not_present",
-        "jwt_claim_format_invalid",
-        "jwt_claim_value_invalid",
-        "jwks_request_timeout",
-        "jwks_response_size_exceeded",
-        "jwks_request_failed",
-        "jwks_response_invalid",
-        "jwt_validation_internal_error",
-        "not_allowed",
-        "no_route",
-        "method_not_allowed",
-        "head_timeout",
-        "body_timeout",
-        "body_too_large",
-        "target_too_long",
-        "head_too_large",
-        "client_gone",
-        "too_many_forwarders",
-        "protocol_mismatch",
-        "not_implemented",
-        "upstream_broken",
-        "overloaded",
-        "no_endpoint",
-        "unreachable",
-        "connect_timeout",
-        "upstream_timeout",
-        "unknown_version",
-    ];
-
     /// The index of its counter.
     pub(crate) fn index(self) -> usize {
-        Self::REASONS.iter().position(|reason| *reason == self.reason()).unwrap_or(0)
-    }
-
-    /// The word in logs and metrics.
-    pub(crate) fn reason(self) -> &'static str {
-        self.row().0
+        Self::reasons().position(|reason| reason == self.reason()).unwrap_or(0)
     }
 
     /// The HTTP status the client sees.
     pub(crate) fn status(self) -> u16 {
-        self.row().1
+        self.info().status
     }
 
     /// The gRPC status.
     pub(crate) fn grpc_status(self) -> u8 {
-        self.row().2
+        self.info().grpc_status
     }
 
-    /// What exactly was wrong, for the access log; empty where the reason is enough.
-    pub(crate) fn detail(self) -> &'static str {
+    /// The response flag in the access log.
+    pub(crate) fn flag(self) -> Option<ResponseFlag> {
         match self {
-            Self::UpstreamBroken(fault) => fault.word(),
-            Self::Unreachable(failure) | Self::ConnectTimeout(failure) => failure.word(),
-            other => other.detail_of_request(),
+            Self::UpstreamBroken(fault) => Some(fault.flag()),
+            other => other.info().flag,
         }
     }
 
-    /// What exactly was wrong with the request. The client gets no details about endpoints.
-    fn detail_of_request(self) -> &'static str {
+    /// Why an endpoint failed, for the access log; none where the denial is not about one, or says enough.
+    pub(crate) fn upstream_failure(self) -> Option<&'static str> {
+        match self {
+            Self::UpstreamBroken(fault) => Some(fault.word()),
+            Self::Unreachable(failure) | Self::ConnectTimeout(failure) => failure.word(),
+            _ => None,
+        }
+    }
+
+    /// What exactly was wrong with the request, as text for people; empty where the reason is enough. The client gets no
+    /// details about endpoints.
+    pub(crate) fn detail(self) -> &'static str {
         match self {
             Self::Malformed(detail)
             | Self::Token(_, detail)
@@ -197,7 +219,7 @@ impl Denial {
 
     /// The response body: the reason and detail, never any part of the request.
     pub(crate) fn body(self) -> String {
-        match self.detail_of_request() {
+        match self.detail() {
             "" => format!("{}\n", self.reason()),
             detail => format!("{}: {detail}\n", self.reason()),
         }
@@ -227,15 +249,11 @@ mod tests {
                 (denial.status(), denial.grpc_status(), denial.reason()),
                 (status, grpc, reason)
             );
-            assert_eq!(Denial::REASONS.get(denial.index()), Some(&reason));
+            assert_eq!(Denial::reasons().nth(denial.index()), Some(reason));
             seen.push(reason);
         };
         check(Denial::Malformed("x"), 400, 13, "malformed");
         check(Denial::Desync(DesyncReason::BadUri), 400, 13, "malformed");
-        for fault in TokenFault::ALL {
-            let (word, status) = fault.row();
-            check(Denial::Token(fault, "x"), status, 16, word);
-        }
         check(Denial::NotAllowed, 403, 7, "not_allowed");
         check(Denial::NoRoute, 404, 12, "no_route");
         check(Denial::MethodNotAllowed("x"), 405, 12, "method_not_allowed");
@@ -255,7 +273,12 @@ mod tests {
         check(Denial::ConnectTimeout(ConnectFailure::Timeout), 504, 14, "connect_timeout");
         check(Denial::UpstreamTimeout, 504, 4, "upstream_timeout");
         check(Denial::UnknownVersion, 505, 12, "unknown_version");
+        for fault in TokenFault::ALL {
+            let info = fault.info();
+            check(Denial::Token(*fault, "x"), info.status, 16, info.reason);
+        }
         seen.dedup();
-        assert_eq!(seen, Denial::REASONS);
+        assert_eq!(seen, Denial::reasons().collect::<Vec<_>>());
+        assert_eq!(seen.len(), Denial::COUNT);
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use weft_model::{TransportKind, UpstreamProtocol};
+use weft_model::{Name, TransportKind, UpstreamProtocol};
 
 use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::stream::TransportStream;
@@ -52,6 +52,7 @@ pub(crate) enum DetectedProtocol {
 pub(crate) struct ServerFirstUpstream {
     pub(crate) stream: TransportStream,
     pub(crate) address: SocketAddr,
+    pub(crate) cluster: Name,
     _slot: Slot,
 }
 
@@ -174,7 +175,8 @@ async fn first_speaker(
     let peeked = stream.tcp().peek(&mut first).await.ok()?;
     let first = first.get(..peeked).filter(|first| !first.is_empty() && !is_http(first))?;
     tracing::debug!(%address, ?first, "server-first protocol detected");
-    Some(ServerFirstUpstream { stream, address, _slot: slot })
+    let cluster = target.cluster.name.clone();
+    Some(ServerFirstUpstream { stream, address, cluster, _slot: slot })
 }
 
 /// Whether the first bytes are those of an HTTP server: HTTP/2 settings (RFC 9113, section 3.4), or a timeout response. Such

@@ -29,7 +29,7 @@ pub struct SidecarMetrics {
     pub(crate) requests_open: Gauge,
     pub(crate) requests_policy_changed: Counter,
     pub(crate) dry_run_denials: Counter,
-    denied: [Counter; Denial::REASONS.len()],
+    denied: [Counter; Denial::COUNT],
     noncompliant: [Counter; DesyncReason::ALL.len()],
     pub(crate) headers_dropped: Counter,
     pub(crate) upstream_connections: Counter,
@@ -201,7 +201,7 @@ impl SidecarTotals {
             "weft_sidecar_requests_denied",
             "Requests that the sidecar answered with an error of its own.",
             "reason",
-            &self.sums(Denial::REASONS.into_iter(), |m| &m.denied),
+            &self.sums(Denial::reasons(), |m| &m.denied),
         );
         page.counter(
             "weft_sidecar_requests_dry_run_denied",

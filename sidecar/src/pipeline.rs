@@ -13,20 +13,20 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
-use weft_model::{Codec, HttpService, Name, TransportKind};
+use weft_model::{Codec, HttpService, Name, RbacDecision, TransportKind};
 use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
 use crate::authorize::ConnectionFacts;
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
-use crate::detect::{self, DetectedProtocol};
+use crate::detect::{self, DetectedProtocol, ServerFirstUpstream};
 use crate::identity_headers::{ClientCertificateHeaders, HandshakeCertificates};
 use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService};
 use crate::plan_changes::PlanFollower;
 use crate::request_metrics::ConnectionSeries;
 use crate::stream::TransportStream;
-use crate::tcp_proxy::TcpConnectionInfo;
+use crate::tcp_log::{TcpConnectionInfo, TcpLog};
 use crate::tls::Alpn;
 use crate::tls::handshake::{HandshakeContext, SecuredConnection, secure};
 use crate::worker::SidecarWorker;
@@ -81,31 +81,29 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
         TransportKind::Plain
     };
     let chain = serving.chain(destination, kind)?.clone();
-    let is_logged = chain.service.is_logged();
-    let handshake = HandshakeContext { client, port: destination.port(), is_logged };
+    let handshake = HandshakeContext { client, destination, sinks: chain.service.access_log() };
     let SecuredConnection { stream, alpn, peer, is_unchecked, trace } =
         secure(&chain.tls, stream, handshake, worker).await?;
+    let tls_version = stream.tls_version();
     let facts = ConnectionFacts { peer: peer.as_ref(), client, destination };
-    if !facts.is_allowed(&chain.rules) {
-        tracing::debug!(%client, "connection refused: no policy allows it");
-        worker.metrics.count_denial(Denial::NotAllowed);
-        reset_on_close(stream.tcp());
-        return None;
-    }
+    let info = TcpConnectionInfo { facts, tls_version, trace };
+    let decision = check_policies(&stream, info, &chain, worker)?;
     match &chain.service {
         PlannedService::Tcp(tcp) => {
-            let about = TcpConnectionInfo { client, destination, peer: peer.as_ref(), trace };
-            let proxying = tcp_proxy::proxy(stream, about, tcp, worker);
+            let mut log = TcpLog::new(info, &tcp.access_log, worker);
+            log.policy = decision.policy.cloned();
             let place = ChainLocation { listener: &serving.listener.name, chain: &chain, kind };
-            tokio::select! {
-                () = Box::pin(proxying) => {}
-                () = until_connection_denied(facts, place, follower, worker) => {}
+            let denied = tokio::select! {
+                () = Box::pin(tcp_proxy::proxy(stream, tcp, &mut log, worker)) => None,
+                policy = until_connection_denied(facts, place, follower, worker) => Some(policy),
+            };
+            if let Some(policy) = denied {
+                log.policy = policy;
             }
         }
         PlannedService::Http(http) => {
             let certificate_headers =
                 certificate_headers(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
-            let is_tls = !matches!(stream, TransportStream::Plain(_));
             let status = stream.status().cloned();
             let connection = Rc::new(ClientConnection {
                 client,
@@ -114,7 +112,7 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
                 certificate_headers,
                 status,
                 kind,
-                is_tls,
+                tls_version,
                 trace,
                 listener: serving.listener.name.clone(),
                 idle: Rc::new(Cell::new(false)),
@@ -128,6 +126,25 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
         }
     }
     Some(())
+}
+
+/// Evaluates the policies of a filter chain for a connection. None when the connection was refused.
+fn check_policies<'c>(
+    stream: &TransportStream,
+    info: TcpConnectionInfo<'_>,
+    chain: &'c PlannedChain,
+    worker: &SidecarWorker,
+) -> Option<RbacDecision<'c>> {
+    let decision = info.facts.judge(&chain.rules);
+    if !decision.refused {
+        return Some(decision);
+    }
+    tracing::debug!(client = %info.facts.client, "connection refused: no policy allows it");
+    let mut log = TcpLog::new(info, chain.service.access_log(), worker);
+    log.policy = decision.policy.cloned();
+    log.deny(Denial::NotAllowed);
+    reset_on_close(stream.tcp());
+    None
 }
 
 /// The headers that describe a verified peer, or those of a `is_unchecked` chain, which was not verified.
@@ -158,13 +175,13 @@ struct ChainLocation<'a> {
     kind: TransportKind,
 }
 
-/// Resolves when a new plan's policies no longer allow a TCP connection.
+/// Resolves when a new plan's policies no longer allow a TCP connection, with the policy that denies it.
 async fn until_connection_denied(
     facts: ConnectionFacts<'_>,
     place: ChainLocation<'_>,
     mut follower: PlanFollower<'_>,
     worker: &SidecarWorker,
-) {
+) -> Option<Name> {
     loop {
         follower.next().await;
         let plan = worker.plan();
@@ -173,9 +190,13 @@ async fn until_connection_denied(
         let Some(current) = current else {
             continue;
         };
-        if current.rules != place.chain.rules && !facts.is_allowed(&current.rules) {
+        if current.rules == place.chain.rules {
+            continue;
+        }
+        let decision = facts.judge(&current.rules);
+        if decision.refused {
             worker.metrics.connections_policy_changed.increment();
-            return;
+            return decision.policy.cloned();
         }
     }
 }
@@ -206,7 +227,7 @@ async fn serve_http(
                     worker.metrics.server_first_connections.increment();
                     let Ok(stream) = detect::report_unread(stream) else { return };
                     let relaying =
-                        tcp_proxy::relay_server_first(stream, connection.client, upstream);
+                        relay_server_first(stream, upstream, &connection, settings, worker);
                     return Box::pin(relaying).await;
                 }
             }
@@ -219,4 +240,23 @@ async fn serve_http(
     } else {
         serve_http1::serve(stream, connection, settings, worker).await;
     }
+}
+
+/// Relays a server-first connection to an HTTP port, and logs a TCP connection. The port has no policies.
+async fn relay_server_first(
+    stream: TransportStream,
+    upstream: ServerFirstUpstream,
+    connection: &ClientConnection,
+    settings: &HttpService,
+    worker: &SidecarWorker,
+) {
+    let facts = ConnectionFacts {
+        peer: connection.peer.as_ref(),
+        client: connection.client,
+        destination: connection.destination,
+    };
+    let info =
+        TcpConnectionInfo { facts, tls_version: connection.tls_version, trace: connection.trace };
+    let mut log = TcpLog::new(info, &settings.access_log, worker);
+    tcp_proxy::relay_server_first(stream, upstream, &mut log, worker).await;
 }

@@ -50,7 +50,7 @@ async fn serve_request(
 ) {
     let started = now();
     let _open = GaugeGuard::new(&worker.metrics.requests_open);
-    let mut log = RequestLog::new(&head, connection.logs_requests(worker));
+    let mut log = RequestLog::new(&head, connection.access_log(worker));
     let progress = RequestProgress::new(source.is_empty());
     let io = RequestIo { source, reply, progress: &progress, started };
     let result = perform(&mut head, io, connection, worker, &mut log).await;
@@ -64,12 +64,12 @@ pub(crate) fn refused(
     connection: &ClientConnection,
     worker: &SidecarWorker,
 ) {
-    let logged = connection.logs_requests(worker);
+    let sinks = connection.access_log(worker);
     let desync = match denial {
         Denial::Desync(reason) => Some(reason),
         _ => None,
     };
-    let log = RequestLog::unread(version, desync, logged);
+    let log = RequestLog::unread(version, desync, sinks);
     log.finish(Err(denial), now(), connection, worker);
 }
 

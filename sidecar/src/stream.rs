@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use rustls::CommonState;
+use rustls::{CommonState, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
@@ -102,6 +102,16 @@ impl TransportStream {
             Self::Plain(_) => None,
             Self::Tls(secured) => Some(secured.tls.session()),
         }
+    }
+
+    /// The TLS version, with Envoy's name; none without TLS.
+    pub(crate) fn tls_version(&self) -> Option<&'static str> {
+        let version = self.session()?.protocol_version();
+        Some(match version {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            // The only other version that is ever negotiated.
+            _ => "TLSv1.3",
+        })
     }
 
     /// The status in the connection registry; none where the peer proved nothing.

@@ -1,27 +1,24 @@
 //! Proxies TCP connections: copies bytes between the client and an endpoint, with TLS on either side where configured.
 
-use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, copy_bidirectional};
-use weft_certs::VerifiedPeer;
-use weft_model::{Discovery, Name, SpiffeId, TcpProxy, WeightedCluster};
+use weft_model::{Discovery, TcpProxy, WeightedCluster};
+use weft_runtime::access::TerminationDetails;
 use weft_runtime::socket::reset_on_close;
 
-use crate::clock::{now, unix_ms};
 use crate::connection_registry::ConnectionStatus;
 use crate::denial::Denial;
 use crate::detect::ServerFirstUpstream;
 use crate::load_balancer::ChosenEndpoint;
 use crate::plan::PlannedCluster;
-use crate::record::{TcpRecord, Trace};
 use crate::stream::TransportStream;
+use crate::tcp_log::{ByteCounts, TcpLog};
 use crate::tls::Alpn;
 use crate::tls::failure::TlsFailure;
 use crate::upstream::Slot;
@@ -31,50 +28,64 @@ use crate::worker::SidecarWorker;
 /// How many more endpoints are tried when one cannot be connected to, as for requests.
 const MORE_ATTEMPTS: usize = 2;
 
-/// A client connection to proxy.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TcpConnectionInfo<'a> {
-    pub(crate) client: SocketAddr,
-    pub(crate) destination: SocketAddr,
-    pub(crate) peer: Option<&'a VerifiedPeer>,
-    pub(crate) trace: Option<Trace>,
-}
-
 /// Proxies a connection to an endpoint of its cluster until both sides are closed.
 pub(crate) async fn proxy(
     mut client: TransportStream,
-    connection: TcpConnectionInfo<'_>,
     tcp: &TcpProxy,
+    log: &mut TcpLog<'_>,
     worker: &SidecarWorker,
 ) {
-    let from = connection.client;
-    let destination = connection.destination;
-    let mut line = TcpAccessLine::new(connection, tcp.access_log, worker);
+    let from = log.connection.facts.client;
+    let destination = log.connection.facts.destination;
     let plan = worker.plan();
     let cluster = WeightedCluster::pick(&tcp.clusters, fastrand::u32(..));
     let Some(target) = cluster.and_then(|cluster| plan.target(&cluster.name)).cloned() else {
-        return line.deny(Denial::NoEndpoint);
+        return log.deny(Denial::NoEndpoint);
     };
     drop(plan);
-    line.service = Some(target.cluster.name.clone());
-    let upstream = match connect(&target, destination, &mut line.endpoint, worker).await {
+    log.service = Some(target.cluster.name.clone());
+    let upstream = match connect(&target, destination, &mut log.endpoint, worker).await {
         Ok(upstream) => upstream,
         Err(denial) => {
             tracing::debug!(%from, ?denial, "connection refused: no endpoint reachable");
-            line.deny(denial);
+            log.deny(denial);
             return reset_on_close(client.tcp());
         }
     };
-    let UpstreamConnection { mut endpoint, address, _slot, _chosen } = upstream;
+    let UpstreamConnection { mut endpoint, _slot, _chosen } = upstream;
     worker.metrics.upstream_connections.increment();
+    relay(&mut client, &mut endpoint, log, worker).await;
+}
+
+/// Relays a connection whose service spoke first, until both sides are closed.
+pub(crate) async fn relay_server_first(
+    mut client: TransportStream,
+    mut service: ServerFirstUpstream,
+    log: &mut TcpLog<'_>,
+    worker: &SidecarWorker,
+) {
+    log.service = Some(service.cluster.clone());
+    log.endpoint = Some(service.address);
+    relay(&mut client, &mut service.stream, log, worker).await;
+}
+
+/// Copies bytes in both directions until both sides are closed or one fails, and records how the connection ended.
+async fn relay(
+    client: &mut TransportStream,
+    upstream: &mut TransportStream,
+    log: &mut TcpLog<'_>,
+    worker: &SidecarWorker,
+) {
+    let from = log.connection.facts.client;
+    let address = log.endpoint;
     let client_status = client.status().cloned();
-    let endpoint_status = endpoint.status().cloned();
-    let mut endpoint = ObservedUpstream::new(&mut endpoint, &line.moved);
+    let endpoint_status = upstream.status().cloned();
+    let mut endpoint = ObservedUpstream::new(upstream, &log.moved);
     let statuses = [client_status.clone(), endpoint_status.clone()];
     let is_revoked = || statuses.iter().flatten().any(|status| status.is_closed());
     let moved = tokio::select! {
-        moved = copy_bidirectional(&mut client, &mut endpoint) => moved.map_err(|error| {
-            tracing::debug!(%from, %address, %error, "TCP proxy connection failed");
+        moved = copy_bidirectional(client, &mut endpoint) => moved.map_err(|error| {
+            tracing::debug!(%from, ?address, %error, "TCP proxy connection failed");
             if is_revoked() { ProxyFault::PeerRevoked } else { ProxyFault::Failed }
         }),
         // Reading from a revoked side stops, so that its socket causes no wake-ups.
@@ -87,16 +98,18 @@ pub(crate) async fn proxy(
     }
     let alert = endpoint.alert;
     let has_failed = endpoint.has_failed;
-    tracing::debug!(%from, %address, ?moved, "TCP proxy connection closed");
+    tracing::debug!(%from, ?address, ?moved, "TCP proxy connection closed");
     match (moved, alert) {
-        (Ok(_), _) => line.outcome = "served",
+        (Ok(_), _) => log.end = TerminationDetails::Closed,
         (Err(ProxyFault::Failed | ProxyFault::PeerRevoked), Some(failure)) => {
             worker.metrics.count_upstream_handshake_failure(failure);
-            line.deny(Denial::Unreachable(ConnectFailure::Tls(failure)));
+            log.deny(Denial::Unreachable(ConnectFailure::Tls(failure)));
         }
-        (Err(ProxyFault::PeerRevoked), None) => line.detail = Some("certificate_withdrawn"),
-        (Err(ProxyFault::Failed), None) if has_failed => line.outcome = "endpoint_broke_off",
-        (Err(ProxyFault::Failed), None) => line.outcome = "client_broke_off",
+        (Err(ProxyFault::PeerRevoked), None) => log.end = TerminationDetails::CertificateRevoked,
+        (Err(ProxyFault::Failed), None) if has_failed => {
+            log.end = TerminationDetails::UpstreamReset;
+        }
+        (Err(ProxyFault::Failed), None) => log.end = TerminationDetails::DownstreamReset,
     }
 }
 
@@ -107,76 +120,6 @@ enum ProxyFault {
     Failed,
     /// The certificate of a side was revoked or its trust was removed.
     PeerRevoked,
-}
-
-/// The access log entry of a connection, written when it is dropped.
-struct TcpAccessLine<'a> {
-    connection: TcpConnectionInfo<'a>,
-    is_logged: bool,
-    started: Instant,
-    worker: &'a SidecarWorker,
-    service: Option<Name>,
-    endpoint: Option<SocketAddr>,
-    moved: ByteCounts,
-    denial: Option<Denial>,
-    detail: Option<&'static str>,
-    outcome: &'static str,
-}
-
-/// The bytes sent to the endpoint and received from it.
-#[derive(Debug, Default)]
-struct ByteCounts {
-    sent: Cell<u64>,
-    received: Cell<u64>,
-}
-
-impl<'a> TcpAccessLine<'a> {
-    fn new(connection: TcpConnectionInfo<'a>, is_logged: bool, worker: &'a SidecarWorker) -> Self {
-        Self {
-            connection,
-            is_logged,
-            started: now(),
-            worker,
-            service: None,
-            endpoint: None,
-            moved: ByteCounts::default(),
-            denial: None,
-            detail: None,
-            // The outcome if a policy change closes the connection.
-            outcome: "aborted",
-        }
-    }
-
-    fn deny(&mut self, denial: Denial) {
-        self.worker.metrics.count_denial(denial);
-        (self.denial, self.outcome) = (Some(denial), "denied");
-    }
-}
-
-impl Drop for TcpAccessLine<'_> {
-    fn drop(&mut self) {
-        if !self.is_logged {
-            return;
-        }
-        let peer = self.connection.peer.and_then(VerifiedPeer::identity);
-        let detail = self.denial.map(Denial::detail).filter(|detail| !detail.is_empty());
-        self.worker.access.line(&TcpRecord {
-            kind: "tcp",
-            time_ms: unix_ms(),
-            client: self.connection.client,
-            original_destination: self.connection.destination,
-            conn_trace_id: self.connection.trace,
-            peer: peer.map(SpiffeId::as_str),
-            denial: self.denial.map(Denial::reason),
-            detail: detail.or(self.detail),
-            service: self.service.as_deref(),
-            endpoint: self.endpoint,
-            bytes_sent: self.moved.sent.get(),
-            bytes_received: self.moved.received.get(),
-            duration_us: (now() - self.started).as_micros(),
-            outcome: self.outcome,
-        });
-    }
 }
 
 /// A connection to an endpoint that counts bytes and records failures.
@@ -262,7 +205,6 @@ impl AsyncWrite for ObservedUpstream<'_> {
 /// A connection to an endpoint, with the permits that count it.
 struct UpstreamConnection {
     endpoint: TransportStream,
-    address: SocketAddr,
     _slot: Slot,
     _chosen: Option<ChosenEndpoint>,
 }
@@ -298,7 +240,7 @@ async fn connect(
         };
         match worker.connector.connect(target, address, Alpn::None).await {
             Ok(endpoint) => {
-                return Ok(UpstreamConnection { endpoint, address, _slot: slot, _chosen: chosen });
+                return Ok(UpstreamConnection { endpoint, _slot: slot, _chosen: chosen });
             }
             Err(error) => {
                 tracing::debug!(%address, %error, "connection to endpoint failed");
@@ -319,15 +261,4 @@ async fn closed(status: Option<Rc<ConnectionStatus>>) {
         Some(status) => status.closed().await,
         None => std::future::pending().await,
     }
-}
-
-/// Proxies a connection whose service spoke first.
-pub(crate) async fn relay_server_first(
-    mut client: TransportStream,
-    from: SocketAddr,
-    mut service: ServerFirstUpstream,
-) {
-    let address = service.address;
-    let moved = copy_bidirectional(&mut client, &mut service.stream).await;
-    tracing::debug!(%from, %address, ?moved, "server-first connection closed");
 }

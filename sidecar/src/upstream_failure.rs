@@ -2,22 +2,55 @@
 
 use std::io;
 
+use weft_runtime::access::{ResponseFlag, WordInfo};
+
 use crate::http::desync::DesyncReason;
 use crate::tls::failure::TlsFailure;
 
-/// Why an endpoint could not be connected to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ConnectFailure {
-    /// The endpoint refused the TCP connection.
-    Refused,
-    /// No route to the endpoint exists.
-    NoRoute,
-    /// The endpoint did not accept the TCP connection in time.
-    Timeout,
-    /// The TCP connection failed in another way.
-    Failed,
-    /// The TLS handshake failed.
-    Tls(TlsFailure),
+/// Defines the failures that have a word of their own.
+macro_rules! failures {
+    ($(#[doc = $doc:literal])+ $enum:ident {
+        $($(#[doc = $meaning:literal])+ $name:ident: $word:literal;)+
+    } or {
+        $($(#[doc = $other_doc:literal])+ $other:ident($payload:ty),)+
+    }) => {
+        $(#[doc = $doc])+
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum $enum {
+            $($(#[doc = $meaning])+ $name,)+
+            $($(#[doc = $other_doc])+ $other($payload),)+
+        }
+
+        impl $enum {
+            /// The failures that have a word of their own.
+            pub(crate) const WORDS: &[WordInfo] =
+                &[$(WordInfo { word: $word, meaning: &[$($meaning),+] },)+];
+
+            fn own_word(self) -> Option<&'static str> {
+                match self {
+                    $(Self::$name => Some($word),)+
+                    $(Self::$other(_) => None,)+
+                }
+            }
+        }
+    };
+}
+
+failures! {
+    /// Why an endpoint could not be connected to.
+    ConnectFailure {
+        /// The endpoint refused the TCP connection.
+        Refused: "connection_refused";
+        /// No route to the endpoint exists.
+        NoRoute: "no_route_to_host";
+        /// The endpoint did not accept the TCP connection in time.
+        Timeout: "connection_timeout";
+        /// The TCP connection failed in another way.
+        Failed: "connect_failed";
+    } or {
+        /// The TLS handshake failed.
+        Tls(TlsFailure),
+    }
 }
 
 impl ConnectFailure {
@@ -34,69 +67,68 @@ impl ConnectFailure {
         }
     }
 
-    /// The word in the access log; empty where the denial is enough.
-    pub(crate) fn word(self) -> &'static str {
+    /// The word in the access log.
+    pub(crate) fn word(self) -> Option<&'static str> {
         match self {
-            Self::Refused => "connection_refused",
-            Self::NoRoute => "no_route_to_host",
-            Self::Timeout => "",
-            Self::Failed => "connect_failed",
-            Self::Tls(failure) => failure.word(),
+            Self::Tls(failure) => Some(failure.word()),
+            other => other.own_word(),
         }
     }
 }
 
-/// What makes an endpoint's response malformed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ResponseFault {
-    /// The endpoint closed the connection without a response.
-    Closed,
-    /// The connection was reset or lost before a response.
-    Lost,
-    /// The endpoint closed the connection within the head.
-    IncompleteHead,
-    /// The head is larger than the cluster allows.
-    HeadTooLarge,
-    /// There are more headers than the cluster allows.
-    TooManyHeaders,
-    /// The first line is not a status line of HTTP/1.
-    BadStatusLine,
-    /// A header continues on the next line.
-    FoldedHeader,
-    /// A line of the head has no colon.
-    HeaderWithoutColon,
-    /// A header has a character that no header may have.
-    BadHeader,
-    /// A header's name looks like one that frames the message.
-    SuspiciousHeader,
-    /// A line ends without a carriage return.
-    BareLineFeed,
-    /// Both `content-length` and `transfer-encoding` are there.
-    LengthAndCoding,
-    /// There is more than one `content-length`.
-    SeveralLengths,
-    /// The `content-length` is not a number.
-    BadLength,
-    /// There is more than one `transfer-encoding`.
-    SeveralCodings,
-    /// The `transfer-encoding` is not `chunked`.
-    BadCoding,
-    /// The announced body is larger than the limit.
-    BodyTooLarge,
-    /// There are more interim responses than are forwarded.
-    TooManyInterim,
-    /// The response to an upgrade neither accepts nor declines it.
-    BadUpgrade,
-    /// The `sec-websocket-accept` does not match the key of the request.
-    BadWebSocketAccept,
-    /// The endpoint sent this alert instead of a response.
-    Tls(TlsFailure),
-    /// The h2 crate found this error in the frames of the endpoint.
-    Http2(h2::Reason),
-    /// The endpoint reset the stream.
-    Http2Reset(h2::Reason),
-    /// The endpoint closed the connection with a GOAWAY.
-    Http2GoAway(h2::Reason),
+failures! {
+    /// What makes an endpoint's response malformed.
+    ResponseFault {
+        /// The endpoint closed the connection without a response.
+        Closed: "closed_before_response";
+        /// The connection was reset or lost before a response.
+        Lost: "connection_lost";
+        /// The endpoint closed the connection within the head.
+        IncompleteHead: "incomplete_head";
+        /// The head is larger than the cluster allows.
+        HeadTooLarge: "head_too_large";
+        /// There are more headers than the cluster allows.
+        TooManyHeaders: "too_many_headers";
+        /// The first line is not a status line of HTTP/1.
+        BadStatusLine: "bad_status_line";
+        /// A header continues on the next line.
+        FoldedHeader: "folded_header";
+        /// A line of the head has no colon.
+        HeaderWithoutColon: "header_without_colon";
+        /// A header has a character that no header may have.
+        BadHeader: "bad_header";
+        /// A header's name looks like one that frames the message.
+        SuspiciousHeader: "suspicious_header";
+        /// A line ends without a carriage return.
+        BareLineFeed: "bare_line_feed";
+        /// Both `content-length` and `transfer-encoding` are there.
+        LengthAndCoding: "content_length_and_transfer_encoding";
+        /// There is more than one `content-length`.
+        SeveralLengths: "several_content_lengths";
+        /// The `content-length` is not a number.
+        BadLength: "bad_content_length";
+        /// There is more than one `transfer-encoding`.
+        SeveralCodings: "several_transfer_encodings";
+        /// The `transfer-encoding` is not `chunked`.
+        BadCoding: "bad_transfer_encoding";
+        /// The announced body is larger than the limit.
+        BodyTooLarge: "body_too_large";
+        /// There are more interim responses than are forwarded.
+        TooManyInterim: "too_many_interim_responses";
+        /// The response to an upgrade neither accepts nor declines it.
+        BadUpgrade: "bad_upgrade_response";
+        /// The `sec-websocket-accept` does not match the key of the request.
+        BadWebSocketAccept: "bad_websocket_accept";
+    } or {
+        /// The endpoint sent this alert instead of a response.
+        Tls(TlsFailure),
+        /// The h2 crate found this error in the frames of the endpoint.
+        Http2(h2::Reason),
+        /// The endpoint reset the stream.
+        Http2Reset(h2::Reason),
+        /// The endpoint closed the connection with a GOAWAY.
+        Http2GoAway(h2::Reason),
+    }
 }
 
 /// The words for each HTTP/2 error code (RFC 9113, section 7): found here, in RST_STREAM, in GOAWAY.
@@ -131,39 +163,40 @@ const HTTP2_WORDS: [(h2::Reason, [&str; 3]); 14] = {
     ]
 };
 
+/// The words for HTTP/2 error codes.
+pub(crate) fn http2_words() -> impl Iterator<Item = &'static str> {
+    HTTP2_WORDS.iter().flat_map(|(_, words)| *words).chain([OTHER_HTTP2_ERROR])
+}
+
+/// The word for other codes.
+const OTHER_HTTP2_ERROR: &str = "http2_unknown_error";
+
 fn http2_word(reason: h2::Reason, place: usize) -> &'static str {
     let known = HTTP2_WORDS.iter().find(|(known, _)| *known == reason);
-    known.and_then(|(_, words)| words.get(place).copied()).unwrap_or("http2_unknown_error")
+    known.and_then(|(_, words)| words.get(place).copied()).unwrap_or(OTHER_HTTP2_ERROR)
 }
 
 impl ResponseFault {
     /// The word in the access log.
     pub(crate) fn word(self) -> &'static str {
         match self {
-            Self::Closed => "closed_before_response",
-            Self::Lost => "connection_lost",
-            Self::IncompleteHead => "incomplete_head",
-            Self::HeadTooLarge => "head_too_large",
-            Self::TooManyHeaders => "too_many_headers",
-            Self::BadStatusLine => "bad_status_line",
-            Self::FoldedHeader => "folded_header",
-            Self::HeaderWithoutColon => "header_without_colon",
-            Self::BadHeader => "bad_header",
-            Self::SuspiciousHeader => "suspicious_header",
-            Self::BareLineFeed => "bare_line_feed",
-            Self::LengthAndCoding => "content_length_and_transfer_encoding",
-            Self::SeveralLengths => "several_content_lengths",
-            Self::BadLength => "bad_content_length",
-            Self::SeveralCodings => "several_transfer_encodings",
-            Self::BadCoding => "bad_transfer_encoding",
-            Self::BodyTooLarge => "body_too_large",
-            Self::TooManyInterim => "too_many_interim_responses",
-            Self::BadUpgrade => "bad_upgrade_response",
-            Self::BadWebSocketAccept => "bad_websocket_accept",
             Self::Tls(failure) => failure.word(),
             Self::Http2(reason) => http2_word(reason, 0),
             Self::Http2Reset(reason) => http2_word(reason, 1),
             Self::Http2GoAway(reason) => http2_word(reason, 2),
+            own => own.own_word().unwrap_or_default(),
+        }
+    }
+
+    /// The response flag in the access log.
+    pub(crate) fn flag(self) -> ResponseFlag {
+        match self {
+            Self::Closed | Self::Lost | Self::Http2GoAway(_) => {
+                ResponseFlag::UpstreamConnectionTermination
+            }
+            Self::Tls(_) => ResponseFlag::UpstreamConnectionFailure,
+            Self::Http2Reset(_) => ResponseFlag::UpstreamRemoteReset,
+            _ => ResponseFlag::UpstreamProtocolError,
         }
     }
 

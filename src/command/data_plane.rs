@@ -182,9 +182,9 @@ impl WorkloadArgs {
     }
 }
 
-/// Starts the writer of the access log on standard output.
+/// Starts the writer of the access log.
 pub(super) fn access_writer() -> Result<Writer, CommandError> {
-    let writer = Writer::start(std::io::stdout());
+    let writer = Writer::start();
     writer.map_err(|error| CommandError::Failed(format!("cannot start the access log: {error}")))
 }
 

@@ -23,7 +23,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use error::CommandError;
+pub use error::{CommandError, EXIT_CODES};
+use error::{FAILURE_CODE, USAGE_CODE};
 pub(crate) use standard_output::print_line;
 
 #[derive(Debug, Parser)]
@@ -94,8 +95,8 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(CommandError::Usage(text)) => print_error(&text, 2),
-        Err(CommandError::Failed(text)) => print_error(&text, 1),
+        Err(CommandError::Usage(text)) => print_error(&text, USAGE_CODE),
+        Err(CommandError::Failed(text)) => print_error(&text, FAILURE_CODE),
     }
 }
 

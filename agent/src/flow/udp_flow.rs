@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
-use weft_model::{FlowTuple, Name};
+use weft_model::{AccessLogSinks, FlowTuple, Name};
 use weft_runtime::metrics::{Gauge, GaugeGuard};
 
 use crate::forward::tcp::RelayedBytes;
@@ -22,7 +22,7 @@ pub(crate) struct UdpFlow {
     pub(crate) response_socket: Rc<UdpSocket>,
     pub(crate) relayed: RelayedBytes,
     pub(crate) started: Instant,
-    pub(crate) logged: bool,
+    pub(crate) sinks: AccessLogSinks,
     /// Counts the flow as open until it ends.
     pub(crate) open: Cell<Option<OpenUdpFlow>>,
     pub(crate) ended: Cell<bool>,

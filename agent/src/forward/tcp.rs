@@ -89,18 +89,6 @@ pub(crate) enum RelayOutcome {
     Aborted,
 }
 
-impl RelayOutcome {
-    /// The word in logs.
-    pub(crate) fn word(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Reset => "reset",
-            Self::Idle => "idle",
-            Self::Aborted => "cut_off",
-        }
-    }
-}
-
 /// The relayed bytes in each direction.
 #[derive(Debug, Default)]
 pub(crate) struct RelayedBytes {

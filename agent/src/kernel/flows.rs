@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use weft_model::{FlowTuple, Name, Transport};
+use weft_model::{AccessLogSinks, FlowTuple, Transport};
 
 use super::service::{KernelService, ProxiedService, ServiceAddress, ServiceKey};
 use crate::plan::AgentTarget;
@@ -35,9 +35,10 @@ pub(super) enum FlowAction {
 
 /// A service that the kernel carries.
 #[derive(Debug)]
-struct CarriedService {
-    target: Arc<AgentTarget>,
-    logged: bool,
+pub(super) struct CarriedService {
+    pub(super) target: Arc<AgentTarget>,
+    /// Where records of its flows are written.
+    pub(super) access_log: AccessLogSinks,
 }
 
 /// Current, former and drained endpoints of services, as far as flows depend on them. Sans-io.
@@ -73,8 +74,10 @@ impl FlowTracker {
     ) {
         self.proxied = proxied.iter().map(|p| (p.key, p.targets.clone())).collect();
         let before = std::mem::take(&mut self.services);
-        let service =
-            |s: &KernelService| CarriedService { target: s.target.clone(), logged: s.logged };
+        let service = |s: &KernelService| CarriedService {
+            target: s.target.clone(),
+            access_log: s.access_log.clone(),
+        };
         self.services = services.iter().map(|s| (s.key, service(s))).collect();
         for (key, CarriedService { target, .. }) in &before {
             if !self.services.contains_key(key) {
@@ -136,16 +139,19 @@ impl FlowTracker {
 
     /// Whether any service writes records of its flows.
     pub(super) fn wants_records(&self) -> bool {
-        self.services.values().any(|service| service.logged)
+        self.services.values().any(|service| !service.access_log.is_off())
     }
 
-    /// The name of the service of this flow, if the service writes records. A flow that was not translated
-    /// was not on the kernel path.
-    pub(super) fn logged_service(&self, flow: &FlowTuple, endpoint: SocketAddr) -> Option<&Name> {
+    /// The service of this flow, if the service writes records. A flow that was not translated was not on the
+    /// kernel path.
+    pub(super) fn logged_service(
+        &self,
+        flow: &FlowTuple,
+        endpoint: SocketAddr,
+    ) -> Option<&CarriedService> {
         let (key, service) = self.service_of(flow)?;
         let is_ours = self.retains(key, endpoint) || self.removed.contains_key(&(key, endpoint));
-        let service = service.filter(|service| service.logged && is_ours);
-        service.map(|service| &service.target.name)
+        service.filter(|service| !service.access_log.is_off() && is_ours)
     }
 
     fn service_of(&self, flow: &FlowTuple) -> Option<(ServiceKey, Option<&CarriedService>)> {
@@ -214,7 +220,7 @@ mod tests {
             target,
             flow_key: FlowKey::FiveTuple,
             seed: 7,
-            logged: false,
+            access_log: AccessLogSinks::Off,
         }
     }
 

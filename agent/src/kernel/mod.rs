@@ -13,6 +13,7 @@
 //! proxy path.
 
 mod desired;
+mod ended_flow;
 mod flows;
 mod installed;
 mod kernel_access;

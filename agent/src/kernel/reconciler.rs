@@ -11,20 +11,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::SockProtocol;
-use weft_model::Name;
 use weft_runtime::access::{AccessLog, Writer};
 
 use super::desired::{DesiredTable, GROUP_PREFIX, chain_name};
+use super::ended_flow;
 use super::flows::{ExpiredEndpoint, FlowAction, FlowTracker};
 use super::kernel_access::{KernelAccess, LiveKernel};
 use super::report::{KernelPathReport, ServiceReport};
 use super::service::{FlowPath, NeedsProxy, PathAssignment, PathChoice, ServiceKey, assign_paths};
-use crate::clock::{self, unix_ms};
-use crate::netlink::conntrack::{self, ConntrackEntry, EndedConnection};
+use crate::clock;
+use crate::netlink::conntrack::{self, ConntrackEntry};
 use crate::netlink::{Netlink, Notification};
 use crate::plan::AgentPlan;
 use crate::reconcile_loop::{Reconcile, ReconcileHandle};
-use crate::record::AgentAccessRecord;
 
 /// How often the kernel's counters are read.
 const COUNTER_INTERVAL: Duration = Duration::from_secs(1);
@@ -211,12 +210,13 @@ impl<K: KernelAccess> ServiceReconciler<K> {
                     && let Some(service) =
                         flows.logged_service(&ended.entry.flow, ended.entry.endpoint)
                 {
-                    self.log.line(&record(&ended, service));
+                    let record = ended_flow::record(&ended, &service.target.name);
+                    self.log.line(&service.access_log, &record);
                 }
             }
             Notification::Overflow => lost += 1,
         });
-        self.log.hand_over();
+        self.log.flush();
         if let Err(error) = received {
             tracing::warn!(%error, "records of connections stopped: notifications failed");
             self.ended_events = None;
@@ -447,31 +447,12 @@ impl<K: KernelAccess> ServiceReconciler<K> {
     }
 }
 
-/// The access-log record of a connection. The record of a TCP connection is written when conntrack drops the
-/// entry, two minutes after the end.
-fn record<'a>(ended: &EndedConnection, service: &'a Name) -> AgentAccessRecord<'a> {
-    let flow = ended.entry.flow;
-    AgentAccessRecord {
-        kind: flow.transport.word(),
-        path: "kernel",
-        time_ms: unix_ms(),
-        client: flow.client,
-        original_destination: flow.destination,
-        service: Some(service),
-        endpoint: Some(ended.entry.endpoint),
-        choice: "flow_hash",
-        bytes_sent: ended.bytes_sent,
-        bytes_received: ended.bytes_received,
-        duration_ms: ended.duration.unwrap_or_default().as_millis(),
-        outcome: "ended",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
 
     use weft_model::{FlowTuple, Health, Transport};
+    use weft_runtime::access::OpenedSink;
 
     use super::super::kernel_access::RulesetChanges;
     use super::super::occupancy::Occupancy;
@@ -557,7 +538,8 @@ mod tests {
 
     fn reconciler(now: Instant) -> ServiceReconciler<FakeKernel> {
         let limits = KernelLimits { slots: 10_000, endpoint_drain: Duration::from_secs(300) };
-        let log = Writer::start(io::sink()).expect("a thread starts").log();
+        let writer = Writer::start_with(|_| Ok(OpenedSink::stream(io::sink())));
+        let log = writer.expect("a thread starts").log();
         ServiceReconciler::new(PathChoice::Auto, limits, log, FakeKernel::default(), now)
     }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use weft_model::{Cidr, FlowKey, Listener, Maglev, Name, Transport};
+use weft_model::{AccessLogSinks, Cidr, FlowKey, Listener, Maglev, Name, Transport};
 
 use crate::plan::{AgentPlan, AgentTarget};
 
@@ -121,8 +121,8 @@ pub(super) struct KernelService {
     pub(super) flow_key: FlowKey,
     /// The hash seed for flows of its protocol.
     pub(super) seed: u32,
-    /// Whether a record is written per flow.
-    pub(super) logged: bool,
+    /// Where a record per flow is written.
+    pub(super) access_log: AccessLogSinks,
 }
 
 /// The clients that a service admits. New flows of other clients are dropped, on both paths.
@@ -216,18 +216,18 @@ fn kernel_service(
         PathChoice::Auto if listener.bind => return Err(NeedsProxy::Bound),
         PathChoice::Auto | PathChoice::Kernel => {}
     }
-    let (target, flow_key, logged) = match listener.transport {
+    let (target, flow_key, access_log) = match listener.transport {
         Transport::Tcp if listener.chains.iter().any(|chain| !chain.matches.is_empty()) => {
             return Err(NeedsProxy::Chains);
         }
         Transport::Tcp => {
             let tcp = plan.tcp(listener, listener.address).ok_or(NeedsProxy::Chains)?;
             let [only] = tcp.clusters.as_slice() else { return Err(NeedsProxy::SeveralClusters) };
-            (plan.target_named(&only.name), tcp.flow_key, tcp.access_log)
+            (plan.target_named(&only.name), tcp.flow_key, &tcp.access_log)
         }
         Transport::Udp => {
             let udp = plan.udp(listener).ok_or(NeedsProxy::NoEndpoint)?;
-            (plan.target_named(&udp.cluster), udp.flow_key, udp.access_log)
+            (plan.target_named(&udp.cluster), udp.flow_key, &udp.access_log)
         }
     };
     if listener.idle_end.is_some() {
@@ -255,6 +255,6 @@ fn kernel_service(
         table: table.clone(),
         flow_key,
         seed: listener.transport.seed(plan.seed()),
-        logged,
+        access_log: access_log.clone(),
     })
 }

@@ -1,68 +1,65 @@
 //! Why a token is rejected.
 
-/// Why a token is rejected. The words are those of the AWS load balancer's access log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TokenFault {
+use weft_runtime::access::{RefusalInfo, ResponseFlag};
+
+macro_rules! token_faults {
+    ($($(#[doc = $doc:literal])+ $name:ident: $word:literal, $status:literal, $action:literal;)+) => {
+        /// Why a token is rejected. The words are those of the AWS load balancer's access log.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum TokenFault {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        impl TokenFault {
+            /// Every fault.
+            pub(crate) const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// What logs, metrics and clients get.
+            pub(crate) const fn info(self) -> RefusalInfo {
+                match self {
+                    $(Self::$name => RefusalInfo {
+                        reason: $word,
+                        status: $status,
+                        grpc_status: 16,
+                        flag: Some(ResponseFlag::Unauthorized),
+                        details: $word,
+                        meaning: &[$($doc),+],
+                        action: $action,
+                    },)+
+                }
+            }
+        }
+    };
+}
+
+token_faults! {
     /// The request has no token.
-    Missing,
+    Missing: "jwt_header_not_present", 401, "Send a token in `authorization: Bearer`.";
     /// The token is malformed, or there are several tokens.
-    Format,
+    Format: "jwt_request_format_invalid", 401, "Send one signed token.";
     /// No key of the issuer verifies the signature.
-    Signature,
+    Signature: "jwt_signature_validation_error", 401, "Check that the issuer's key set has the key of the token.";
     /// A required claim is missing.
-    ClaimMissing,
+    ClaimMissing: "jwt_claim_not_present", 401, "Request a token with the claim that `error_detail` names.";
     /// A claim has the wrong type.
-    ClaimFormat,
-    /// A claim has a value that is not accepted.
-    ClaimValue,
+    ClaimFormat: "jwt_claim_format_invalid", 401, "Correct the issuer.";
+    /// A claim has a value that is not accepted, such as an expiry in the past.
+    ClaimValue: "jwt_claim_value_invalid", 401, "Renew the token; check issuer, audience and clocks.";
     /// The issuer's keys were not fetched in time.
-    KeysTimeout,
+    KeysTimeout: "jwks_request_timeout", 500, "Check that the sidecar reaches the key server.";
     /// The issuer's key set exceeds a size limit.
-    KeysTooLarge,
+    KeysTooLarge: "jwks_response_size_exceeded", 500, "Remove old keys from the key set.";
     /// The issuer's keys could not be fetched.
-    KeysFailed,
+    KeysFailed: "jwks_request_failed", 562, "Check that the sidecar reaches the key server; its log has the error.";
     /// The response of the key server is not a key set.
-    KeysInvalid,
+    KeysInvalid: "jwks_response_invalid", 562, "Check the URI of the key set.";
     /// An internal error.
-    Internal,
+    Internal: "jwt_validation_internal_error", 500, "Report the log of the sidecar.";
 }
 
 impl TokenFault {
-    /// Every fault.
-    #[cfg(test)]
-    pub(crate) const ALL: [Self; 11] = [
-        Self::Missing,
-        Self::Format,
-        Self::Signature,
-        Self::ClaimMissing,
-        Self::ClaimFormat,
-        Self::ClaimValue,
-        Self::KeysTimeout,
-        Self::KeysTooLarge,
-        Self::KeysFailed,
-        Self::KeysInvalid,
-        Self::Internal,
-    ];
-
     /// The detail for other credentials in place of a bearer token.
     pub(crate) const NO_BEARER: &'static str = "not a bearer token";
-
-    /// The word in logs and metrics, and the HTTP status.
-    pub(crate) fn row(self) -> (&'static str, u16) {
-        match self {
-            Self::Missing => ("jwt_header_not_present", 401),
-            Self::Format => ("jwt_request_format_invalid", 401),
-            Self::Signature => ("jwt_signature_validation_error", 401),
-            Self::ClaimMissing => ("jwt_claim_not_present", 401),
-            Self::ClaimFormat => ("jwt_claim_format_invalid", 401),
-            Self::ClaimValue => ("jwt_claim_value_invalid", 401),
-            Self::KeysTimeout => ("jwks_request_timeout", 500),
-            Self::KeysTooLarge => ("jwks_response_size_exceeded", 500),
-            Self::KeysFailed => ("jwks_request_failed", 562),
-            Self::KeysInvalid => ("jwks_response_invalid", 562),
-            Self::Internal => ("jwt_validation_internal_error", 500),
-        }
-    }
 }
 
 /// A fault with its detail.

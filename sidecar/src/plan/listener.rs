@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use weft_certs::tls::ServerTls;
 use weft_model::{
-    FilterChain, HttpService, Listener, Name, RbacFilter, RouteIndex, TcpProxy, TransportKind,
+    AccessLogSinks, FilterChain, HttpService, Listener, Name, RbacFilter, RouteIndex, TcpProxy,
+    TransportKind,
 };
 
 use crate::authenticate::TokenPolicy;
@@ -46,11 +47,11 @@ pub(crate) enum PlannedService {
 }
 
 impl PlannedService {
-    /// Whether its connections are logged.
-    pub(crate) fn is_logged(&self) -> bool {
+    /// Where the connections and requests of the filter chain are logged.
+    pub(crate) fn access_log(&self) -> &AccessLogSinks {
         match self {
-            Self::Tcp(tcp) => tcp.access_log,
-            Self::Http(http) => http.http.access_log,
+            Self::Tcp(tcp) => &tcp.access_log,
+            Self::Http(http) => &http.http.access_log,
         }
     }
 }

@@ -5,19 +5,21 @@ use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error, InvalidMessage, PeerIncompatible};
 use weft_certs::fault::{self, PeerFault};
+use weft_runtime::access::WordInfo;
 
 macro_rules! failures {
-    ($($(#[$doc:meta])* $name:ident: $word:literal;)*) => {
+    ($($(#[doc = $doc:literal])+ $name:ident: $word:literal;)*) => {
         /// Why a TLS handshake with an endpoint failed.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub(crate) enum TlsFailure {
-            $($(#[$doc])* $name,)*
+            $($(#[doc = $doc])+ $name,)*
             /// The endpoint sent this alert.
             Alert(AlertDescription),
         }
 
         /// The words of failures other than received alerts.
-        const OWN_WORDS: &[&str] = &[$($word,)*];
+        const OWN_WORDS: &[WordInfo] =
+            &[$(WordInfo { word: $word, meaning: &[$($doc),+] },)*];
 
         impl TlsFailure {
             /// The word in logs and metrics.
@@ -122,10 +124,15 @@ impl TlsFailure {
     /// The number of words.
     pub(crate) const COUNT: usize = OWN_WORDS.len() + ALERTS.len() + 1;
 
+    /// The words of failures other than received alerts.
+    pub(crate) fn own_words() -> &'static [WordInfo] {
+        OWN_WORDS
+    }
+
     /// Every word, in the order of the counters.
     pub(crate) fn words() -> impl Iterator<Item = &'static str> {
         let alerts = ALERTS.iter().map(|(_, word)| *word);
-        OWN_WORDS.iter().copied().chain(alerts).chain([OTHER_ALERT])
+        Self::own_words().iter().map(|own| own.word).chain(alerts).chain([OTHER_ALERT])
     }
 
     /// The position of its counter.

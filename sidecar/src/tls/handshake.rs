@@ -4,14 +4,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustls_pki_types::CertificateDer;
 use tokio::net::TcpStream;
-use weft_certs::VerifiedPeer;
 use weft_certs::fault::{self, PeerFault};
+use weft_certs::{CertificateText, VerifiedPeer};
+use weft_model::{AccessLogSinks, SpiffeId};
+use weft_runtime::access::{AccessRecord, ConnectionTraceId, RecordKind};
 
 use super::{Alpn, acceptor};
 use crate::clock::{now, unix_ms};
 use crate::plan::ChainTls;
-use crate::record::{HandshakeRecord, Trace};
 use crate::stream::TransportStream;
 use crate::worker::SidecarWorker;
 
@@ -23,24 +25,24 @@ pub(crate) struct SecuredConnection {
     /// Whether the client certificate was accepted without verification, for the service to check.
     pub(crate) is_unchecked: bool,
     /// The connection's ID in log lines.
-    pub(crate) trace: Option<Trace>,
+    pub(crate) trace: Option<ConnectionTraceId>,
 }
 
 /// The facts of a connection that are logged with its handshake.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HandshakeContext {
+pub(crate) struct HandshakeContext<'a> {
     pub(crate) client: SocketAddr,
-    /// The original destination port.
-    pub(crate) port: u16,
-    /// Whether the handshake is logged.
-    pub(crate) is_logged: bool,
+    /// The original destination.
+    pub(crate) destination: SocketAddr,
+    /// Where the handshake is logged.
+    pub(crate) sinks: &'a AccessLogSinks,
 }
 
 /// Performs the handshake if the filter chain has TLS. None when the handshake failed.
 pub(crate) async fn secure(
     tls: &ChainTls,
     stream: TcpStream,
-    context: HandshakeContext,
+    context: HandshakeContext<'_>,
     worker: &SidecarWorker,
 ) -> Option<SecuredConnection> {
     let server = match tls {
@@ -68,7 +70,8 @@ pub(crate) async fn secure(
             if accepted.resumed {
                 worker.metrics.handshakes_resumed.increment();
             }
-            let trace = context.is_logged.then(|| log_success(&accepted, context, took, worker));
+            let trace =
+                (!context.sinks.is_off()).then(|| log_success(&accepted, context, took, worker));
             let acceptor::AcceptedTls { stream, alpn, peer, is_unchecked, .. } = accepted;
             Some(SecuredConnection { stream, alpn, peer, is_unchecked, trace })
         }
@@ -92,32 +95,33 @@ pub(crate) async fn secure(
 /// Logs a successful handshake. Returns the connection's ID in the log.
 fn log_success(
     accepted: &acceptor::AcceptedTls,
-    context: HandshakeContext,
+    context: HandshakeContext<'_>,
     took: Duration,
     worker: &SidecarWorker,
-) -> Trace {
+) -> ConnectionTraceId {
     let session = accepted.stream.session();
     let group = session.and_then(|s| s.negotiated_key_exchange_group());
+    let group = group.map(|group| format!("{:?}", group.name()));
+    let suite = session.and_then(|s| s.negotiated_cipher_suite());
     let peer = accepted.peer.as_ref().and_then(VerifiedPeer::identity);
-    let record = HandshakeRecord {
-        tls_protocol: session.and_then(|s| s.protocol_version()).and_then(|v| v.as_str()),
-        tls_cipher: session
-            .and_then(|s| s.negotiated_cipher_suite())
-            .and_then(|suite| suite.suite().as_str().map(str::to_owned)),
-        tls_keyexchange: group.map(|group| format!("{:?}", group.name())),
-        resumed: accepted.resumed,
-        peer: peer.map(ToString::to_string),
-        tls_verify_status: if accepted.is_unchecked { "Unchecked" } else { "Success" }.into(),
+    let trace = ConnectionTraceId::new(fastrand::u128(..));
+    let record = AccessRecord {
+        downstream_tls_version: accepted.stream.tls_version(),
+        downstream_tls_cipher: suite.and_then(|suite| suite.suite().as_str()),
+        downstream_tls_group: group.as_deref(),
+        downstream_tls_resumed: Some(accepted.resumed),
+        downstream_tls_result: Some(if accepted.is_unchecked { "unverified" } else { "success" }),
+        downstream_peer_uri_san: peer.map(SpiffeId::as_str),
+        conn_trace_id: Some(trace),
         ..record(context, took)
     };
-    let trace = record.conn_trace_id;
-    worker.access.line(&record.with_certificate(accepted.stream.certificates().first()));
+    write(&record, accepted.stream.certificates().first(), context, worker);
     trace
 }
 
 fn log_failure(
     error: &io::Error,
-    context: HandshakeContext,
+    context: HandshakeContext<'_>,
     took: Duration,
     worker: &SidecarWorker,
 ) {
@@ -129,37 +133,44 @@ fn log_failure(
         None => PeerFault::Unmapped,
     };
     worker.metrics.count_handshake_failure(fault);
-    if !context.is_logged {
+    if context.sinks.is_off() {
         return;
     }
     let detail = refusal.as_ref().map(|refusal| refusal.detail).filter(|text| !text.is_empty());
     let detail = detail.map_or_else(|| error.to_string(), str::to_owned);
-    let record = HandshakeRecord {
-        tls_verify_status: format!("Failed:{fault}"),
-        detail: Some(detail),
+    let record = AccessRecord {
+        downstream_tls_result: Some("failed"),
+        downstream_transport_failure_reason: Some(fault.word()),
+        error_detail: Some(&detail),
+        conn_trace_id: Some(ConnectionTraceId::new(fastrand::u128(..))),
         ..record(context, took)
     };
     let certificate = refusal.as_ref().and_then(|refusal| refusal.certificate.as_ref());
-    worker.access.line(&record.with_certificate(certificate));
+    write(&record, certificate, context, worker);
 }
 
-fn record(context: HandshakeContext, took: Duration) -> HandshakeRecord {
-    HandshakeRecord {
-        kind: "tls",
-        time_ms: unix_ms(),
-        client: context.client,
-        listener_port: context.port,
-        tls_protocol: None,
-        tls_cipher: None,
-        tls_keyexchange: None,
-        tls_handshake_latency_us: took.as_micros(),
-        resumed: false,
-        peer: None,
-        leaf_client_cert_subject: None,
-        leaf_client_cert_validity: None,
-        leaf_client_cert_serial_number: None,
-        tls_verify_status: String::new(),
-        detail: None,
-        conn_trace_id: Trace::new(),
+fn record<'a>(context: HandshakeContext<'_>, took: Duration) -> AccessRecord<'a> {
+    AccessRecord {
+        downstream_local_address: Some(context.destination),
+        ..AccessRecord::new(RecordKind::Tls, unix_ms(), took, context.client)
     }
+}
+
+/// Writes the line of a handshake with the fields of the client certificate, valid or not.
+fn write(
+    record: &AccessRecord<'_>,
+    certificate: Option<&CertificateDer<'_>>,
+    context: HandshakeContext<'_>,
+    worker: &SidecarWorker,
+) {
+    let text = certificate.and_then(CertificateText::of);
+    let text = text.as_ref();
+    let record = AccessRecord {
+        downstream_peer_subject: text.map(|text| text.subject.as_str()),
+        downstream_peer_serial: text.map(|text| text.serial.as_str()),
+        downstream_peer_cert_v_start: text.map(|text| text.not_before.as_str()),
+        downstream_peer_cert_v_end: text.map(|text| text.not_after.as_str()),
+        ..*record
+    };
+    worker.access.line(context.sinks, &record);
 }

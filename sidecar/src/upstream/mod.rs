@@ -17,7 +17,7 @@ mod websocket;
 
 pub(crate) use call::Call;
 pub(crate) use exchange::exchange;
-pub(crate) use outcome::ExchangeOutcome;
+pub(crate) use outcome::{ExchangeAbort, ExchangeOutcome};
 pub(crate) use pinned::PinnedConnection;
 pub(crate) use pool::Pools;
 pub(crate) use slots::{Slot, Slots};

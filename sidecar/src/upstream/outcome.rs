@@ -9,9 +9,9 @@ pub(crate) struct ExchangeOutcome {
     pub(crate) status: u16,
     pub(crate) bytes_sent: u64,
     pub(crate) bytes_received: u64,
-    /// The access-log word for the side that aborted the exchange; none when it completed.
-    pub(crate) aborted: Option<&'static str>,
-    /// Why it was aborted, if that is known.
+    /// The side that aborted the exchange; none when it completed.
+    pub(crate) aborted: Option<ExchangeAbort>,
+    /// Why it was aborted, if that is known, as text for people.
     pub(crate) detail: Option<&'static str>,
 }
 
@@ -19,6 +19,15 @@ pub(crate) struct ExchangeOutcome {
 pub(super) struct Http1Exchange {
     pub(super) outcome: ExchangeOutcome,
     pub(super) is_reusable: bool,
+}
+
+/// The side that aborted an exchange after the response had begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExchangeAbort {
+    /// The endpoint.
+    Upstream,
+    /// The client.
+    Downstream,
 }
 
 impl ExchangeOutcome {
@@ -36,8 +45,8 @@ impl ExchangeOutcome {
                 self.aborted = Some(match error {
                     BodyError::SourceClosed
                     | BodyError::StreamEnded(_)
-                    | BodyError::Malformed(_) => "endpoint_broke_off",
-                    BodyError::SinkClosed => "client_broke_off",
+                    | BodyError::Malformed(_) => ExchangeAbort::Upstream,
+                    BodyError::SinkClosed => ExchangeAbort::Downstream,
                 });
                 self.detail = match error {
                     BodyError::StreamEnded(reason) | BodyError::Malformed(reason) => Some(reason),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{JwtPolicy, Name, RbacFilter, RouteTable};
+use crate::{AccessLogSinks, JwtPolicy, Name, RbacFilter, RouteTable};
 
 /// How requests are served
 /// (`envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager`). Settings without an Envoy
@@ -41,8 +41,8 @@ pub struct HttpService {
     pub http1: Http1Options,
     /// HTTP/2 keepalive PINGs to clients; none: no PINGs (`http2_protocol_options.connection_keepalive`).
     pub keepalive: Option<Keepalive>,
-    /// Whether an access log line is written per request (`access_log`).
-    pub access_log: bool,
+    /// Where an access log line per request is written (`access_log`).
+    pub access_log: AccessLogSinks,
 }
 
 impl HttpService {
@@ -65,7 +65,7 @@ impl HttpService {
             certificate_keys: Vec::new(),
             http1: Http1Options::default(),
             keepalive: None,
-            access_log: false,
+            access_log: AccessLogSinks::Off,
         }
     }
 }

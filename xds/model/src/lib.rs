@@ -8,6 +8,7 @@
 //! served, a [`RouteTable`] sends a request to a [`Cluster`], which is a set of [`Endpoint`]s; a [`Secret`] is a
 //! certificate with its key, or a trust bundle.
 
+mod access_log;
 mod backoff;
 mod cluster;
 mod dns;
@@ -39,6 +40,7 @@ mod text;
 mod tls_parameters;
 mod token;
 
+pub use access_log::{AccessLogSink, AccessLogSinks};
 pub use backoff::Backoff;
 pub use cluster::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_RESPONSE_HEAD_BYTES,

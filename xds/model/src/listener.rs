@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{
-    Cidr, DownstreamTls, FlowKey, HttpService, Name, RbacFilter, Transport, WeightedCluster,
+    AccessLogSinks, Cidr, DownstreamTls, FlowKey, HttpService, Name, RbacFilter, Transport,
+    WeightedCluster,
 };
 
 /// An address that accepts connections or datagrams (`envoy.config.listener.v3.Listener`).
@@ -214,8 +215,8 @@ pub struct TcpProxy {
     pub idle_timeout: Option<Duration>,
     /// What is hashed to choose the endpoint (`hash_policy`).
     pub flow_key: FlowKey,
-    /// Whether a line is written per connection (`access_log`).
-    pub access_log: bool,
+    /// Where a line per connection is written (`access_log`).
+    pub access_log: AccessLogSinks,
 }
 
 /// How datagrams are proxied (`envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig`).
@@ -227,8 +228,8 @@ pub struct UdpProxy {
     pub idle_timeout: Duration,
     /// What is hashed to choose the endpoint (`hash_policies`).
     pub flow_key: FlowKey,
-    /// Whether a line is written per flow (`access_log`).
-    pub access_log: bool,
+    /// Where a line per flow is written (`access_log`).
+    pub access_log: AccessLogSinks,
 }
 
 #[cfg(test)]
@@ -240,7 +241,7 @@ mod tests {
             clusters: Vec::new(),
             idle_timeout: None,
             flow_key: FlowKey::FiveTuple,
-            access_log: false,
+            access_log: AccessLogSinks::Off,
         });
         FilterChain { name: name.into(), matches, tls: None, rules: Vec::new(), filter }
     }

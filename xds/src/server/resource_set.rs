@@ -420,7 +420,7 @@ mod tests {
             cluster: "nowhere".into(),
             idle_timeout: std::time::Duration::ZERO,
             flow_key: weft_model::FlowKey::FiveTuple,
-            access_log: false,
+            access_log: weft_model::AccessLogSinks::Off,
         });
         listener.transport = Transport::Udp;
         listener.chains.clear();

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use weft_model::{
-    AmbiguousPath, ClientCertificateMode, DesyncMode, EscapedSlashes, ExpiredCrlAction,
+    AmbiguousPath, ClientCertificateMode, DesyncMode, EscapedSlashes, ExpiredCrlAction, Filter,
     ForwardedFor, ForwardedHeaders, HeadersWithUnderscores, HostPort, HttpLimits, HttpService,
     HttpTimeouts, JwtRequirement, PathRules, RevocationDepth, RevocationMode, RevocationPolicy,
     RouteSource, StreamIdle, Upgrades,
@@ -97,7 +97,7 @@ fn listener_round_trips() {
     let chain = &listener.chains[0];
     let clients = &chain.tls.as_ref().expect("TLS").client_certificates;
     assert!(matches!(clients, ClientCertificateMode::Verify { required: true, .. }), "{clients:?}");
-    let weft_model::Filter::Http(http) = &chain.filter else { panic!("HTTP") };
+    let Filter::Http(http) = &chain.filter else { panic!("HTTP") };
     assert_eq!(http.filters.len(), 2);
     assert!(http.upgrades.websocket);
 }
@@ -142,7 +142,7 @@ fn http_settings_round_trip() {
     let Resource::Listener(listener) = round_trip(ResourceKind::Listener, EDGE) else {
         panic!("a listener")
     };
-    let weft_model::Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
+    let Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
     let seconds = Duration::from_secs;
     let expected = HttpService {
         limits: HttpLimits {
@@ -370,7 +370,7 @@ fn jwt_settings_round_trip_and_invalid_ones_are_refused() {
     let Resource::Listener(listener) = round_trip(ResourceKind::Listener, TOKENS) else {
         panic!("a listener")
     };
-    let weft_model::Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
+    let Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
     let weft_model::HttpFilter::Jwt(policy) = &http.filters[0] else { panic!("tokens") };
     let a = &policy.providers["a"];
     assert!(a.bound && a.ends_streams && a.audiences.is_empty());
@@ -724,6 +724,46 @@ fn unknown_types_in_ignored_fields_are_listed_equally_from_file_and_wire() {
     let noted = |end: &str| by_wire.notes.not_honoured.iter().any(|path| path.ends_with(end));
     assert!(noted(".tracing"), "{by_wire:?}");
     assert!(noted(".access_log[0].typed_config (does.not.Exist is not supported)"), "{by_wire:?}");
+}
+
+#[test]
+fn access_loggers_are_read_as_sinks_and_round_trip() {
+    let listener = |loggers: &str| {
+        let fields = format!("stat_prefix: inbound\n      access_log: [{loggers}]\n");
+        LISTENER.replacen("stat_prefix: inbound\n", &fields, 1)
+    };
+    let logger = |kind: &str, rest: &str| {
+        let name = format!("type.googleapis.com/envoy.extensions.access_loggers.{kind}");
+        format!("{{name: x, typed_config: {{'@type': {name}{rest}}}}}")
+    };
+    let file = |path: &str| logger("file.v3.FileAccessLog", &format!(", path: {path}"));
+    let check = |loggers: &[String], expected: &[&str]| {
+        let Resource::Listener(read) =
+            round_trip(ResourceKind::Listener, &listener(&loggers.join(", ")))
+        else {
+            panic!("a listener expected");
+        };
+        let filters = read.chains.iter().map(|chain| &chain.filter);
+        let sinks = filters.into_iter().find_map(|filter| match filter {
+            Filter::Http(http) => Some(http.access_log.clone()),
+            Filter::Tcp(_) => None,
+        });
+        let sinks = sinks.expect("the listener has an HTTP filter");
+        let names: Vec<String> = sinks.iter().map(ToString::to_string).collect();
+        assert_eq!(names, expected);
+    };
+    let stdout = logger("stream.v3.StdoutAccessLog", "");
+    let stderr = logger("stream.v3.StderrAccessLog", "");
+    check(&[], &[]);
+    check(
+        &[stderr, file("/var/log/access"), stdout.clone()],
+        &["stderr", "/var/log/access", "stdout"],
+    );
+    check(&[file("/dev/stdout"), stdout], &["stdout"]);
+    check(&[file("/dev/stderr")], &["stderr"]);
+    let unnamed = listener(&logger("file.v3.FileAccessLog", ""));
+    let rejection = read_yaml(ResourceKind::Listener, &unnamed).expect_err("refused");
+    assert!(rejection.error.path.ends_with("access_log[0].typed_config.path"), "{rejection}");
 }
 
 /// A field of a security message that this version does not know by name.

@@ -9,7 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use weft_model::{Cidr, DataSource, PathTemplate, Pattern, StringMatch, Transport, is_uri_part};
+use weft_model::{
+    AccessLogSink, AccessLogSinks, Cidr, DataSource, PathTemplate, Pattern, StringMatch, Transport,
+    is_uri_part,
+};
 
 use super::{FieldError, MessageReader};
 
@@ -218,11 +221,11 @@ pub(super) fn each<'f, T>(
     Ok(items)
 }
 
-/// Whether access logging is enabled. Lines go to the output of this process, in weft's format: other destinations,
-/// formats and filters are listed as not honoured.
-pub(super) fn access_log(reader: &mut MessageReader<'_>) -> Result<bool, FieldError> {
-    let mut logs = reader.children("access_log");
-    for log in &mut logs {
+/// The sinks of `access_log`. Lines have weft's own format: formats, filters and loggers of other kinds are listed as not
+/// honoured.
+pub(super) fn access_log(reader: &mut MessageReader<'_>) -> Result<AccessLogSinks, FieldError> {
+    let mut sinks = Vec::new();
+    for mut log in reader.children("access_log") {
         log.harmless(&["name"]);
         let Some(config) = log.child("typed_config") else { continue };
         let kind = config.any_kind();
@@ -233,14 +236,13 @@ pub(super) fn access_log(reader: &mut MessageReader<'_>) -> Result<bool, FieldEr
         }
         // Its unread fields, such as a format, are listed as not honoured.
         let mut config = config.unpacked()?;
-        if kind == FILE_LOG {
-            let path = config.text("path");
-            if !["/dev/stdout", "/dev/stderr"].contains(&path.as_str()) {
-                config.not_honoured("path", "lines go to the output of this process");
-            }
-        }
+        sinks.push(match kind.as_str() {
+            STDOUT_LOG => AccessLogSink::Stdout,
+            STDERR_LOG => AccessLogSink::Stderr,
+            _ => AccessLogSink::for_path(&config.required_text("path")?),
+        });
     }
-    Ok(!logs.is_empty())
+    Ok(AccessLogSinks::new(sinks))
 }
 
 /// Reads a config source. Resources always come over ADS; any other source is listed as not honoured.
@@ -253,10 +255,15 @@ pub(super) fn config_source(reader: &mut MessageReader<'_>, field: &str) {
     }
 }
 
-/// The JSON form of an access log on standard output.
-pub(super) fn access_log_json(wanted: bool) -> Value {
-    if !wanted {
-        return json!([]);
-    }
-    json!([{"name": "weft", "typed_config": any(STDERR_LOG, json!({}))}])
+/// The JSON form of an access log.
+pub(super) fn access_log_json(sinks: &AccessLogSinks) -> Value {
+    let loggers = sinks.iter().map(|sink| {
+        let config = match sink {
+            AccessLogSink::Stdout => any(STDOUT_LOG, json!({})),
+            AccessLogSink::Stderr => any(STDERR_LOG, json!({})),
+            AccessLogSink::File(path) => any(FILE_LOG, json!({"path": path.to_string_lossy()})),
+        };
+        json!({"name": "weft", "typed_config": config})
+    });
+    loggers.collect()
 }

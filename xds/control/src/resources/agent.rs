@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    Balance, ChainMatch, DEFAULT_TABLE_SIZE, Discovery, Filter, FilterChain, Listener, Name,
-    Snapshot, SourceAddress, TcpProxy, Transport, UdpProxy, WeightedCluster,
+    AccessLogSinks, Balance, ChainMatch, DEFAULT_TABLE_SIZE, Discovery, Filter, FilterChain,
+    Listener, Name, Snapshot, SourceAddress, TcpProxy, Transport, UdpProxy, WeightedCluster,
 };
 
 use super::capture::{OUTBOUND_PORT, UDP_PORT, wildcard_addresses};
@@ -64,7 +64,7 @@ fn add_port(service: &Service, port: &Port, snapshot: &mut Snapshot) {
                 cluster: name.clone(),
                 idle_timeout: port.idle_timeout.unwrap_or(UDP_IDLE),
                 flow_key: service.flow_key,
-                access_log: true,
+                access_log: AccessLogSinks::Stdout,
             });
         } else {
             listener.default_chain = Some(FilterChain {
@@ -76,7 +76,7 @@ fn add_port(service: &Service, port: &Port, snapshot: &mut Snapshot) {
                     clusters: vec![WeightedCluster::new(name.clone(), 1)],
                     idle_timeout: Some(port.idle_timeout.unwrap_or(TCP_IDLE)),
                     flow_key: service.flow_key,
-                    access_log: true,
+                    access_log: AccessLogSinks::Stdout,
                 }),
             });
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use weft_model::{
-    AmbiguousPath, Balance, CertificateKey, ChainMatch, ClientCertificateDetails,
+    AccessLogSinks, AmbiguousPath, Balance, CertificateKey, ChainMatch, ClientCertificateDetails,
     ClientCertificateMode, Cluster, Discovery, DownstreamTls, Endpoint, EndpointSet, Filter,
     FilterChain, FlowKey, Health, HttpFilter, HttpLimits, HttpService, HttpTimeouts, JwtPolicy,
     JwtProvider, JwtRule, KeySource, Listener, Name, PathMatch, PathRules, Route as ModelRoute,
@@ -355,7 +355,7 @@ fn http(routes: RouteSource, tuning: HttpTuning) -> HttpService {
         timeouts,
         path,
         upgrades: Upgrades { websocket: true, connect: false },
-        access_log: true,
+        access_log: AccessLogSinks::Stdout,
         ..HttpService::new(routes)
     }
 }
@@ -365,7 +365,7 @@ fn tcp(cluster: &Name, idle_timeout: Option<Duration>) -> Filter {
         clusters: vec![WeightedCluster::new(cluster.clone(), 1)],
         idle_timeout: Some(idle_timeout.unwrap_or(TCP_IDLE)),
         flow_key: FlowKey::FiveTuple,
-        access_log: true,
+        access_log: AccessLogSinks::Stdout,
     })
 }
 

@@ -369,7 +369,7 @@ pub(crate) fn http_service_json(http: &HttpService) -> Value {
         "request_headers_timeout": values::duration(http.timeouts.head),
         "common_http_protocol_options": common_options_json(http),
         "forward_client_cert_details": details,
-        "access_log": values::access_log_json(http.access_log),
+        "access_log": values::access_log_json(&http.access_log),
     });
     if !http.certificate_keys.is_empty() {
         let is_wanted = |(_, key): &&(&str, CertificateKey)| http.certificate_keys.contains(key);

@@ -82,7 +82,7 @@ pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
     let mut fields = json!({
         "stat_prefix": "tcp",
         "idle_timeout": values::duration(tcp.idle_timeout.unwrap_or_default()),
-        "access_log": values::access_log_json(tcp.access_log),
+        "access_log": values::access_log_json(&tcp.access_log),
     });
     match tcp.flow_key {
         FlowKey::FiveTuple => {}
@@ -136,7 +136,7 @@ pub(super) fn udp_proxy_json(udp: &UdpProxy, source: SourceAddress) -> Value {
     let mut fields = json!({
         "stat_prefix": "udp",
         "idle_timeout": values::duration(udp.idle_timeout),
-        "access_log": values::access_log_json(udp.access_log),
+        "access_log": values::access_log_json(&udp.access_log),
         "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}},
     });
     if udp.flow_key == FlowKey::SourceAddress {

@@ -1,0 +1,105 @@
+//! Collects the access log record of a TCP connection.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+use weft_certs::VerifiedPeer;
+use weft_model::{AccessLogSinks, Name, SpiffeId};
+use weft_runtime::access::{AccessRecord, ConnectionTraceId, RecordKind, TerminationDetails};
+
+use crate::authorize::ConnectionFacts;
+use crate::clock::{now, unix_ms};
+use crate::denial::Denial;
+use crate::worker::SidecarWorker;
+
+/// A client connection, as its record describes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TcpConnectionInfo<'a> {
+    pub(crate) facts: ConnectionFacts<'a>,
+    /// The TLS version; none without TLS.
+    pub(crate) tls_version: Option<&'static str>,
+    pub(crate) trace: Option<ConnectionTraceId>,
+}
+
+/// The access log record of a connection, written when it is dropped.
+pub(crate) struct TcpLog<'a> {
+    pub(crate) connection: TcpConnectionInfo<'a>,
+    sinks: &'a AccessLogSinks,
+    started: Instant,
+    worker: &'a SidecarWorker,
+    pub(crate) service: Option<Name>,
+    pub(crate) endpoint: Option<SocketAddr>,
+    /// The policy that allowed or denied the connection.
+    pub(crate) policy: Option<Name>,
+    pub(crate) moved: ByteCounts,
+    denial: Option<Denial>,
+    /// How the connection ended, if it was not denied.
+    pub(crate) end: TerminationDetails,
+}
+
+/// The bytes sent to the endpoint and received from it.
+#[derive(Debug, Default)]
+pub(crate) struct ByteCounts {
+    pub(crate) sent: Cell<u64>,
+    pub(crate) received: Cell<u64>,
+}
+
+impl<'a> TcpLog<'a> {
+    pub(crate) fn new(
+        connection: TcpConnectionInfo<'a>,
+        sinks: &'a AccessLogSinks,
+        worker: &'a SidecarWorker,
+    ) -> Self {
+        Self {
+            connection,
+            sinks,
+            started: now(),
+            worker,
+            service: None,
+            endpoint: None,
+            policy: None,
+            moved: ByteCounts::default(),
+            denial: None,
+            // If a changed policy or a drain closes the connection, nothing else sets the end.
+            end: TerminationDetails::Aborted,
+        }
+    }
+
+    /// Counts and records that the connection was denied.
+    pub(crate) fn deny(&mut self, denial: Denial) {
+        self.worker.metrics.count_denial(denial);
+        self.denial = Some(denial);
+    }
+}
+
+impl Drop for TcpLog<'_> {
+    fn drop(&mut self) {
+        if self.sinks.is_off() {
+            return;
+        }
+        let TcpConnectionInfo { facts, tls_version, trace } = self.connection;
+        let peer = facts.peer.and_then(VerifiedPeer::identity);
+        let duration = now() - self.started;
+        let record = AccessRecord::new(RecordKind::Tcp, unix_ms(), duration, facts.client);
+        let details = self.denial.map_or_else(|| self.end.word(), |denial| denial.info().details);
+        let record = AccessRecord {
+            downstream_local_address: Some(facts.destination),
+            protocol: Some("TCP"),
+            response_flags: self.denial.map_or_else(|| self.end.flag(), Denial::flag),
+            connection_termination_details: Some(details),
+            upstream_failure_reason: self.denial.and_then(Denial::upstream_failure),
+            bytes_received: Some(self.moved.sent.get()),
+            bytes_sent: Some(self.moved.received.get()),
+            service: self.service.as_deref(),
+            upstream_cluster: self.service.as_deref(),
+            upstream_host: self.endpoint,
+            matched_policy: self.policy.as_deref(),
+            downstream_tls_version: tls_version,
+            downstream_peer_uri_san: peer.map(SpiffeId::as_str),
+            conn_trace_id: trace,
+            ..record
+        };
+        self.worker.access.line(self.sinks, &record);
+    }
+}
