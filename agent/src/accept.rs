@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use weft_model::{Listener, Name, Transport};
+use weft_runtime::connections::CloseReason;
 use weft_runtime::drain::Phase;
 use weft_runtime::listening::ListenReport;
 use weft_runtime::socket::{bind_udp, is_ipv6_unavailable, listen_tcp};
@@ -28,7 +29,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long accepting pauses after an error, such as running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long aborted connections have to reset both sides.
+/// How long closed connections have to reset both sides.
 const RESET_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Runs the worker with this number until the process has drained.
@@ -61,9 +62,9 @@ pub async fn run(shared: AgentShared, number: usize) {
     };
     work.await;
     sockets.close_tcp();
-    drain.finished(&worker.active_connections).await;
-    worker.abort_connections();
-    drop(tokio::time::timeout(RESET_TIMEOUT, worker.active_connections.all_closed()).await);
+    drain.finished(&worker.connections).await;
+    worker.connections.close_all(CloseReason::Shutdown);
+    drop(tokio::time::timeout(RESET_TIMEOUT, worker.connections.emptied()).await);
 }
 
 /// The bound sockets of a worker.

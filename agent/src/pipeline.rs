@@ -6,7 +6,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,6 +16,7 @@ use weft_model::{
     AccessLogSinks, FlowTuple, IdleEnd, Listener, Name, SourceAddress, TcpProxy, Transport,
 };
 use weft_runtime::access::{AccessRecord, RecordKind};
+use weft_runtime::connections::ConnectionStatus;
 use weft_runtime::metrics::{Gauge, GaugeGuard};
 use weft_runtime::socket::{PROBE_PORT, connect_tcp, original_destination, reset_on_close};
 use weft_runtime::syn::saved_sequence;
@@ -44,13 +45,13 @@ pub(crate) fn connection(
     worker: Rc<AgentWorker>,
 ) -> impl Future<Output = ()> {
     async move {
-        let Some(_active) = worker.active_connections.try_acquire(worker.shared.limits.connections)
-        else {
+        let limit = worker.shared.limits.connections;
+        let Some(handle) = worker.connections.try_register(limit) else {
             worker.metrics.refuse(FlowRefusal::Limit);
             return reset_on_close(&accepted.stream);
         };
         let mut log = FlowLog::new(accepted.client);
-        let outcome = proxy(&mut accepted, &worker, &mut log).await;
+        let outcome = proxy(&mut accepted, handle.status(), &worker, &mut log).await;
         let end = outcome.map(FlowEnd::from).unwrap_or_else(|refusal| {
             worker.metrics.refuse(refusal);
             reset_on_close(&accepted.stream);
@@ -65,6 +66,7 @@ pub(crate) fn connection(
 /// The stages of a connection.
 async fn proxy(
     accepted: &mut AcceptedTcp,
+    status: &ConnectionStatus,
     worker: &AgentWorker,
     log: &mut FlowLog,
 ) -> Result<RelayOutcome, FlowRefusal> {
@@ -86,15 +88,9 @@ async fn proxy(
     let flow_counts = worker.flow_counts(listener);
     // A connection may live long and must not keep an old plan in memory.
     drop(plan);
-    if worker.is_aborted.get() {
-        reset_on_close(&accepted.stream);
-        reset_on_close(&endpoint);
-        return Ok(RelayOutcome::Aborted);
-    }
     let _open = OpenConnection::begin(worker, &flow_counts);
-    let abort = pin!(worker.abort.notified());
     let sides = RelaySides { client: &mut accepted.stream, endpoint: &mut endpoint };
-    Ok(relay(sides, idle, abort, &worker.relay_buffers, &log.relayed).await)
+    Ok(relay(sides, idle, status, &worker.relay_buffers, &log.relayed).await)
 }
 
 /// The 5-tuple of a connection, with its original destination. A direct connection to a capture port is a mistake or a

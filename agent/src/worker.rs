@@ -1,14 +1,15 @@
 //! The state of a worker thread: its flows, buffers and counters, and the plan that it follows.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use weft_model::{Listener, Name};
 use weft_runtime::access::{AccessLog, Writer};
-use weft_runtime::drain::{ActiveConnections, Drain};
+use weft_runtime::connections::ConnectionRegistry;
+use weft_runtime::drain::Drain;
 use weft_runtime::listening::ListenReport;
 use weft_runtime::metrics::WorkerMetrics;
 use weft_runtime::socket::Mark;
@@ -58,12 +59,8 @@ pub(crate) struct AgentWorker {
     pub(crate) shared: AgentShared,
     pub(crate) metrics: Arc<AgentMetrics>,
     pub(crate) access: Rc<AccessLog>,
-    pub(crate) active_connections: ActiveConnections,
+    pub(crate) connections: ConnectionRegistry,
     pub(crate) relay_buffers: RelayBuffers,
-    /// Wakes connections to be aborted at the end of the drain timeout.
-    pub(crate) abort: Notify,
-    /// Whether `abort` was notified, for connections that start to wait later.
-    pub(crate) is_aborted: Cell<bool>,
     pub(crate) flows: RefCell<FlowTable<Rc<UdpFlow>>>,
     pub(crate) reply_sockets: ReplySockets,
     pub(crate) pacer: BatchPacer,
@@ -79,10 +76,8 @@ impl AgentWorker {
         Self {
             metrics: shared.metrics.worker(),
             access: shared.access.worker(),
-            active_connections: ActiveConnections::default(),
+            connections: ConnectionRegistry::default(),
             relay_buffers: RelayBuffers::new(),
-            abort: Notify::new(),
-            is_aborted: Cell::new(false),
             flows: RefCell::new(FlowTable::new(shared.limits.flows)),
             reply_sockets: ReplySockets::default(),
             pacer: BatchPacer::new(now()),
@@ -111,16 +106,10 @@ impl AgentWorker {
         reason = "the pause itself, below 0.1 ms, only while the worker carries UDP alone"
     )]
     pub(crate) fn pause_before_read(&self, side: ReadSide) {
-        let carries_tcp = self.active_connections.count() > 0;
+        let carries_tcp = self.connections.count() > 0;
         if self.pacer.should_pause(side, carries_tcp, now()) {
             std::thread::sleep(PAUSE);
         }
-    }
-
-    /// Resets all connections.
-    pub(crate) fn abort_connections(&self) {
-        self.is_aborted.set(true);
-        self.abort.notify_waiters();
     }
 
     /// Applies a plan.

@@ -1,9 +1,10 @@
 //! Graceful shutdown: stop accepting new work, let current work finish, and stop after a grace period.
 
-use std::rc::Rc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
+
+use crate::connections::ConnectionRegistry;
 
 /// How far the shutdown of the process has progressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,72 +66,20 @@ impl Drain {
         }
     }
 
-    /// Resolves when a worker should stop: when it drains and `active` is empty, when the grace period has
+    /// Resolves when a worker should stop: when it drains and no connection is `open`, when the grace period has
     /// passed, or at once in phase [`Phase::Ended`].
-    pub async fn finished(&self, active: &ActiveConnections) {
+    pub async fn finished(&self, open: &ConnectionRegistry) {
         self.reached(Phase::Draining).await;
         tokio::select! {
-            () = active.all_closed() => {}
+            () = open.emptied() => {}
             () = tokio::time::sleep(self.grace_period) => {
                 tracing::warn!(
-                    connections = active.count(),
+                    connections = open.count(),
                     "drain timeout reached, closing remaining connections"
                 );
             }
             () = self.reached(Phase::Ended) => {}
         }
-    }
-}
-
-/// Counts the open connections of one worker.
-#[derive(Debug, Clone, Default)]
-pub struct ActiveConnections(Rc<ActiveConnectionsInner>);
-
-#[derive(Debug, Default)]
-struct ActiveConnectionsInner {
-    count: std::cell::Cell<usize>,
-    changed: Notify,
-}
-
-/// One counted connection; dropping it lowers the count.
-#[derive(Debug)]
-pub struct ActiveConnection(ActiveConnections);
-
-impl ActiveConnections {
-    /// Counts one more connection, unless `limit` connections are counted already.
-    #[must_use]
-    pub fn try_acquire(&self, limit: usize) -> Option<ActiveConnection> {
-        let count = self.0.count.get();
-        if count >= limit {
-            return None;
-        }
-        self.0.count.set(count + 1);
-        Some(ActiveConnection(self.clone()))
-    }
-
-    /// The number of open connections.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.0.count.get()
-    }
-
-    /// Resolves when no connection is open.
-    pub async fn all_closed(&self) {
-        loop {
-            let changed = self.0.changed.notified();
-            if self.count() == 0 {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
-
-impl Drop for ActiveConnection {
-    fn drop(&mut self) {
-        let inner = &self.0.0;
-        inner.count.set(inner.count.get().saturating_sub(1));
-        inner.changed.notify_waiters();
     }
 }
 
@@ -163,13 +112,13 @@ mod tests {
     #[tokio::test]
     async fn draining_waits_for_open_connections() {
         let drain = Drain::new(Duration::from_secs(60));
-        let active = ActiveConnections::default();
-        let held = active.try_acquire(1).expect("the limit is 1");
-        assert!(active.try_acquire(1).is_none(), "the limit is reached");
+        let open = ConnectionRegistry::default();
+        let held = open.try_register(1).expect("the limit is 1");
+        assert!(open.try_register(1).is_none(), "the limit is reached");
         drain.begin();
         drain.begin();
         assert_eq!(drain.phase(), Phase::Draining);
-        let finished = drain.finished(&active);
+        let finished = drain.finished(&open);
         tokio::pin!(finished);
         assert!(futures_poll(finished.as_mut()).await.is_none());
         drop(held);
@@ -179,11 +128,11 @@ mod tests {
     #[tokio::test]
     async fn second_shutdown_request_stops_at_once() {
         let drain = Drain::new(Duration::from_secs(60));
-        let active = ActiveConnections::default();
-        let _held = active.try_acquire(1).expect("the limit is 1");
+        let open = ConnectionRegistry::default();
+        let _held = open.try_register(1).expect("the limit is 1");
         drain.advance();
         drain.advance();
-        tokio::time::timeout(Duration::from_secs(5), drain.finished(&active)).await.expect("ended");
+        tokio::time::timeout(Duration::from_secs(5), drain.finished(&open)).await.expect("ended");
     }
 
     async fn futures_poll<F: Future>(future: F) -> Option<F::Output> {

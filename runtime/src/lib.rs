@@ -8,6 +8,7 @@
 pub mod access;
 pub mod admin;
 pub mod clock;
+pub mod connections;
 pub mod drain;
 pub mod listening;
 pub mod log;

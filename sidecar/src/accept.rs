@@ -1,6 +1,5 @@
 //! Binds the listeners of the plan, accepts their connections, and follows changes of the plan.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
@@ -8,8 +7,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::task::{AbortHandle, JoinHandle};
+use tokio::task::JoinHandle;
 use weft_model::Name;
+use weft_runtime::connections::CloseReason;
 use weft_runtime::drain::Phase;
 use weft_runtime::listening::ListenReport;
 use weft_runtime::socket::{is_ipv6_unavailable, listen_tcp};
@@ -17,7 +17,7 @@ use weft_runtime::socket::{is_ipv6_unavailable, listen_tcp};
 use crate::clock::now;
 use crate::pipeline::{self, AcceptedSocket};
 use crate::plan::PlannedListener;
-use crate::worker::{CURRENT, SidecarShared, SidecarWorker};
+use crate::worker::{SidecarShared, SidecarWorker};
 
 /// The interval of periodic work: expired certificates, idle upstream connections, unbound listeners.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
@@ -52,8 +52,8 @@ pub async fn run(shared: SidecarShared, number: usize) {
         }
     }
     sockets.close();
-    worker.close_idle();
-    drain.finished(&worker.live).await;
+    worker.connections.drain_all(CloseReason::Shutdown);
+    drain.finished(&worker.connections).await;
 }
 
 /// The bound sockets.
@@ -127,7 +127,7 @@ async fn accept(socket: tokio::net::TcpListener, name: Name, worker: Rc<SidecarW
             Ok(accepted) => accepted,
             Err(error) => {
                 if let Some(pauses) = worker.pauses.event(now()) {
-                    let open = worker.live.count();
+                    let open = worker.connections.count();
                     tracing::warn!(listener = &*name, %error, pauses, open, "accept paused");
                 }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -152,13 +152,6 @@ fn serve_accepted(
     };
     drop(plan);
     let accepted = AcceptedSocket { client, stream, listener };
-    let handle = Rc::new(RefCell::new(None::<AbortHandle>));
-    let own = handle.clone();
-    let serving = worker.clone();
-    let task = tokio::task::spawn_local(async move {
-        let current = RefCell::new(own.borrow().clone());
-        CURRENT.scope(current, pipeline::connection(accepted, serving)).await;
-    });
-    handle.replace(Some(task.abort_handle()));
+    tokio::task::spawn_local(pipeline::connection(accepted, worker.clone()));
     Ok(())
 }

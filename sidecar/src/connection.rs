@@ -1,6 +1,6 @@
 //! A connection from a client, as its requests see it.
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use std::sync::Arc;
 use weft_certs::VerifiedPeer;
 use weft_model::{AccessLogSinks, Name, TransportKind};
 use weft_runtime::access::ConnectionTraceId;
+use weft_runtime::connections::ConnectionStatus;
 
-use crate::connection_registry::ConnectionStatus;
 use crate::forwarded::PreviousHop;
 use crate::header_mutation::HeaderVariables;
 use crate::identity_headers::ClientCertificateHeaders;
@@ -26,16 +26,14 @@ pub(crate) struct ClientConnection {
     pub(crate) destination: SocketAddr,
     pub(crate) peer: Option<VerifiedPeer>,
     pub(crate) certificate_headers: Option<ClientCertificateHeaders>,
-    /// Whether the peer's proof is still valid; none where the peer proved nothing.
-    pub(crate) status: Option<Rc<ConnectionStatus>>,
+    /// Whether it may be read, written and take requests.
+    pub(crate) status: Rc<ConnectionStatus>,
     pub(crate) kind: TransportKind,
     /// The TLS version; none without TLS.
     pub(crate) tls_version: Option<&'static str>,
     /// Its identifier in the access log.
     pub(crate) trace: Option<ConnectionTraceId>,
     pub(crate) listener: Name,
-    /// Whether it waits for a request, so that draining may close it.
-    pub(crate) idle: Rc<Cell<bool>>,
     /// The upstream connection that belongs to this client alone, because the client has authenticated on it or may do so.
     pub(crate) pinned: RefCell<Option<PinnedConnection>>,
     /// Records the headers that the listener drops.
@@ -98,38 +96,6 @@ impl ClientConnection {
             address,
             destination: self.destination,
             is_tls: self.is_tls(),
-        }
-    }
-
-    /// Sets whether the connection waits for a request, so that draining may close it.
-    pub(crate) fn set_idle(&self, idle: bool) {
-        self.idle.set(idle);
-        if let Some(status) = &self.status {
-            status.set_idle(idle);
-        }
-    }
-
-    /// Whether no request may begin on the connection.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.status.as_ref().is_some_and(|status| status.is_draining())
-    }
-
-    /// Resolves when no request may begin on the connection.
-    pub(crate) async fn draining(&self) {
-        match &self.status {
-            Some(status) => status.draining().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Resolves when the connection must be closed. The caller reports the reason to the client and closes the connection.
-    pub(crate) async fn closed(&self) {
-        match &self.status {
-            Some(status) => {
-                status.keep_writable();
-                status.closed_at_next_poll().await;
-            }
-            None => std::future::pending().await,
         }
     }
 

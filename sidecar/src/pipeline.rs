@@ -6,7 +6,7 @@
 //!              -> route: Routed -> choose endpoint -> exchange -> access log
 //! ```
 
-use std::cell::{Cell, OnceCell, RefCell};
+use std::cell::{OnceCell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
 use weft_model::{Codec, HttpService, Name, RbacDecision, TransportKind};
+use weft_runtime::connections::ConnectionStatus;
 use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
@@ -41,12 +42,12 @@ pub(crate) struct AcceptedSocket {
 
 /// Serves an accepted connection until it is closed.
 pub(crate) async fn connection(accepted: AcceptedSocket, worker: Rc<SidecarWorker>) {
-    let Some(_in_hand) = worker.live.try_acquire(worker.shared.limits.connections) else {
+    let Some(handle) = worker.connections.try_register(worker.shared.limits.connections) else {
         return worker.refuse_connection(accepted.client);
     };
     worker.metrics.connections.increment();
     let _open = GaugeGuard::new(&worker.metrics.connections_open);
-    if serve_connection(accepted, &worker).await.is_none() {
+    if serve_connection(accepted, handle.status(), &worker).await.is_none() {
         worker.metrics.connections_refused.increment();
     }
 }
@@ -60,7 +61,11 @@ fn is_redirected(client: SocketAddr, destination: SocketAddr, own: SocketAddr) -
 }
 
 /// Serves a connection. None when it was refused before any request.
-async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) -> Option<()> {
+async fn serve_connection(
+    accepted: AcceptedSocket,
+    status: &Rc<ConnectionStatus>,
+    worker: &Rc<SidecarWorker>,
+) -> Option<()> {
     let AcceptedSocket { client, stream, listener } = accepted;
     let own = stream.local_addr().ok()?;
     let destination = original_destination(&stream, own);
@@ -81,7 +86,8 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
         TransportKind::Plain
     };
     let chain = serving.chain(destination, kind)?.clone();
-    let handshake = HandshakeContext { client, destination, sinks: chain.service.access_log() };
+    let handshake =
+        HandshakeContext { client, status, destination, sinks: chain.service.access_log() };
     let SecuredConnection { stream, alpn, peer, is_unchecked, trace } =
         secure(&chain.tls, stream, handshake, worker).await?;
     let tls_version = stream.tls_version();
@@ -104,18 +110,16 @@ async fn serve_connection(accepted: AcceptedSocket, worker: &Rc<SidecarWorker>) 
         PlannedService::Http(http) => {
             let certificate_headers =
                 certificate_headers(peer.as_ref(), is_unchecked, &stream, &chain.tls, &http.http);
-            let status = stream.status().cloned();
             let connection = Rc::new(ClientConnection {
                 client,
                 destination,
                 peer,
                 certificate_headers,
-                status,
+                status: status.clone(),
                 kind,
                 tls_version,
                 trace,
                 listener: serving.listener.name.clone(),
-                idle: Rc::new(Cell::new(false)),
                 series: ConnectionSeries::default(),
                 pinned: RefCell::default(),
                 dropped: OnceCell::new(),

@@ -4,8 +4,8 @@ use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use weft_model::HeaderCase;
+use weft_runtime::connections::ConnectionStatus;
 
-use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::header_mutation::HeaderChanges;
 use crate::http::body::{BodySink, BodySource};
@@ -18,7 +18,6 @@ use crate::http::head::{HttpVersion, RequestHead, ResponseHead};
 use crate::http::header_filter::HeaderFilter;
 use crate::http::headers::Headers;
 use crate::upstream::ExchangeOutcome;
-use crate::worker::SidecarWorker;
 
 /// The content type of local replies.
 const PLAIN_TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -42,28 +41,8 @@ pub(crate) struct Http1Responder<'a> {
     pub(crate) started: bool,
     pub(crate) end: ResponseEnd,
     pub(crate) header_case: HeaderCase,
-    /// None where the connection is closed after this response anyway.
-    pub(crate) close_signal: Option<CloseSignal<'a>>,
-}
-
-/// Whether an HTTP/1.1 connection must be closed after the current response, because of draining or the client's certificate.
-#[derive(Clone, Copy)]
-pub(crate) struct CloseSignal<'a> {
-    pub(crate) worker: &'a SidecarWorker,
-    pub(crate) connection: &'a ClientConnection,
-}
-
-impl CloseSignal<'_> {
-    /// Whether the connection takes no further request.
-    pub(crate) fn has_begun(self) -> bool {
-        self.worker.is_draining() || self.connection.is_draining()
-    }
-}
-
-impl std::fmt::Debug for CloseSignal<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("CloseSignal").field(&self.has_begun()).finish()
-    }
+    /// The status of the connection, which is closed after the response if it drains. None where it is closed anyway.
+    pub(crate) status: Option<&'a ConnectionStatus>,
 }
 
 /// A response that the sidecar makes without an endpoint: a redirect or a fixed text.
@@ -351,7 +330,7 @@ impl Http1Responder<'_> {
             self.end = ResponseEnd::Close;
         }
         // Draining may have begun since the request arrived. The client must not send another request (RFC 9112, section 9.6).
-        if self.close_signal.is_some_and(CloseSignal::has_begun) {
+        if self.status.is_some_and(ConnectionStatus::is_draining) {
             self.reuse = ConnectionReuse::No;
         }
         let connection = match (self.reuse, self.version) {

@@ -16,7 +16,7 @@ use crate::http::h1::{
     BodyFraming, BodyReader, HeadError, Http1Reader, Http1Writer, ReadRequest, read_request,
 };
 use crate::http::head::{HttpVersion, Upgrade};
-use crate::responder::{CloseSignal, ConnectionReuse, Http1Responder, Responder, ResponseEnd};
+use crate::responder::{ConnectionReuse, Http1Responder, Responder, ResponseEnd};
 use crate::serve_request;
 use crate::stream::{StreamHalf, TransportStream};
 use crate::worker::SidecarWorker;
@@ -44,7 +44,6 @@ pub(crate) async fn serve(
     let mut reader = Http1Reader::new(read);
     let mut writer = Http1Writer::new(write, settings.timeouts.stall_limit());
     let mut allowance = ConnectionAllowance::new(settings);
-    let _enrolled = worker.register_drainable(connection.idle.clone());
     loop {
         let request = match next_request(&mut reader, &mut writer, &connection, settings).await {
             Ok(request) => with_host(request, settings),
@@ -54,8 +53,8 @@ pub(crate) async fn serve(
                 return Box::pin(refuse(denial, reader, writer, settings)).await;
             }
         };
-        let close_signal = CloseSignal { worker, connection: &connection };
-        let is_last = allowance.is_spent_by_one_more() || close_signal.has_begun();
+        let status = &*connection.status;
+        let is_last = allowance.is_spent_by_one_more() || status.is_draining();
         let mut reply = Responder::Http1(Http1Responder {
             writer: &mut writer,
             version: request.head.version,
@@ -71,7 +70,7 @@ pub(crate) async fn serve(
             started: false,
             end: ResponseEnd::Framed,
             header_case: settings.http1.header_case,
-            close_signal: Some(close_signal),
+            status: Some(status),
         });
         let source = match request.framing {
             BodyFraming::None if request.head.upgrade.is_none() => BodySource::Empty,
@@ -84,9 +83,8 @@ pub(crate) async fn serve(
         if end == ResponseEnd::Aborted {
             return writer.half.reset();
         }
-        // Draining may have begun while the response was sent, or the client's certificate expired. Both close only
-        // connections that were idle at that time, and this one must take no further request.
-        if reuse == ConnectionReuse::No || close_signal.has_begun() {
+        // Draining may have begun while the response was sent.
+        if reuse == ConnectionReuse::No || status.is_draining() {
             let unread = reader.has_unread_body;
             return close(reader, writer, unread).await;
         }
@@ -131,16 +129,23 @@ async fn next_request(
     if reader.buffer.is_empty() {
         reader.release_buffer();
         writer.release_buffer();
-        connection.set_idle(true);
-        let first = tokio::time::timeout(settings.timeouts.idle, reader.half.readable()).await;
-        connection.set_idle(false);
-        match first {
-            Err(_) => return Err(HeadError::Closed),
-            Ok(Err(_)) => return Err(HeadError::ConnectionLost(None)),
-            Ok(Ok(())) => {}
+        let first = tokio::time::timeout(settings.timeouts.idle, async {
+            tokio::select! {
+                biased;
+                readable = reader.half.readable() => Some(readable),
+                () = connection.status.draining() => None,
+            }
+        });
+        match first.await {
+            Ok(Some(Ok(()))) => {}
+            Ok(Some(Err(_))) => return Err(HeadError::ConnectionLost(None)),
+            Ok(None) | Err(_) => {
+                reader.half.reset_if_closed();
+                return Err(HeadError::Closed);
+            }
         }
     }
-    if connection.is_draining() {
+    if connection.status.refuses_requests() {
         reader.half.reset_if_closed();
         return Err(HeadError::Closed);
     }
@@ -178,7 +183,7 @@ async fn refuse(
         started: false,
         end: ResponseEnd::Framed,
         header_case: settings.http1.header_case,
-        close_signal: None,
+        status: None,
     });
     reply.deny(denial, false, None).await;
     close(reader, writer, true).await;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use weft_model::HttpService;
-use weft_runtime::drain::Phase;
+use weft_runtime::connections::ConnectionStatus;
 
 use crate::clock::now;
 use crate::connection::ClientConnection;
@@ -58,11 +58,11 @@ pub(crate) async fn serve(
     };
     let Some(mut streams) = accepted else { return };
     let open = Rc::<Cell<usize>>::default();
-    let drain = worker.shared.drain.clone();
-    let ending = ending(settings, &connection, &drain, &monitor, &open);
+    let ending = ending(settings, &connection.status, &monitor, &open);
     let stuck = monitor.stalled(settings.timeouts.head);
     let silent = h2_keepalive::ping_timeout(settings.keepalive, streams.ping_pong(), &monitor);
-    let closed = connection.closed();
+    connection.status.keep_writable();
+    let closed = connection.status.closed();
     let grace_over = idle_after_goaway(&open);
     tokio::pin!(ending, stuck, silent, closed, grace_over);
     let mut is_draining = false;
@@ -71,7 +71,7 @@ pub(crate) async fn serve(
         let next = tokio::select! {
             biased;
             // First, because closing the connection also ends reading from it.
-            () = &mut closed => break h2::Reason::INADEQUATE_SECURITY,
+            _ = &mut closed => break h2::Reason::INADEQUATE_SECURITY,
             reason = &mut ended => break reason,
             () = monitor.refused_by_h2() => {
                 note_refused(&connection, worker);
@@ -195,8 +195,7 @@ fn builder(settings: &HttpService, window_bytes: u32, is_peer: bool) -> h2::serv
 /// the clock.
 async fn ending(
     settings: &HttpService,
-    connection: &ClientConnection,
-    drain: &weft_runtime::drain::Drain,
+    status: &ConnectionStatus,
     monitor: &Http2Monitor,
     open: &Cell<usize>,
 ) {
@@ -218,8 +217,7 @@ async fn ending(
     tokio::select! {
         () = aged => {}
         () = idle => {}
-        () = drain.reached(Phase::Draining) => {}
-        () = connection.draining() => {}
+        () = status.draining() => {}
         () = monitor.renewal_due() => {}
     }
 }
@@ -236,7 +234,7 @@ fn is_wanted(
         serve_request::refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
         return false;
     }
-    if connection.is_draining() {
+    if connection.status.refuses_requests() {
         // The request was not processed, so the client may retry it (RFC 9113, section 8.7).
         respond.send_reset(h2::Reason::REFUSED_STREAM);
         return false;

@@ -12,8 +12,9 @@ use rustls::{CommonState, ProtocolVersion};
 use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
+use weft_runtime::connections::{CloseReason, ConnectionStatus};
 
-use crate::connection_registry::{ConnectionStatus, RegisteredConnection};
+use crate::certificate_index::IndexedConnection;
 use crate::tls::stream::TlsStream;
 
 /// The interval at which the end of a stream is checked for while unread bytes are waiting.
@@ -29,14 +30,14 @@ pub(crate) enum TransportStream {
 /// A TLS stream that can no longer be read or written once its peer's certificate is revoked or expired.
 #[derive(Debug)]
 pub(crate) struct RegisteredTlsStream {
-    /// None where the peer proved nothing. Dropped before the socket is closed.
-    registered: Option<RegisteredConnection>,
+    /// None where the peer proved nothing.
+    registered: Option<IndexedConnection>,
     tls: Box<TlsStream>,
 }
 
 impl RegisteredTlsStream {
     /// A stream with a completed handshake.
-    pub(crate) fn new(tls: Box<TlsStream>, registered: Option<RegisteredConnection>) -> Self {
+    pub(crate) fn new(tls: Box<TlsStream>, registered: Option<IndexedConnection>) -> Self {
         Self { registered, tls }
     }
 
@@ -44,30 +45,33 @@ impl RegisteredTlsStream {
         self.registered.as_ref().map(|registered| &registered.status)
     }
 
-    /// The stream to read from. Fails once the connection is closed by the registry, even for bytes received before.
-    fn reading(&mut self) -> io::Result<Pin<&mut TlsStream>> {
-        match self.status() {
-            Some(status) if status.is_closed() => Err(self.closed_error()),
-            _ => Ok(Pin::new(&mut self.tls)),
+    /// The stream to read from. Fails once the connection is closed by its status, even for bytes received before.
+    fn reading(&mut self, cx: &Context<'_>) -> io::Result<Pin<&mut TlsStream>> {
+        if let Some(status) = self.status() {
+            if let Some(reason) = status.close_reason() {
+                return Err(self.closed_error(reason));
+            }
+            status.watch(cx);
         }
+        Ok(Pin::new(&mut self.tls))
     }
 
     /// The stream to write to.
-    fn writing(&mut self) -> io::Result<Pin<&mut TlsStream>> {
-        match self.status() {
-            Some(status) if status.is_write_closed() => Err(self.closed_error()),
-            _ => Ok(Pin::new(&mut self.tls)),
+    fn writing(&mut self, cx: &Context<'_>) -> io::Result<Pin<&mut TlsStream>> {
+        if let Some(status) = self.status() {
+            if let Some(reason) = status.close_reason().filter(|_| status.is_write_closed()) {
+                return Err(self.closed_error(reason));
+            }
+            status.watch(cx);
         }
+        Ok(Pin::new(&mut self.tls))
     }
 
-    fn closed_error(&self) -> io::Error {
+    fn closed_error(&self, reason: CloseReason) -> io::Error {
         if self.status().is_some_and(|status| status.is_write_closed()) {
             weft_runtime::socket::reset_on_close(self.tls.tcp());
         }
-        io::Error::new(
-            io::ErrorKind::ConnectionAborted,
-            "the peer certificate was revoked or has expired",
-        )
+        io::Error::new(io::ErrorKind::ConnectionAborted, reason.to_string())
     }
 }
 
@@ -114,7 +118,7 @@ impl TransportStream {
         })
     }
 
-    /// The status in the connection registry; none where the peer proved nothing.
+    /// Whether the connection may be used; none where the peer proved nothing.
     pub(crate) fn status(&self) -> Option<&Rc<ConnectionStatus>> {
         match self {
             Self::Plain(_) => None,
@@ -131,7 +135,7 @@ impl AsyncRead for TransportStream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_read(cx, buf),
-            Self::Tls(io) => io.reading()?.poll_read(cx, buf),
+            Self::Tls(io) => io.reading(cx)?.poll_read(cx, buf),
         }
     }
 }
@@ -144,21 +148,21 @@ impl AsyncWrite for TransportStream {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_write(cx, buf),
-            Self::Tls(io) => io.writing()?.poll_write(cx, buf),
+            Self::Tls(io) => io.writing(cx)?.poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Tls(io) => io.writing()?.poll_flush(cx),
+            Self::Tls(io) => io.writing(cx)?.poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Tls(io) => io.writing()?.poll_shutdown(cx),
+            Self::Tls(io) => io.writing(cx)?.poll_shutdown(cx),
         }
     }
 }
@@ -211,7 +215,7 @@ impl StreamHalf {
         self.0.borrow().status().is_some_and(|status| status.is_draining())
     }
 
-    /// Resets the connection when it is dropped, if the registry closed it. Otherwise the close would wait for the peer's
+    /// Resets the connection when it is dropped, if its status closed it. Otherwise the close would wait for the peer's
     /// kernel.
     pub(crate) fn reset_if_closed(&self) {
         if self.0.borrow().status().is_some_and(|status| status.is_closed()) {

@@ -10,9 +10,9 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, copy_bidirectional};
 use weft_model::{Discovery, TcpProxy, WeightedCluster};
 use weft_runtime::access::TerminationDetails;
+use weft_runtime::connections::ConnectionStatus;
 use weft_runtime::socket::reset_on_close;
 
-use crate::connection_registry::ConnectionStatus;
 use crate::denial::Denial;
 use crate::detect::ServerFirstUpstream;
 use crate::load_balancer::ChosenEndpoint;
@@ -258,7 +258,7 @@ async fn connect(
 /// Resolves when the connection must be closed because of its peer's certificate; never where the peer proved nothing.
 async fn closed(status: Option<Rc<ConnectionStatus>>) {
     match status {
-        Some(status) => status.closed().await,
+        Some(status) => drop(status.closed().await),
         None => std::future::pending().await,
     }
 }

@@ -1,16 +1,15 @@
 //! The state of a worker: the plan in force, the pools and caches that its connections share, and its limits.
 
 use std::cell::{Cell, Ref, RefCell};
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use weft_runtime::access::{AccessLog, Writer};
-use weft_runtime::drain::{ActiveConnections, Drain};
+use weft_runtime::connections::ConnectionRegistry;
+use weft_runtime::drain::Drain;
 use weft_runtime::listening::ListenReport;
 use weft_runtime::log_limit::LogLimit;
 use weft_runtime::memory;
@@ -18,8 +17,8 @@ use weft_runtime::metrics::WorkerMetrics;
 use weft_runtime::socket::Mark;
 
 use crate::authenticate::TokenCache;
+use crate::certificate_index::{CertificateIndex, PeerRegistrar};
 use crate::clock::{now, unix_seconds};
-use crate::connection_registry::{ConnectionRegistry, PeerRegistrar};
 use crate::http2_windows::WindowBudget;
 use crate::metrics::SidecarMetrics;
 use crate::plan::SidecarPlan;
@@ -67,7 +66,8 @@ pub(crate) struct SidecarWorker {
     pub(crate) shared: SidecarShared,
     pub(crate) metrics: Arc<SidecarMetrics>,
     pub(crate) access: Rc<AccessLog>,
-    pub(crate) live: ActiveConnections,
+    /// The connections from clients.
+    pub(crate) connections: ConnectionRegistry,
     pub(crate) pools: Pools,
     /// The window budget of client connections. The pools have a quarter of the limit for upstream connections, so that
     /// clients cannot exhaust it.
@@ -81,14 +81,10 @@ pub(crate) struct SidecarWorker {
     pub(crate) changes: PlanChanges,
     /// Connects to endpoints.
     pub(crate) connector: Rc<Connector>,
-    /// Registers the connections whose peers proved their identity.
+    /// Adds connections to the certificate index.
     pub(crate) registrar: Rc<PeerRegistrar>,
-    registry: Rc<ConnectionRegistry>,
+    certificates: Rc<CertificateIndex>,
     plan: RefCell<Arc<SidecarPlan>>,
-    draining: Cell<bool>,
-    /// Connections that draining may close while they are idle.
-    drainable: RefCell<HashMap<u64, DrainableTask>>,
-    next_drainable_id: Cell<u64>,
     /// Rate limits of the logs for refused connections and for pauses of accepting.
     refusals: LogLimit,
     pub(crate) pauses: LogLimit,
@@ -96,29 +92,12 @@ pub(crate) struct SidecarWorker {
     peak_connections: Cell<usize>,
 }
 
-/// A connection's task, and whether the connection is idle.
-type DrainableTask = (AbortHandle, Rc<Cell<bool>>);
-
-/// The registration of a connection that draining may close while idle. Dropping it removes the entry.
-pub(crate) struct DrainRegistration<'a>(&'a SidecarWorker, u64);
-
-impl Drop for DrainRegistration<'_> {
-    fn drop(&mut self) {
-        self.0.drainable.borrow_mut().remove(&self.1);
-    }
-}
-
-tokio::task_local! {
-    /// The abort handle of the running connection task.
-    pub(crate) static CURRENT: RefCell<Option<AbortHandle>>;
-}
-
 impl SidecarWorker {
     /// A worker that serves `plan`. To be called on the worker's thread.
     pub(crate) fn new(shared: SidecarShared, plan: Arc<SidecarPlan>) -> Self {
         let metrics = shared.metrics.worker();
-        let registry = Rc::<ConnectionRegistry>::default();
-        let registrar = Rc::new(PeerRegistrar::new(registry.clone(), shared.plans.clone()));
+        let certificates = Rc::<CertificateIndex>::default();
+        let registrar = Rc::new(PeerRegistrar::new(certificates.clone(), shared.plans.clone()));
         let connector = Rc::new(Connector {
             metrics: metrics.clone(),
             mark: shared.mark,
@@ -128,7 +107,7 @@ impl SidecarWorker {
         Self {
             metrics,
             access: shared.access.worker(),
-            live: ActiveConnections::default(),
+            connections: ConnectionRegistry::default(),
             pools: Pools::new(connector.clone(), upstream_windows),
             connector,
             registrar,
@@ -136,12 +115,9 @@ impl SidecarWorker {
             tokens: TokenCache::default(),
             series: WorkerSeries::default(),
             changes: PlanChanges::default(),
-            registry,
+            certificates,
             windows: WindowBudget::new(shared.limits.window_bytes / 4 * 3),
             plan: RefCell::new(plan),
-            draining: Cell::new(false),
-            drainable: RefCell::default(),
-            next_drainable_id: Cell::new(0),
             refusals: LogLimit::default(),
             pauses: LogLimit::default(),
             peak_connections: Cell::new(0),
@@ -167,19 +143,6 @@ impl SidecarWorker {
         self.plan.borrow()
     }
 
-    pub(crate) fn is_draining(&self) -> bool {
-        self.draining.get()
-    }
-
-    /// Registers the connection of the running task as one that draining may close while it is `idle`.
-    pub(crate) fn register_drainable(&self, idle: Rc<Cell<bool>>) -> Option<DrainRegistration<'_>> {
-        let id = self.next_drainable_id.get();
-        self.next_drainable_id.set(id + 1);
-        let handle = CURRENT.with(|current| current.borrow().clone())?;
-        self.drainable.borrow_mut().insert(id, (handle, idle));
-        Some(DrainRegistration(self, id))
-    }
-
     /// Counts and logs a connection beyond the limit.
     pub(crate) fn refuse_connection(&self, client: SocketAddr) {
         self.metrics.connections_refused.increment();
@@ -196,36 +159,23 @@ impl SidecarWorker {
 
     /// Closes the connections whose peers' certificates the plan revokes.
     fn apply_revocations(&self) {
-        self.registry.apply(&self.plan.borrow().revocations, unix_seconds(), &self.metrics);
-        let registry = self.registry.clone();
-        if registry.notify_closed() {
+        self.certificates.apply(&self.plan.borrow().revocations, unix_seconds(), &self.metrics);
+        let certificates = self.certificates.clone();
+        if certificates.wake_closed() {
             tokio::task::spawn_local(async move {
                 // Other tasks run in between.
-                while registry.notify_closed() {
+                while certificates.wake_closed() {
                     tokio::task::yield_now().await;
                 }
             });
         }
-    }
-
-    /// Closes the idle connections.
-    pub(crate) fn close_idle(&self) {
-        self.draining.set(true);
-        let idle: Vec<AbortHandle> = self
-            .drainable
-            .borrow()
-            .values()
-            .filter(|(_, idle)| idle.get())
-            .map(|(task, _)| task.clone())
-            .collect();
-        idle.iter().for_each(AbortHandle::abort);
     }
 }
 
 impl SidecarWorker {
     /// Trims the heap when many connections have closed: the C library keeps free blocks between used ones.
     fn trim_heap(&self) {
-        let open = self.live.count();
+        let open = self.connections.count();
         let most = self.peak_connections.get().max(open);
         self.peak_connections.set(most);
         if open + TRIM_AFTER_CLOSED <= most && open <= most / 4 * 3 {
@@ -242,7 +192,7 @@ impl SidecarWorker {
 
     /// Performs the periodic work.
     pub(crate) fn sweep(&self) {
-        self.registry.tick(unix_seconds(), &self.metrics);
+        self.certificates.tick(unix_seconds(), &self.metrics);
         self.windows.update();
         self.trim_heap();
         let plan = self.plan();

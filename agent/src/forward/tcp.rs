@@ -19,9 +19,9 @@ use nix::fcntl::{OFlag, SpliceFFlags, splice};
 use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::ReadHalf;
-use tokio::sync::futures::Notified;
 use tokio::time::Sleep;
 use weft_model::IdleEnd;
+use weft_runtime::connections::ConnectionStatus;
 use weft_runtime::socket::reset_on_close;
 
 use crate::clock::now;
@@ -111,13 +111,13 @@ pub(crate) struct IdlePolicy {
     pub(crate) end: IdleEnd,
 }
 
-/// Relays bytes between `client` and `endpoint` until both have closed, the idle timeout passes, or the relay
-/// is aborted. A connection that has not finished is reset on both sides, so that neither takes the received
+/// Relays bytes between `client` and `endpoint` until both have closed, the idle timeout passes, or the
+/// connection is closed by its `status`. A connection that has not finished is reset on both sides, so that neither takes the received
 /// part for the whole. An idle connection may be closed instead if no bytes are pending.
 pub(crate) fn relay<'a>(
     sides: RelaySides<'a>,
     idle: IdlePolicy,
-    mut abort: Pin<&'a mut Notified<'_>>,
+    status: &'a ConnectionStatus,
     buffers: &'a RelayBuffers,
     relayed: &'a RelayedBytes,
 ) -> impl Future<Output = RelayOutcome> {
@@ -129,7 +129,7 @@ pub(crate) fn relay<'a>(
         let mut idle_timer = IdleTimer::new(idle.timeout);
         let mut sleep = pin!(tokio::time::sleep(idle_timer.check_interval.unwrap_or_default()));
         let end = poll_fn(|context| {
-            if abort.as_mut().poll(context).is_ready() {
+            if status.poll_closed(context).is_ready() {
                 return Poll::Ready(RelayOutcome::Aborted);
             }
             let (mut from_client, to_client) = client.split();

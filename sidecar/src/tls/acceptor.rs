@@ -1,12 +1,14 @@
 //! The server side of a TLS handshake, and the only place that creates a [`VerifiedPeer`].
 
 use std::io;
+use std::rc::Rc;
 
 use rustls::HandshakeKind;
 use rustls_pki_types::UnixTime;
 use tokio::net::TcpStream;
 use weft_certs::VerifiedPeer;
 use weft_certs::tls::ServerTls;
+use weft_runtime::connections::ConnectionStatus;
 
 use super::Alpn;
 use super::refused_handshake::RefusedHandshake;
@@ -27,7 +29,8 @@ pub(crate) struct AcceptedTls {
 }
 
 /// Performs the handshake. The client certificate was verified when this returns: by the verifier, or again after a
-/// resumed session. From then on the connection is registered with the certificate and closed when that is revoked.
+/// resumed session. From then on the connection is in the certificate index, and closed when the
+/// certificate is revoked.
 ///
 /// # Errors
 /// When the handshake fails, or the certificate of a resumed session has expired or was revoked. In the second case the
@@ -35,6 +38,7 @@ pub(crate) struct AcceptedTls {
 pub(crate) async fn accept(
     server: ServerTls,
     tcp: TcpStream,
+    status: &Rc<ConnectionStatus>,
     worker: &SidecarWorker,
 ) -> Result<AcceptedTls, RefusedHandshake> {
     let stream = TlsStream::accept(server.config().clone(), tcp).await?;
@@ -51,7 +55,7 @@ pub(crate) async fn accept(
             let proved = asserted.zip(server.proof(chain, now));
             let (peer, proof) =
                 proved.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
-            (Some(peer), Some(worker.registrar.register(stream.tcp(), proof, trust)))
+            (Some(peer), Some(worker.registrar.register(status.clone(), proof, trust)))
         }
         _ => (None, None),
     };

@@ -15,7 +15,7 @@ use weft_runtime::socket::{Mark, connect_tcp};
 use super::Alpn;
 use super::failure::{FailedHandshake, TlsFailure};
 use super::stream::TlsStream;
-use crate::connection_registry::PeerRegistrar;
+use crate::certificate_index::PeerRegistrar;
 use crate::metrics::SidecarMetrics;
 use crate::plan::{PlannedCluster, PlannedClusterTls};
 use crate::stream::{RegisteredTlsStream, TransportStream};
@@ -90,7 +90,7 @@ async fn attempt(
                 let error = io::ErrorKind::InvalidData.into();
                 FailedHandshake::wrap(error, TlsFailure::BadCertificate)
             })?;
-            Some(connector.registrar.register(stream.tcp(), proof, trust))
+            Some(connector.registrar.register(Rc::default(), proof, trust))
         }
     };
     let agreed = Alpn::of(stream.session().alpn_protocol());

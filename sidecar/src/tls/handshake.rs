@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use rustls_pki_types::CertificateDer;
@@ -10,6 +11,7 @@ use weft_certs::fault::{self, PeerFault};
 use weft_certs::{CertificateText, VerifiedPeer};
 use weft_model::{AccessLogSinks, SpiffeId};
 use weft_runtime::access::{AccessRecord, ConnectionTraceId, RecordKind};
+use weft_runtime::connections::ConnectionStatus;
 
 use super::{Alpn, acceptor};
 use crate::clock::{now, unix_ms};
@@ -32,6 +34,8 @@ pub(crate) struct SecuredConnection {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct HandshakeContext<'a> {
     pub(crate) client: SocketAddr,
+    /// The status of the connection.
+    pub(crate) status: &'a Rc<ConnectionStatus>,
     /// The original destination.
     pub(crate) destination: SocketAddr,
     /// Where the handshake is logged.
@@ -61,7 +65,7 @@ pub(crate) async fn secure(
     };
     let start = now();
     // Boxed, so that the state of the handshake is not part of the connection's future afterwards.
-    let handshake = Box::pin(acceptor::accept(server, stream, worker));
+    let handshake = Box::pin(acceptor::accept(server, stream, context.status, worker));
     let done = tokio::time::timeout(worker.shared.limits.handshake, handshake).await;
     let took = now() - start;
     match done {

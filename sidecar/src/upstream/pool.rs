@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::sync::Notify;
+use weft_runtime::connections::ConnectionStatus;
 
 use crate::clock::now;
 use crate::config_map::ConfigMap;
-use crate::connection_registry::ConnectionStatus;
 use crate::http::h1::{Http1Reader, Http1Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};
 use crate::http::h2_endpoint_guard::{EndpointAlert, Http2EndpointGuard};
@@ -333,7 +333,8 @@ impl Pools {
         self.http2.borrow_mut().remove(&(target.id, address));
     }
 
-    /// Closes connections that were idle for too long, and those of targets for which `is_current` is false.
+    /// Closes connections that were idle for too long or are draining, and those of targets for which `is_current` is
+    /// false.
     pub(crate) fn sweep(&self, is_current: impl Fn(u64) -> bool) {
         let now = now();
         self.http2.borrow_mut().retain(|(target, _), connections| {
@@ -348,7 +349,9 @@ impl Pools {
             is_current(*target) && !connections.is_empty()
         });
         self.http1.borrow_mut().retain(|(target, _), idle| {
-            idle.retain(|waiting| now < waiting.until);
+            idle.retain(|waiting| {
+                now < waiting.until && !waiting.connection.reader.half.is_draining()
+            });
             is_current(*target) && !idle.is_empty()
         });
         self.connecting.borrow_mut().retain(|(target, _), _| is_current(*target));

@@ -1,25 +1,24 @@
-//! Closes connections whose peer certificate was revoked, expired, or lost its trust root.
+//! Finds the connections that rely on a certificate, and ends them once it is revoked, expires, or loses its trust
+//! root.
 //!
-//! Each worker has a registry of its mutual TLS connections, to clients and to endpoints, indexed by the certificates
-//! that the peer's proof depends on. When a trust store stops accepting a certificate, the registry finds the
-//! affected connections without visiting the others. `stream.rs` checks the status of a connection before each read
-//! and write, whatever protocol runs over it. A connection whose peer certificate expired takes no further requests
-//! and is closed an hour later.
+//! Each worker has an index of its mutual TLS connections, to clients and to endpoints, by the certificates that the
+//! peer's proof depends on. When a trust store stops accepting a certificate, the index finds the affected
+//! connections without visiting the others, and changes their [`ConnectionStatus`]. `stream.rs` checks that before
+//! each read and write, whatever protocol runs over the connection. A connection whose peer certificate expired takes
+//! no further requests and is closed an hour later.
 //!
 //! No change is missed: the planner publishes a plan together with its revocations before it wakes the workers, and a
 //! connection that registers late is checked against the plan of that moment.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::os::fd::{AsRawFd as _, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{Shutdown, shutdown};
-use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use weft_certs::{LinkId, Proof, TrustStore};
+use weft_runtime::connections::{CloseReason, ConnectionStatus};
 
 use crate::metrics::SidecarMetrics;
 use crate::plan::SidecarPlan;
@@ -27,85 +26,13 @@ use crate::revocation_history::{RevocationEvent, RevocationHistory};
 
 /// Grace period of the requests on a connection whose peer certificate expired.
 const EXPIRED_DRAIN: Duration = Duration::from_secs(3600);
-/// The number of closed connections that are notified in one batch. Closing one takes about 20 us.
+/// The number of closed connections whose tasks are woken in one batch. Closing one takes about 20 us.
 const CLOSE_BATCH: usize = 2;
-
-/// Whether one connection may be read, written and take requests.
-#[derive(Debug, Default)]
-pub(crate) struct ConnectionStatus {
-    state: Cell<ConnectionState>,
-    /// Whether the connection stays writable after it is closed, so that the protocol can report the reason.
-    stays_writable: Cell<bool>,
-    /// Whether no request is in flight, so that draining may close the connection.
-    idle: Cell<bool>,
-    changed: Notify,
-}
-
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum ConnectionState {
-    #[default]
-    Open,
-    /// Requests in flight may finish; no request may begin.
-    Draining,
-    /// The connection is neither read nor written.
-    Closed,
-}
-
-impl ConnectionStatus {
-    /// Whether the connection must not be read.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.state.get() == ConnectionState::Closed
-    }
-
-    /// Whether the connection must not be written.
-    pub(crate) fn is_write_closed(&self) -> bool {
-        self.is_closed() && !self.stays_writable.get()
-    }
-
-    /// Whether no request may begin.
-    pub(crate) fn is_draining(&self) -> bool {
-        self.state.get() != ConnectionState::Open
-    }
-
-    /// Sets whether no request is in flight.
-    pub(crate) fn set_idle(&self, idle: bool) {
-        self.idle.set(idle);
-    }
-
-    /// Keeps the connection writable after it is closed, so that its protocol can report the reason to the peer.
-    pub(crate) fn keep_writable(&self) {
-        self.stays_writable.set(true);
-    }
-
-    /// Resolves when no request may begin.
-    pub(crate) async fn draining(&self) {
-        while !self.is_draining() {
-            self.changed.notified().await;
-        }
-    }
-
-    /// Resolves when the connection must be closed. Wakes the waiting task itself.
-    pub(crate) async fn closed(&self) {
-        while !self.is_closed() {
-            self.changed.notified().await;
-        }
-    }
-
-    /// Resolves when the connection must be closed. Registers no waker: [`RegistryEntry::shutdown_read`] wakes the task
-    /// that reads from the socket.
-    pub(crate) async fn closed_at_next_poll(&self) {
-        std::future::poll_fn(|_| match self.is_closed() {
-            true => std::task::Poll::Ready(()),
-            false => std::task::Poll::Pending,
-        })
-        .await;
-    }
-}
 
 /// The connections of a worker whose peer proved its identity.
 #[derive(Debug, Default)]
-pub(crate) struct ConnectionRegistry {
-    entries: RefCell<HashMap<u64, RegistryEntry>>,
+pub(crate) struct CertificateIndex {
+    entries: RefCell<HashMap<u64, IndexEntry>>,
     /// The connections by the certificates that their proofs depend on: leaves of one peer, and few authorities.
     by_link: RefCell<HashMap<(u64, LinkId), BTreeSet<u64>>>,
     /// The connections by the time of their next state change, in seconds since 1970.
@@ -113,81 +40,79 @@ pub(crate) struct ConnectionRegistry {
     next: Cell<u64>,
     /// The number of revocation events that were applied.
     applied: Cell<u64>,
-    /// Closed connections whose tasks were not notified yet.
-    to_notify: RefCell<VecDeque<u64>>,
+    /// Closed connections whose tasks were not woken yet.
+    to_wake: RefCell<VecDeque<Rc<ConnectionStatus>>>,
 }
 
 #[derive(Debug)]
-struct RegistryEntry {
+struct IndexEntry {
     status: Rc<ConnectionStatus>,
     proof: Proof,
     lineage: u64,
-    socket: RawFd,
     /// Whether a certificate that the proof depends on was revoked.
     revoked: bool,
     /// The time of the next state change, in seconds since 1970.
     deadline: u64,
 }
 
-/// A registered connection. Dropping it removes the registry entry.
+/// A connection in the index. Dropping it removes the entry.
 #[derive(Debug)]
-pub(crate) struct RegisteredConnection {
+pub(crate) struct IndexedConnection {
     pub(crate) status: Rc<ConnectionStatus>,
-    registry: Rc<ConnectionRegistry>,
+    index: Rc<CertificateIndex>,
     id: u64,
 }
 
-impl Drop for RegisteredConnection {
+impl Drop for IndexedConnection {
     fn drop(&mut self) {
-        self.registry.remove(self.id);
+        self.index.remove(self.id);
     }
 }
 
-/// Registers connections with the revocations that are published at that moment.
+/// Adds connections to the index, with the revocations that are published at that moment.
 #[derive(Debug)]
 pub(crate) struct PeerRegistrar {
-    registry: Rc<ConnectionRegistry>,
+    index: Rc<CertificateIndex>,
     /// The published plan, since the worker's own may be an older one.
     plans: watch::Receiver<Arc<SidecarPlan>>,
 }
 
 impl PeerRegistrar {
     pub(crate) fn new(
-        registry: Rc<ConnectionRegistry>,
+        index: Rc<CertificateIndex>,
         plans: watch::Receiver<Arc<SidecarPlan>>,
     ) -> Self {
-        Self { registry, plans }
+        Self { index, plans }
     }
 
-    /// Registers a connection whose peer proved its identity to `trust` with `proof`. The result must be dropped before
-    /// `socket` is closed.
+    /// Adds a connection whose peer proved its identity to `trust` with `proof`.
     pub(crate) fn register(
         &self,
-        socket: &TcpStream,
+        status: Rc<ConnectionStatus>,
         proof: Proof,
         trust: &TrustStore,
-    ) -> RegisteredConnection {
+    ) -> IndexedConnection {
         let latest = self.plans.borrow().revocations.clone();
-        self.registry.register(socket.as_raw_fd(), proof, trust, &latest)
+        self.index.add(status, proof, trust, &latest)
     }
 }
 
-impl ConnectionRegistry {
-    /// Registers a connection whose peer proved its identity to `trust` with `proof`. The result must be dropped before
-    /// `socket` is closed. `latest` are the revocations published up to now.
-    pub(crate) fn register(
+impl CertificateIndex {
+    /// Adds a connection whose peer proved its identity to `trust` with `proof`. `latest` are the revocations
+    /// published up to now.
+    pub(crate) fn add(
         self: &Rc<Self>,
-        socket: RawFd,
+        status: Rc<ConnectionStatus>,
         proof: Proof,
         trust: &TrustStore,
         latest: &RevocationHistory,
-    ) -> RegisteredConnection {
+    ) -> IndexedConnection {
         let id = self.next.get();
-        let status = Rc::new(ConnectionStatus::default());
         self.next.set(id + 1);
         let lineage = trust.version().lineage;
-        if latest.invalidates(&proof, trust.version()) {
-            status.state.set(ConnectionState::Closed);
+        let revoked = latest.invalidates(&proof, trust.version());
+        if revoked {
+            status.close(CloseReason::PeerRevoked);
         }
         let deadline = proof.expires_at().as_secs();
         self.by_deadline.borrow_mut().insert((deadline, id));
@@ -195,11 +120,9 @@ impl ConnectionRegistry {
         for link in proof.links() {
             by_link.entry((lineage, *link)).or_default().insert(id);
         }
-        let revoked = status.is_closed();
-        let entry =
-            RegistryEntry { status: status.clone(), proof, lineage, socket, revoked, deadline };
+        let entry = IndexEntry { status: status.clone(), proof, lineage, revoked, deadline };
         self.entries.borrow_mut().insert(id, entry);
-        RegisteredConnection { status, registry: self.clone(), id }
+        IndexedConnection { status, index: self.clone(), id }
     }
 
     fn remove(&self, id: u64) {
@@ -220,7 +143,7 @@ impl ConnectionRegistry {
     }
 
     /// Closes the connections that depend on certificates revoked since the last call, or drains them where the
-    /// revocation policy sets a grace period. Closed connections pass no further bytes; [`Self::notify_closed`] wakes
+    /// revocation policy sets a grace period. Closed connections pass no further bytes; [`Self::wake_closed`] wakes
     /// their tasks. `now` is in seconds since 1970.
     pub(crate) fn apply(&self, history: &RevocationHistory, now: u64, metrics: &SidecarMetrics) {
         let applied = self.applied.replace(history.count);
@@ -246,8 +169,8 @@ impl ConnectionRegistry {
             entry.revoked = true;
             metrics.connections_revoked.increment();
             if drain.is_zero() {
-                if entry.status.state.replace(ConnectionState::Closed) != ConnectionState::Closed {
-                    self.to_notify.borrow_mut().push_back(*id);
+                if entry.status.mark_closed(CloseReason::PeerRevoked) {
+                    self.to_wake.borrow_mut().push_back(entry.status.clone());
                 }
             } else {
                 self.drain_until(*id, entry, now + drain.as_secs());
@@ -263,12 +186,11 @@ impl ConnectionRegistry {
 
     /// Wakes the tasks of one batch of closed connections, small enough that other connections are not delayed. Returns
     /// whether more are waiting.
-    pub(crate) fn notify_closed(&self) -> bool {
-        let mut to_notify = self.to_notify.borrow_mut();
-        let some = to_notify.len().min(CLOSE_BATCH);
-        let entries = self.entries.borrow();
-        to_notify.drain(..some).filter_map(|id| entries.get(&id)).for_each(RegistryEntry::notify);
-        !to_notify.is_empty()
+    pub(crate) fn wake_closed(&self) -> bool {
+        let mut to_wake = self.to_wake.borrow_mut();
+        let some = to_wake.len().min(CLOSE_BATCH);
+        to_wake.drain(..some).for_each(|status| status.wake());
+        !to_wake.is_empty()
     }
 
     fn affected_by(&self, event: &RevocationEvent) -> Vec<u64> {
@@ -297,19 +219,19 @@ impl ConnectionRegistry {
             let Some(entry) = entries.get_mut(&id) else {
                 continue;
             };
-            if entry.status.is_draining() {
-                entry.close();
+            if entry.status.refuses_requests() {
+                entry.status.close(entry.reason());
                 continue;
             }
             metrics.connections_expired.increment();
-            entry.drain();
+            entry.status.drain(entry.reason());
             entry.deadline = now + EXPIRED_DRAIN.as_secs();
             by_deadline.insert((entry.deadline, id));
         }
     }
 
-    fn drain_until(&self, id: u64, entry: &mut RegistryEntry, until: u64) {
-        entry.drain();
+    fn drain_until(&self, id: u64, entry: &mut IndexEntry, until: u64) {
+        entry.status.drain(entry.reason());
         let mut by_deadline = self.by_deadline.borrow_mut();
         by_deadline.remove(&(entry.deadline, id));
         // A connection that is draining already gets no extension.
@@ -318,38 +240,10 @@ impl ConnectionRegistry {
     }
 }
 
-impl RegistryEntry {
-    /// Lets requests in flight finish and begins no more.
-    fn drain(&self) {
-        if self.status.state.get() == ConnectionState::Open {
-            self.status.state.set(ConnectionState::Draining);
-            self.status.changed.notify_waiters();
-            if self.status.idle.get() {
-                // No request is in flight, so its task waits for the peer.
-                self.shutdown_read();
-            }
-        }
-    }
-
-    /// Closes the connection.
-    fn close(&self) {
-        if self.status.state.replace(ConnectionState::Closed) == ConnectionState::Closed {
-            return;
-        }
-        self.notify();
-    }
-
-    /// Wakes all tasks that serve the connection.
-    fn notify(&self) {
-        self.status.changed.notify_waiters();
-        self.shutdown_read();
-    }
-
-    /// Shuts down reading on the socket, which wakes the task that waits for the peer.
-    fn shutdown_read(&self) {
-        if let Err(error) = shutdown(self.socket, Shutdown::Read) {
-            tracing::debug!(%error, "revoked connection was already closed");
-        }
+impl IndexEntry {
+    /// Why the connection ends.
+    fn reason(&self) -> CloseReason {
+        if self.revoked { CloseReason::PeerRevoked } else { CloseReason::PeerExpired }
     }
 }
 
@@ -429,25 +323,22 @@ mod tests {
         Arc::new(TrustStore::load(roots.as_bytes(), None, Vec::new(), previous, now).unwrap())
     }
 
-    /// A descriptor that no socket has.
-    const NOWHERE: RawFd = -1;
-
     #[test]
     fn connections_of_a_revoked_certificate_are_closed_and_others_stay_open() {
         let authority = TestPki::new();
-        let registry = Rc::<ConnectionRegistry>::default();
+        let index = Rc::<CertificateIndex>::default();
         let metrics = SidecarMetrics::default();
         let first = authority.store(&[], 1, None);
         let mut history = RevocationHistory::default();
         let (chain, serial) = authority.sign();
         let register = |chain: &[_], trust: &TrustStore, history: &RevocationHistory| {
-            registry.register(NOWHERE, prove(chain, &first), trust, history)
+            index.add(Rc::default(), prove(chain, &first), trust, history)
         };
         let [one, same] = [0; 2].map(|_| register(&chain, &first, &history));
         let other = register(&authority.sign().0, &first, &history);
         let second = authority.store(&[&serial], 2, Some(&first));
         history.add(&second, &first);
-        registry.apply(&history, 0, &metrics);
+        index.apply(&history, 0, &metrics);
         let closed = [&one, &same, &other].map(|registered| registered.status.is_closed());
         assert_eq!(closed, [true, true, false]);
         // A handshake that the previous store accepted registers late and is closed. A connection that the
@@ -460,29 +351,29 @@ mod tests {
         let elsewhere = authority.store(&[], 1, None);
         others.add(&authority.store(&[&serial], 2, Some(&elsewhere)), &elsewhere);
         let again = register(&chain, &second, &history);
-        registry.apply(&others, 0, &metrics);
+        index.apply(&others, 0, &metrics);
         assert!(!again.status.is_closed());
         drop((one, same, other, again));
-        assert!(registry.entries.borrow().is_empty() && registry.by_link.borrow().is_empty());
-        assert!(registry.by_deadline.borrow().is_empty());
+        assert!(index.entries.borrow().is_empty() && index.by_link.borrow().is_empty());
+        assert!(index.by_deadline.borrow().is_empty());
     }
 
     #[test]
     fn connection_through_an_intermediate_that_stays_outlives_the_root_above_it() {
         let authority = TestPki::new();
-        let registry = Rc::<ConnectionRegistry>::default();
+        let index = Rc::<CertificateIndex>::default();
         let metrics = SidecarMetrics::default();
         let root = authority.authority.trust_bundle();
         let below = authority.authority.certificate();
         let chain = authority.sign().0;
         let both = bundle(&format!("{root}{below}"), None);
         let through_below =
-            registry.register(NOWHERE, prove(&chain, &both), &both, &RevocationHistory::default());
+            index.add(Rc::default(), prove(&chain, &both), &both, &RevocationHistory::default());
         let mut history = RevocationHistory::default();
         let mut apply = |roots: &str, previous| {
             let next = bundle(roots, Some(previous));
             history.add(&next, previous);
-            registry.apply(&history, 0, &metrics);
+            index.apply(&history, 0, &metrics);
             next
         };
         let lone = apply(below, &both);
@@ -498,17 +389,17 @@ mod tests {
         let metrics = SidecarMetrics::default();
         let (chain, _) = authority.sign();
         let check = |missed: u64, expected: bool| {
-            let registry = Rc::<ConnectionRegistry>::default();
+            let index = Rc::<CertificateIndex>::default();
             let mut store = authority.store(&[], 1, None);
             let mut history = RevocationHistory::default();
-            let registered = registry.register(NOWHERE, prove(&chain, &store), &store, &history);
+            let registered = index.add(Rc::default(), prove(&chain, &store), &store, &history);
             for number in 0..missed {
                 let serial = format!("{number:04x}");
                 let next = authority.store(&[&serial], number + 2, Some(&store));
                 history.add(&next, &store);
                 store = next;
             }
-            registry.apply(&history, 0, &metrics);
+            index.apply(&history, 0, &metrics);
             assert_eq!(registered.status.is_closed(), expected, "{missed}");
         };
         check(EVENT_LIMIT as u64, false);
@@ -518,19 +409,19 @@ mod tests {
     #[test]
     fn requests_in_flight_may_finish_within_the_grace_period_of_the_policy() {
         let authority = TestPki::new();
-        let registry = Rc::<ConnectionRegistry>::default();
+        let index = Rc::<CertificateIndex>::default();
         let metrics = SidecarMetrics::default();
         let policy = RevocationPolicy { drain: Duration::from_secs(30), ..Default::default() };
         let first = authority.store(&[], 1, None);
         let mut history = RevocationHistory::default();
         let (chain, serial) = authority.sign();
         let proof = prove(&chain, &first);
-        let registered = registry.register(NOWHERE, proof.clone(), &first, &history);
+        let registered = index.add(Rc::default(), proof.clone(), &first, &history);
         let second = authority.store_under(policy, &[&serial], 2, Some(&first));
         history.add(&second, &first);
-        registry.apply(&history, 1000, &metrics);
+        index.apply(&history, 1000, &metrics);
         let check = |now, draining, closed| {
-            registry.tick(now, &metrics);
+            index.tick(now, &metrics);
             let status = &registered.status;
             assert_eq!((status.is_draining(), status.is_closed()), (draining, closed), "{now}");
         };
@@ -538,7 +429,7 @@ mod tests {
         check(1029, true, false);
         check(1030, true, true);
         // A connection that registers now has no request in flight.
-        assert!(registry.register(NOWHERE, proof, &first, &history).status.is_closed());
+        assert!(index.add(Rc::default(), proof, &first, &history).status.is_closed());
         let counted = (metrics.connections_revoked.get(), metrics.connections_expired.get());
         assert_eq!(counted, (1, 0));
     }
@@ -546,14 +437,14 @@ mod tests {
     #[test]
     fn connection_with_an_expired_peer_certificate_drains_and_is_closed_after_an_hour() {
         let authority = TestPki::new();
-        let registry = Rc::<ConnectionRegistry>::default();
+        let index = Rc::<CertificateIndex>::default();
         let metrics = SidecarMetrics::default();
         let store = authority.store(&[], 1, None);
         let proof = prove(&authority.sign().0, &store);
         let ends = proof.expires_at().as_secs();
-        let registered = registry.register(NOWHERE, proof, &store, &RevocationHistory::default());
+        let registered = index.add(Rc::default(), proof, &store, &RevocationHistory::default());
         let check = |now, draining, closed| {
-            registry.tick(now, &metrics);
+            index.tick(now, &metrics);
             let status = &registered.status;
             assert_eq!((status.is_draining(), status.is_closed()), (draining, closed), "{now}");
         };
