@@ -13,6 +13,7 @@ use weft_runtime::connections::ConnectionStatus;
 use crate::forwarded::PreviousHop;
 use crate::header_mutation::HeaderVariables;
 use crate::identity_headers::ClientCertificateHeaders;
+use crate::metrics::SidecarMetrics;
 use crate::plan::{PlannedCluster, PlannedHttp, PlannedService, SidecarPlan};
 use crate::request_facts::ClientInfo;
 use crate::request_metrics::ConnectionSeries;
@@ -36,6 +37,7 @@ pub(crate) struct ClientConnection {
     pub(crate) listener: Name,
     /// The upstream connection that belongs to this client alone, because the client has authenticated on it or may do so.
     pub(crate) pinned: RefCell<Option<PinnedConnection>>,
+    pub(crate) metrics: Arc<SidecarMetrics>,
     /// Records the headers that the listener drops.
     pub(crate) dropped: OnceCell<Rc<DroppedHeaders>>,
     /// The request metrics of its last request.
@@ -65,8 +67,8 @@ impl ClientConnection {
     }
 
     /// The recorder of the headers that the listener drops.
-    pub(crate) fn dropped(&self, worker: &SidecarWorker) -> &Rc<DroppedHeaders> {
-        let new = || DroppedHeaders::new(worker.metrics.clone(), self.listener.clone());
+    pub(crate) fn dropped(&self) -> &Rc<DroppedHeaders> {
+        let new = || DroppedHeaders::new(self.metrics.clone(), self.listener.clone());
         self.dropped.get_or_init(|| Rc::new(new()))
     }
 

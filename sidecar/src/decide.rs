@@ -1,18 +1,20 @@
 //! Decides what happens to one request under one plan: forward it, answer it, or refuse it.
+//!
+//! A pure function: clocks and randomness are arguments, and the worker is unknown here.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use weft_model::path::unescaped_location;
 use weft_model::{
-    EscapedSlashes, HttpTimeouts, Name, PathMatch, PathRewrite, RouteAction, WeightedCluster,
+    EscapedSlashes, HttpTimeouts, PathMatch, PathRewrite, RouteAction, WeightedCluster,
 };
 
-use crate::authenticate::{TokenPolicy, authenticate};
+use crate::authenticate::{TokenCache, TokenPolicy, authenticate};
 use crate::authorize::{AuthorizationInputs, Authorized, authorize};
-use crate::clock::{now, wall_clock};
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::forwarded;
+use crate::forwarded_request::ForwardedRequest;
 use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::{RequestHead, Upgrade};
 use crate::http::header_filter::HeaderFilter;
@@ -24,53 +26,60 @@ use crate::request_log::RequestLog;
 use crate::responder::LocalReply;
 use crate::route::{Routed, redirect_location, rewritten_target, route};
 use crate::timeouts::RequestTimeouts;
-use crate::worker::SidecarWorker;
 
 /// What to do with a request.
 #[expect(
     clippy::large_enum_variant,
     reason = "one exists per request, and a box would cost an allocation per request"
 )]
+#[derive(Debug)]
 pub(crate) enum RequestDecision<'p> {
-    /// Send the request to an endpoint of the cluster `target`.
-    Forward {
-        target: Name,
-        /// The headers and trailers that are not forwarded.
-        header_filter: HeaderFilter,
-        timeouts: RequestTimeouts,
-        /// Whether a CONNECT tunnel ends here: the endpoint gets the bytes inside the tunnel, without the CONNECT.
-        ends_tunnel: bool,
-        /// What authorization is repeated with when the policies change.
-        inputs: AuthorizationInputs,
-        changes: Option<Box<HeaderChanges<'p>>>,
-    },
+    /// Send the request to an endpoint.
+    Forward(ForwardedRequest<'p>),
     /// Answer the request without an endpoint.
-    Answer { answer: LocalReply, changes: Option<Box<HeaderChanges<'p>>> },
+    Answer { answer: LocalReply<'p>, changes: Option<Box<HeaderChanges<'p>>> },
 }
 
-/// Where a request arrived and the plan that decides it.
+/// What a decision depends on besides the request.
 #[derive(Clone, Copy)]
-pub(crate) struct DecisionContext<'p, 'w> {
+pub(crate) struct DecisionContext<'p> {
+    /// Where the request arrived.
     pub(crate) connection: &'p ClientConnection,
     pub(crate) plan: &'p SidecarPlan,
-    pub(crate) worker: &'w SidecarWorker,
+    /// The tokens that were verified before. They save work and change no decision.
+    pub(crate) tokens: &'p TokenCache,
+    pub(crate) time: DecisionTime,
+    /// Any number, for the weighted choice among clusters.
+    pub(crate) random: u32,
 }
 
-/// The timeouts of a request. `response` is the timeout of its route.
+/// The time of a decision, on both clocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DecisionTime {
+    pub(crate) monotonic: Instant,
+    pub(crate) wall: SystemTime,
+}
+
+impl DecisionTime {
+    /// The monotonic time at which the wall clock will show `deadline`.
+    fn until(self, deadline: SystemTime) -> Instant {
+        self.monotonic + deadline.duration_since(self.wall).unwrap_or_default()
+    }
+}
+
+/// The timeouts of a request. `response` is the timeout of its route, `until` the end of its token's validity.
 fn request_timeouts(
     response: Option<Duration>,
     settings: HttpTimeouts,
     is_grpc: bool,
-    stream_deadline: Option<SystemTime>,
+    until: Option<Instant>,
 ) -> RequestTimeouts {
-    let until_deadline =
-        |deadline: SystemTime| deadline.duration_since(wall_clock()).unwrap_or_default();
     RequestTimeouts {
         response,
         request: settings.request,
         idle: settings.stream_idle.limit(is_grpc),
         stall: settings.stall_limit(),
-        until: stream_deadline.map(|deadline| now() + until_deadline(deadline)),
+        until,
     }
 }
 
@@ -79,36 +88,36 @@ fn allow<'h>(
     head: &'h mut RequestHead,
     client: ClientInfo<'h>,
     http: &PlannedHttp,
-    worker: &SidecarWorker,
+    context: DecisionContext<'_>,
     log: &mut RequestLog,
 ) -> Result<Authorized<'h>, Denial> {
     let tokens = http.tokens.as_ref();
-    let authenticated = authenticate(head, client, tokens, wall_clock(), &worker.tokens)?;
+    let authenticated = authenticate(head, client, tokens, context.time.wall, context.tokens)?;
     let (judgement, authorized) = authorize(authenticated, &http.rules);
-    log.judged(&judgement, worker);
+    log.judged(&judgement);
     authorized
 }
 
 /// The redirect to the target with its escaped slashes decoded, where the listener is configured to send one.
-fn unescaping_redirect(http: &PlannedHttp, head: &RequestHead) -> Option<LocalReply> {
+fn unescaping_redirect(http: &PlannedHttp, head: &RequestHead) -> Option<LocalReply<'static>> {
     if http.http.path.escaped_slashes != EscapedSlashes::Redirect {
         return None;
     }
     let location = unescaped_location(&head.target)?;
-    Some(LocalReply { status: 307, location: Some(location), body: String::new() })
+    Some(LocalReply { status: 307, location: Some(location), body: "" })
 }
 
 /// Decides a request, and turns its head into the one that is sent upstream.
 pub(crate) fn decide<'p>(
     head: &mut RequestHead,
     has_body: bool,
-    context: DecisionContext<'p, '_>,
+    context: DecisionContext<'p>,
     log: &mut RequestLog,
 ) -> Result<RequestDecision<'p>, RefusedRequest<'p>> {
-    let DecisionContext { connection, plan, worker } = context;
+    let DecisionContext { connection, plan, time, random, .. } = context;
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
     let address = forwarded::client(&head.headers, http.http.forwarded, connection.previous_hop());
-    let header_filter = normalize_request(head, has_body, &http.http, connection, worker);
+    let header_filter = normalize_request(head, has_body, &http.http, connection);
     log.desync = head.desync;
     let mut header_filter = header_filter?;
     if let Some(answer) = unescaping_redirect(http, head) {
@@ -118,10 +127,10 @@ pub(crate) fn decide<'p>(
     let client = connection.client_info(address);
     let tokens = http.tokens.as_ref();
     header_filter.reserve(tokens.into_iter().flat_map(TokenPolicy::written_headers));
-    let authorized = match allow(head, client, http, worker, log) {
+    let authorized = match allow(head, client, http, context, log) {
         Ok(authorized) => authorized,
         Err(denial) => {
-            return Err(RefusedRequest::by_route(denial, head, client, http, connection));
+            return Err(RefusedRequest::by_route(denial, head, client, http, context));
         }
     };
     let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;
@@ -140,8 +149,7 @@ pub(crate) fn decide<'p>(
     log.route(&found, inputs.tokens.subject.as_ref());
     match &route.action {
         RouteAction::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
-            let cluster =
-                WeightedCluster::pick(clusters, fastrand::u32(..)).ok_or(Denial::NoRoute)?;
+            let cluster = WeightedCluster::pick(clusters, random).ok_or(Denial::NoRoute)?;
             let is_grpc = head.is_grpc();
             let levels = found.mutations(Some(cluster));
             let changes = HeaderChanges::of(levels, || variables(&*cluster.name));
@@ -153,27 +161,26 @@ pub(crate) fn decide<'p>(
                 tokens,
             };
             rewrite.apply(head, has_body, &mut header_filter, &mut inputs);
-            let timeouts = request_timeouts(*timeout, http.http.timeouts, is_grpc, stream_deadline);
+            let until = stream_deadline.map(|deadline| time.until(deadline));
+            let timeouts = request_timeouts(*timeout, http.http.timeouts, is_grpc, until);
             let ends_tunnel = *ends_tunnels && head.upgrade == Some(Upgrade::Tunnel);
-            let target = cluster.name.clone();
-            Ok(RequestDecision::Forward {
-                target,
+            Ok(RequestDecision::Forward(ForwardedRequest {
+                cluster: cluster.name.clone(),
                 header_filter,
                 timeouts,
                 ends_tunnel,
                 inputs,
                 changes,
-            })
+            }))
         }
         RouteAction::Redirect(redirect) => {
             let location =
                 redirect_location(redirect, &route.matches.path, head, connection.is_tls());
             let status = redirect.status;
             let location = Some(location);
-            Ok(answered(LocalReply { status, location, body: String::new() }))
+            Ok(answered(LocalReply { status, location, body: "" }))
         }
         RouteAction::Respond { status, body } => {
-            let body = body.clone();
             Ok(answered(LocalReply { status: *status, location: None, body }))
         }
     }

@@ -20,6 +20,7 @@ mod detect;
 mod fetch;
 mod fetch_schedule;
 mod forwarded;
+mod forwarded_request;
 mod header_mutation;
 mod http;
 mod http2_windows;

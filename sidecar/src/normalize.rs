@@ -13,7 +13,6 @@ use crate::http::h1::looks_like_framing;
 use crate::http::head::{HttpVersion, RequestHead, Upgrade};
 use crate::http::header_filter::{HeaderFilter, UnderscoreAction};
 use crate::identity_headers;
-use crate::worker::SidecarWorker;
 
 /// Applies the desync checks of HTTP/1.1 to an HTTP/2 request, because the service may speak HTTP/1.1.
 fn check_desync(head: &mut RequestHead, has_body: bool, mode: DesyncMode) -> Result<(), Denial> {
@@ -52,7 +51,6 @@ pub(crate) fn normalize_request(
     has_body: bool,
     http: &HttpService,
     connection: &ClientConnection,
-    worker: &SidecarWorker,
 ) -> Result<HeaderFilter, Denial> {
     let previous_hop = connection.previous_hop();
     if head.version == HttpVersion::Http2 {
@@ -90,9 +88,7 @@ pub(crate) fn normalize_request(
     }
     let underscored = match http.underscores {
         HeadersWithUnderscores::Allow => UnderscoreAction::Allowed,
-        HeadersWithUnderscores::Drop => {
-            UnderscoreAction::Dropped(connection.dropped(worker).clone())
-        }
+        HeadersWithUnderscores::Drop => UnderscoreAction::Dropped(connection.dropped().clone()),
         HeadersWithUnderscores::Reject => UnderscoreAction::Rejected,
     };
     let header_filter = HeaderFilter::of_request(&head.headers, underscored);

@@ -60,32 +60,48 @@ fn is_redirected(client: SocketAddr, destination: SocketAddr, own: SocketAddr) -
     destination != own && destination.port() != PROBE_PORT
 }
 
-/// Serves a connection. None when it was refused before any request.
-async fn serve_connection(
-    accepted: AcceptedSocket,
-    status: &Rc<ConnectionStatus>,
-    worker: &Rc<SidecarWorker>,
-) -> Option<()> {
+/// A connection with the filter chain that serves it.
+struct AdmittedConnection {
+    client: SocketAddr,
+    destination: SocketAddr,
+    stream: TcpStream,
+    listener: Arc<PlannedListener>,
+    kind: TransportKind,
+    chain: Arc<PlannedChain>,
+}
+
+/// Finds the filter chain of a connection. None when it is refused.
+async fn admit(accepted: AcceptedSocket, worker: &SidecarWorker) -> Option<AdmittedConnection> {
     let AcceptedSocket { client, stream, listener } = accepted;
     let own = stream.local_addr().ok()?;
     let destination = original_destination(&stream, own);
     if listener.listener.use_original_destination && !is_redirected(client, destination, own) {
         return None;
     }
-    let plan = worker.plan();
-    let follower = worker.changes.follow();
-    let serving = plan.listener_for(&listener, destination).clone();
-    drop(plan);
-    if !serving.listener.admits(client.ip()) {
+    let listener = worker.plan_ref().listener_for(&listener, destination).clone();
+    if !listener.listener.admits(client.ip()) {
         tracing::debug!(%client, "connection refused: not in the listener's security group");
         return None;
     }
-    let kind = if serving.listener.inspects_transport() {
+    let kind = if listener.listener.inspects_transport() {
         detect::transport_kind(&stream).await?
     } else {
         TransportKind::Plain
     };
-    let chain = serving.chain(destination, kind)?.clone();
+    let chain = listener.chain(destination, kind)?.clone();
+    Some(AdmittedConnection { client, destination, stream, listener, kind, chain })
+}
+
+/// Serves a connection. None when it was refused before any request.
+async fn serve_connection(
+    accepted: AcceptedSocket,
+    status: &Rc<ConnectionStatus>,
+    worker: &Rc<SidecarWorker>,
+) -> Option<()> {
+    // Before the plan is read, so that no change is missed.
+    let follower = worker.changes.follow();
+    let AdmittedConnection { client, destination, stream, listener, kind, chain } =
+        admit(accepted, worker).await?;
     let handshake =
         HandshakeContext { client, status, destination, sinks: chain.service.access_log() };
     let SecuredConnection { stream, alpn, peer, is_unchecked, trace } =
@@ -98,7 +114,7 @@ async fn serve_connection(
         PlannedService::Tcp(tcp) => {
             let mut log = TcpLog::new(info, &tcp.access_log, worker);
             log.policy = decision.policy.cloned();
-            let place = ChainLocation { listener: &serving.listener.name, chain: &chain, kind };
+            let place = ChainLocation { listener: &listener.listener.name, chain: &chain, kind };
             let denied = tokio::select! {
                 () = Box::pin(tcp_proxy::proxy(stream, tcp, &mut log, worker)) => None,
                 policy = until_connection_denied(facts, place, follower, worker) => Some(policy),
@@ -119,13 +135,14 @@ async fn serve_connection(
                 kind,
                 tls_version,
                 trace,
-                listener: serving.listener.name.clone(),
+                listener: listener.listener.name.clone(),
                 series: ConnectionSeries::default(),
                 pinned: RefCell::default(),
+                metrics: worker.metrics.clone(),
                 dropped: OnceCell::new(),
             });
             let settings = http.http.clone();
-            drop((chain, serving));
+            drop((chain, listener));
             serve_http(stream, alpn, connection, &settings, worker).await;
         }
     }

@@ -6,7 +6,7 @@
 
 use weft_model::{RouteAction, WeightedCluster};
 
-use crate::connection::ClientConnection;
+use crate::decide::DecisionContext;
 use crate::denial::Denial;
 use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::RequestHead;
@@ -33,24 +33,27 @@ impl<'p> RefusedRequest<'p> {
         head: &RequestHead,
         client: ClientInfo<'p>,
         http: &'p PlannedHttp,
-        connection: &'p ClientConnection,
+        context: DecisionContext<'p>,
     ) -> Self {
         let table = http.routes.as_ref();
         let found = table.and_then(|table| table.route(&HttpRequestFacts::new(head, client, None)));
         let changes = found.and_then(|found| {
             let route = &found.route.name;
-            let variables =
-                || HeaderVariables { client: client.address, ..connection.header_variables(route) };
-            HeaderChanges::of(found.mutations(drawn(&found.route.action)), variables)
+            let variables = || HeaderVariables {
+                client: client.address,
+                ..context.connection.header_variables(route)
+            };
+            let cluster = drawn(&found.route.action, context.random);
+            HeaderChanges::of(found.mutations(cluster), variables)
         });
         Self { denial, changes }
     }
 }
 
 /// A weighted choice among the clusters of a route.
-fn drawn(action: &RouteAction) -> Option<&WeightedCluster> {
+fn drawn(action: &RouteAction, random: u32) -> Option<&WeightedCluster> {
     match action {
-        RouteAction::Forward { clusters, .. } => WeightedCluster::pick(clusters, fastrand::u32(..)),
+        RouteAction::Forward { clusters, .. } => WeightedCluster::pick(clusters, random),
         RouteAction::Redirect(_) | RouteAction::Respond { .. } => None,
     }
 }

@@ -49,6 +49,8 @@ pub(crate) struct RequestLog {
     head: Option<LoggedHead>,
     /// The policy that decided.
     pub(crate) rule: Option<Name>,
+    /// Whether the policies in dry-run mode would deny the request.
+    is_denied_by_dry_run: bool,
     /// The policy in dry-run mode that would deny the request; `Some(None)`: no policy would allow it.
     dry_run: Option<Option<Name>>,
     /// The virtual host that matched.
@@ -122,11 +124,9 @@ impl RequestLog {
     }
 
     /// Notes the decision of policies.
-    pub(crate) fn judged(&mut self, judgement: &RbacEvaluation<'_>, worker: &SidecarWorker) {
+    pub(crate) fn judged(&mut self, judgement: &RbacEvaluation<'_>) {
         let refusing = judgement.shadow.filter(|shadow| shadow.refused);
-        if refusing.is_some() {
-            worker.metrics.dry_run_denials.increment();
-        }
+        self.is_denied_by_dry_run = refusing.is_some();
         if self.head.is_some() {
             self.rule = judgement.enforced.policy.cloned();
             self.dry_run = refusing.map(|shadow| shadow.policy.cloned());
@@ -147,6 +147,9 @@ impl RequestLog {
         }
         if let Some(reason) = self.desync {
             worker.metrics.count_noncompliant(reason);
+        }
+        if self.is_denied_by_dry_run {
+            worker.metrics.dry_run_denials.increment();
         }
         let status = result.map_or_else(Denial::status, |outcome| outcome.status);
         let labels = RequestLabels {

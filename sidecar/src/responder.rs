@@ -47,12 +47,12 @@ pub(crate) struct Http1Responder<'a> {
 
 /// A response that the sidecar makes without an endpoint: a redirect or a fixed text.
 #[derive(Debug)]
-pub(crate) struct LocalReply {
+pub(crate) struct LocalReply<'p> {
     pub(crate) status: u16,
     /// The `location` of a redirect.
     pub(crate) location: Option<String>,
     /// The body, as plain text.
-    pub(crate) body: String,
+    pub(crate) body: &'p str,
 }
 
 /// How the client finds the end of a response.
@@ -181,26 +181,25 @@ impl Responder<'_> {
     /// Sends a local reply.
     pub(crate) async fn answer(
         &mut self,
-        answer: LocalReply,
+        answer: &LocalReply<'_>,
         request: &RequestHead,
         changes: Option<&HeaderChanges<'_>>,
     ) -> ExchangeOutcome {
-        let LocalReply { status, location, mut body } = answer;
-        if status_has_no_body(status) {
-            body.clear();
-        }
+        let status = answer.status;
+        let body = if status_has_no_body(status) { "" } else { answer.body };
         let mut headers = HeaderMap::new();
-        if let Some(location) = location.and_then(|text| HeaderValue::from_str(&text).ok()) {
+        let location = answer.location.as_deref();
+        if let Some(location) = location.and_then(|text| HeaderValue::from_str(text).ok()) {
             headers.insert(header::LOCATION, location);
         }
         if !body.is_empty() {
             headers.insert(header::CONTENT_TYPE, PLAIN_TEXT);
         }
-        let mut head = local_head(status, headers, &body);
+        let mut head = local_head(status, headers, body);
         if let Some(changes) = changes {
             changes.apply_to_response(request, &mut head);
         }
-        self.send(head, body).await;
+        self.send(head, body.to_owned()).await;
         ExchangeOutcome { status, ..ExchangeOutcome::default() }
     }
 

@@ -3,6 +3,7 @@
 //! [`decide`] normalizes, authenticates, authorizes and routes. While the exchange lasts, a changed policy can still deny the
 //! request.
 
+use std::cell::RefCell;
 use std::pin::Pin;
 use std::time::Instant;
 
@@ -10,9 +11,9 @@ use weft_model::Name;
 use weft_runtime::metrics::GaugeGuard;
 
 use crate::authorize::{AuthorizationInputs, judge_again};
-use crate::clock::now;
+use crate::clock::{now, wall_clock};
 use crate::connection::ClientConnection;
-use crate::decide::{DecisionContext, RequestDecision, decide};
+use crate::decide::{DecisionContext, DecisionTime, RequestDecision, decide};
 use crate::denial::Denial;
 use crate::http::body::BodySource;
 use crate::http::head::{HttpVersion, RequestHead};
@@ -93,55 +94,54 @@ async fn perform(
     let plan = worker.plan();
     let follower = worker.changes.follow();
     let has_body = !source.is_empty();
-    let context = DecisionContext { connection, plan: &plan, worker };
+    let context = DecisionContext {
+        connection,
+        plan: &plan,
+        tokens: &worker.tokens,
+        time: DecisionTime { monotonic: started, wall: wall_clock() },
+        random: fastrand::u32(..),
+    };
     let decision = decide(head, has_body, context, log);
     let head = &*head;
-    // Those of the route, for the response or the refusal.
-    let mut changes = None;
-    let result = match decision {
-        Ok(RequestDecision::Forward {
-            target,
-            header_filter,
-            timeouts,
-            ends_tunnel,
-            inputs,
-            changes: own,
-        }) => {
-            changes = own;
-            match plan.target(&target) {
-                Some(target) => {
-                    log.cluster = Some(target.cluster.name.clone());
-                    let mut call = Call::new(head, source, &mut *reply, progress);
-                    call.header_filter = header_filter;
-                    call.ends_tunnel = ends_tunnel;
-                    call.stall = timeouts.stall;
-                    call.pin = (head.version != HttpVersion::Http2).then_some(&connection.pinned);
-                    call.changes = changes.as_deref();
-                    let authorized = AuthorizedRequest { inputs: &inputs, head, plan: &plan };
-                    tokio::select! {
-                        biased;
-                        result = exchange(&mut call, target, worker, &mut log.endpoint) => result,
-                        denial = timeouts.expired(started, progress) => Err(denial),
-                        (denial, rule) = until_denied(authorized, connection, follower, worker) => {
-                            log.rule = rule;
-                            Err(denial)
-                        }
+    let result = match &decision {
+        Ok(RequestDecision::Forward(request)) => match plan.target(&request.cluster) {
+            Some(target) => {
+                log.cluster = Some(target.cluster.name.clone());
+                let mut call = Call {
+                    head,
+                    request,
+                    source,
+                    responder: &mut *reply,
+                    progress,
+                    replay: RefCell::default(),
+                    pin: (head.version != HttpVersion::Http2).then_some(&connection.pinned),
+                };
+                let inputs = &request.inputs;
+                let authorized = AuthorizedRequest { inputs, head, plan: &plan };
+                tokio::select! {
+                    biased;
+                    result = exchange(&mut call, target, worker, &mut log.endpoint) => result,
+                    denial = request.timeouts.expired(started, progress) => Err(denial),
+                    (denial, rule) = until_denied(authorized, connection, follower, worker) => {
+                        log.rule = rule;
+                        Err(denial)
                     }
                 }
-                None => Err(Denial::NoEndpoint),
             }
-        }
+            None => Err(Denial::NoEndpoint),
+        },
         Ok(RequestDecision::Answer { answer, changes }) => {
             Ok(reply.answer(answer, head, changes.as_deref()).await)
         }
-        Err(refused) => {
-            changes = refused.changes;
-            Err(refused.denial)
-        }
+        Err(refused) => Err(refused.denial),
     };
     if let Err(denial) = result {
-        let changes = changes.as_deref().map(|changes| (changes, head));
-        reply.deny(denial, is_grpc, changes).await;
+        let changes = match &decision {
+            Ok(RequestDecision::Forward(request)) => request.changes.as_deref(),
+            Ok(RequestDecision::Answer { changes, .. }) => changes.as_deref(),
+            Err(refused) => refused.changes.as_deref(),
+        };
+        reply.deny(denial, is_grpc, changes.map(|changes| (changes, head))).await;
     }
     result
 }

@@ -1,18 +1,16 @@
 //! A request to be sent to an endpoint: its body, where its response goes, and whether it may be sent again.
 
 use std::cell::RefCell;
-use std::time::Duration;
 
 use http::Method;
-use weft_model::HttpTimeouts;
 
 use super::pinned::PinnedConnection;
 use crate::denial::Denial;
+use crate::forwarded_request::ForwardedRequest;
 use crate::header_mutation::HeaderChanges;
 use crate::http::body::{BodySource, ReplayBuffer};
 use crate::http::h1::BodyFraming;
 use crate::http::head::{HttpVersion, RequestHead};
-use crate::http::header_filter::HeaderFilter;
 use crate::plan::PlannedCluster;
 use crate::responder::Responder;
 use crate::timeouts::RequestProgress;
@@ -21,44 +19,21 @@ use crate::tls::Alpn;
 /// A request to be sent, and where its response is forwarded to.
 pub(crate) struct Call<'s, 'r, 'w> {
     pub(crate) head: &'r RequestHead,
-    /// Removes trailers that are not forwarded.
-    pub(crate) header_filter: HeaderFilter,
+    pub(crate) request: &'r ForwardedRequest<'r>,
     pub(crate) source: BodySource<'s>,
     pub(crate) responder: &'r mut Responder<'w>,
     pub(crate) progress: &'r RequestProgress,
     /// The body pieces sent so far, in case an endpoint does not process the request.
     pub(crate) replay: RefCell<ReplayBuffer>,
-    /// Whether weft terminates the CONNECT tunnel that the request asks for.
-    pub(crate) ends_tunnel: bool,
-    /// The route's changes to the response headers.
-    pub(crate) changes: Option<&'r HeaderChanges<'r>>,
-    /// How long the endpoint may accept no bytes of the request while some wait to be sent.
-    pub(crate) stall: Duration,
     /// The upstream connection that is pinned to this client connection; none when the client connection may carry
     /// requests of several clients.
     pub(crate) pin: Option<&'r RefCell<Option<PinnedConnection>>>,
 }
 
 impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
-    /// A request with the default settings.
-    pub(crate) fn new(
-        head: &'r RequestHead,
-        source: BodySource<'s>,
-        responder: &'r mut Responder<'w>,
-        progress: &'r RequestProgress,
-    ) -> Self {
-        Self {
-            head,
-            header_filter: HeaderFilter::default(),
-            source,
-            responder,
-            progress,
-            replay: RefCell::default(),
-            ends_tunnel: false,
-            changes: None,
-            stall: HttpTimeouts::default().stall_limit(),
-            pin: None,
-        }
+    /// The route's changes to the response headers.
+    pub(super) fn changes(&self) -> Option<&'r HeaderChanges<'r>> {
+        self.request.changes.as_deref()
     }
 
     /// The HTTP version to speak with the endpoint.

@@ -59,11 +59,11 @@ pub(crate) async fn exchange(
             return Err(last);
         };
         *endpoint = Some(chosen.address);
-        if let Some(changes) = call.changes {
+        if let Some(changes) = call.changes() {
             changes.note_endpoint(chosen.address);
         }
         let result = match alpn {
-            _ if call.ends_tunnel => {
+            _ if call.request.ends_tunnel => {
                 Box::pin(upgrade::terminate_tunnel(call, target, chosen.address, worker)).await
             }
             Alpn::Http2 => http2_exchange::over_http2(call, target, chosen.address, worker).await,
@@ -115,7 +115,7 @@ async fn over_http1(
     let mut connection = connection.map_err(|error| connect_failure(address, &error))?;
     let used = connection.used;
     let limits = ResponseLimits::of(&target.cluster);
-    connection.writer.stall = call.stall;
+    connection.writer.stall = call.request.timeouts.stall;
     connection.is_personal |= pinned::has_connection_login(call.head);
     let done = match call.head.upgrade {
         // Boxed, because it is rare and would enlarge the future of every request.
@@ -162,12 +162,17 @@ async fn exchange_http1(
     limits: ResponseLimits,
 ) -> Result<Http1Exchange, HeadError> {
     let Http1Connection { reader, writer, keep_alive_timeout, is_personal, .. } = connection;
-    let Call { head, header_filter, source, responder, progress, changes, .. } = call;
+    let changes = call.changes();
+    let Call { head, request, source, responder, progress, .. } = call;
     let mut outcome = ExchangeOutcome::default();
     let coding = BodyCoding::of(framing);
     let mut sink = BodySink::Http1(BodyWriter { writer: &mut *writer, coding });
-    let forwarding_body =
-        pin!(forward_body(source, &mut sink, header_filter, BodyProgress::of_request(progress)));
+    let forwarding_body = pin!(forward_body(
+        source,
+        &mut sink,
+        &request.header_filter,
+        BodyProgress::of_request(progress)
+    ));
     let mut upload = Upload::new(forwarding_body, progress);
     let mut interim = 0;
     let response = loop {
@@ -193,7 +198,7 @@ async fn exchange_http1(
     if !upload.is_whole() {
         responder.record_early_response();
     }
-    let (header_filter, mut downstream) = responder.start(response.head, &body, head, *changes);
+    let (header_filter, mut downstream) = responder.start(response.head, &body, head, changes);
     {
         let forwarding_body = pin!(forward_body(
             &mut body,

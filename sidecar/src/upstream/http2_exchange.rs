@@ -75,7 +75,8 @@ async fn exchange_http2(
     request: http::Request<()>,
     header_limit: usize,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let Call { head, header_filter, source, responder, progress, replay, changes, .. } = call;
+    let changes = call.changes();
+    let Call { head, request: forwarded, source, responder, progress, replay, .. } = call;
     let is_bodiless = source.is_empty();
     let (mut response, stream) =
         sender.send_request(request, is_bodiless).map_err(|_| ExchangeFailure::NotProcessed)?;
@@ -88,7 +89,7 @@ async fn exchange_http2(
         forward_body(
             source,
             &mut sink,
-            header_filter,
+            &forwarded.header_filter,
             BodyProgress::of_repeatable(progress, replay),
         )
         .await
@@ -122,7 +123,7 @@ async fn exchange_http2(
     if !upload.is_whole() {
         responder.record_early_response();
     }
-    let (header_filter, mut downstream) = responder.start(response, &body, head, *changes);
+    let (header_filter, mut downstream) = responder.start(response, &body, head, changes);
     {
         let forwarding_body = pin!(forward_body(
             &mut body,

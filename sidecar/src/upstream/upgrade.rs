@@ -119,7 +119,7 @@ async fn forward_declined_upgrade(
     connection.is_personal |= pinned::requests_connection_login(&response.head);
     let mut body = BodySource::Http1(BodyReader::new(&mut connection.reader, response.framing));
     let (header_filter, mut downstream) =
-        call.responder.start(response.head, &body, call.head, call.changes);
+        call.responder.start(response.head, &body, call.head, call.changes());
     outcome.record_download(
         forward_body(
             &mut body,
@@ -189,7 +189,7 @@ pub(super) async fn over_http2(
     if !status.is_success() {
         let mut outcome = ExchangeOutcome { status: status.as_u16(), ..ExchangeOutcome::default() };
         let (header_filter, mut downstream) =
-            call.responder.start(head, &source, call.head, call.changes);
+            call.responder.start(head, &source, call.head, call.changes());
         outcome.record_download(
             forward_body(
                 &mut source,
@@ -227,7 +227,7 @@ pub(super) async fn terminate_tunnel(
     let (read, write) = StreamHalf::pair(stream.map_err(|error| connect_failure(address, &error))?);
     worker.metrics.upstream_connections.increment();
     let mut reader = Http1Reader::new(read);
-    let mut writer = Http1Writer::new(write, call.stall);
+    let mut writer = Http1Writer::new(write, call.request.timeouts.stall);
     let upstream = TunnelSide {
         source: BodySource::Http1(BodyReader::new(&mut reader, BodyFraming::UntilClose)),
         sink: BodySink::Http1(BodyWriter { writer: &mut writer, coding: BodyCoding::Tunnel }),
@@ -253,7 +253,7 @@ async fn join_tunnel(
     let source = std::mem::replace(&mut call.source, BodySource::Empty);
     let source = source.upgraded().ok_or(EARLY_BYTES)?;
     HeaderFilter::of_response(&head.headers).strip(&mut head.headers);
-    if let Some(changes) = call.changes {
+    if let Some(changes) = call.changes() {
         changes.apply_to_response(call.head, &mut head);
     }
     let by_http2 = call.head.version == HttpVersion::Http2;
