@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use http::HeaderMap;
 use rustls::ClientConfig;
@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use weft_certs::tls::{ClientTls, LoadedIdentity};
 use weft_certs::{TrustStore, system_roots_file, usable_roots};
 use weft_model::{DataSource, Discovery, Name, Secret, Snapshot, SpiffeId, UpstreamTls};
+use weft_runtime::clock::wall_clock;
 use weft_runtime::socket::Mark;
 use weft_xds::bootstrap::{AdsSource, Bootstrap};
 use weft_xds::client::{
@@ -195,9 +196,4 @@ fn read(data: &DataSource) -> Result<Vec<u8>, String> {
             read.map(|bundle| usable_roots(&bundle)).map_err(|error| error.to_string())
         }
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }

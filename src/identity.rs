@@ -15,7 +15,8 @@ use weft_certs::rotation::Rotation;
 use weft_certs::tls::{LoadedIdentity, client};
 use weft_certs::{BACKDATED, KeyText, TrustStore, request, validity};
 use weft_model::{Backoff, DataSource, Name, Secret, SpiffeId, StringMatch, TlsIdentity};
-use weft_runtime::clock;
+use weft_runtime::clock::wall_clock;
+use weft_runtime::clock_watch;
 use weft_runtime::socket::Mark;
 use weft_xds::authority::{SignError, request_certificate};
 use weft_xds::dial::Dialer;
@@ -254,8 +255,8 @@ fn report_skew(current: &CurrentCertificate) {
     let Some((from, _)) = current.identity.leaf().and_then(validity) else {
         return;
     };
-    let skew = clock::absolute_difference(from + BACKDATED, wall_clock());
-    clock::report_skew(skew);
+    let skew = clock_watch::absolute_difference(from + BACKDATED, wall_clock());
+    clock_watch::report_skew(skew);
     if skew > SKEW {
         tracing::warn!(?skew, "clocks of this host and the control plane differ");
     }
@@ -317,11 +318,6 @@ fn store(state: &Path, current: &CurrentCertificate) -> std::io::Result<()> {
         std::fs::rename(&part, state.join(name))?;
     }
     Ok(())
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }
 
 #[cfg(test)]

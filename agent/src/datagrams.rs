@@ -11,10 +11,10 @@ use std::rc::Rc;
 use tokio::net::UdpSocket;
 use weft_model::{FlowTuple, Listener, Transport};
 use weft_runtime::access::{AccessRecord, RecordKind, TerminationDetails};
+use weft_runtime::clock::{now, unix_ms};
 use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::connect_udp;
 
-use crate::clock::{now, unix_ms};
 use crate::decide::{self, UdpDecision};
 use crate::flow::{OpenUdpFlow, UdpFlow};
 use crate::forward::pacer::ReadSide;

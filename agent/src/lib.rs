@@ -8,7 +8,6 @@
 //! [`redirect`] installs the rules that redirect traffic, and [`netlink`] has the kernel messages for both.
 
 mod accept;
-mod clock;
 mod datagrams;
 mod decide;
 mod explanation;

@@ -16,12 +16,12 @@ use weft_model::{
     AccessLogSinks, FlowTuple, IdleEnd, Listener, Name, SourceAddress, TcpProxy, Transport,
 };
 use weft_runtime::access::{AccessRecord, RecordKind};
+use weft_runtime::clock::{now, unix_ms};
 use weft_runtime::connections::ConnectionStatus;
 use weft_runtime::metrics::{Gauge, GaugeGuard};
 use weft_runtime::socket::{PROBE_PORT, connect_tcp, original_destination, reset_on_close};
 use weft_runtime::syn::saved_sequence;
 
-use crate::clock::{now, unix_ms};
 use crate::decide::{FlowDecision, admit, choose_tcp};
 use crate::flow_counts::FlowCounts;
 use crate::flow_end::FlowEnd;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::clock::now;
+use weft_runtime::clock::now;
 
 /// Makes a part of the kernel match a desired state.
 pub(crate) trait Reconcile {

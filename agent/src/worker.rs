@@ -8,13 +8,13 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use weft_model::{Listener, Name};
 use weft_runtime::access::{AccessLog, Writer};
+use weft_runtime::clock::now;
 use weft_runtime::connections::ConnectionRegistry;
 use weft_runtime::drain::Drain;
 use weft_runtime::listening::ListenReport;
 use weft_runtime::metrics::WorkerMetrics;
 use weft_runtime::socket::Mark;
 
-use crate::clock::now;
 use crate::flow::{FlowTable, UdpFlow};
 use crate::flow_counts::{FlowCounts, WorkerFlowCounts};
 use crate::forward::pacer::{BatchPacer, PAUSE, ReadSide};

@@ -8,8 +8,10 @@
 pub mod access;
 pub mod admin;
 pub mod clock;
+pub mod clock_watch;
 pub mod connections;
 pub mod drain;
+pub mod listener_sockets;
 pub mod listening;
 pub mod log;
 pub mod log_limit;

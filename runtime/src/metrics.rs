@@ -347,12 +347,12 @@ pub fn add_process_metrics(page: &mut MetricsPage<'_>) {
     page.counter(
         "weft_clock_jumps",
         "Wall clock changes of more than 10 s.",
-        crate::clock::jumps(),
+        crate::clock_watch::jumps(),
     );
     page.gauge(
         "weft_clock_skew_seconds",
         "Difference between this host's clock and the control plane's when the last certificate was issued.",
-        crate::clock::skew_seconds(),
+        crate::clock_watch::skew_seconds(),
     );
 }
 

@@ -10,7 +10,6 @@ mod authenticate;
 mod authorize;
 mod buffers;
 mod certificate_index;
-mod clock;
 mod config_map;
 mod connection;
 mod crl_store;

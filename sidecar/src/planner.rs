@@ -13,13 +13,13 @@ use rustls_pki_types::UnixTime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use weft_model::{Cluster, DistributionPoint, Secret, SecretSource, Snapshot};
+use weft_runtime::clock::{now, wall_clock};
 use weft_runtime::memory;
 use weft_runtime::problems::Problems;
 use weft_runtime::socket::Mark;
 
 use crate::authenticate::fetch::fetch_keys;
 use crate::authenticate::key_store::{FetchedKeySet, KeyFetchError, KeyOrigin, KeyStore};
-use crate::clock::{now, wall_clock};
 use crate::crl_store::CrlStore;
 use crate::fetch::{self, FetchFailure, FetchRequest, FetchResponse};
 use crate::plan::SidecarPlan;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use weft_certs::VerifiedPeer;
 use weft_model::{AccessLogSinks, MatchedRoute, Name, RbacEvaluation, SpiffeId};
 use weft_runtime::access::{AccessRecord, RecordKind, ResponseFlag, WordInfo};
+use weft_runtime::clock::{now, unix_ms};
 
-use crate::clock::{now, unix_ms};
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::http::desync::DesyncReason;

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use http::Method;
 use tokio::io::AsyncReadExt;
 use weft_model::HttpService;
+use weft_runtime::clock::now;
 
-use crate::clock::now;
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::http::body::BodySource;

@@ -5,9 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use weft_model::HttpService;
+use weft_runtime::clock::now;
 use weft_runtime::connections::ConnectionStatus;
 
-use crate::clock::now;
 use crate::connection::ClientConnection;
 use crate::denial::Denial;
 use crate::http::body::BodySource;

@@ -8,10 +8,10 @@ use std::pin::Pin;
 use std::time::Instant;
 
 use weft_model::Name;
+use weft_runtime::clock::{now, wall_clock};
 use weft_runtime::metrics::GaugeGuard;
 
 use crate::authorize::{AuthorizationInputs, judge_again};
-use crate::clock::{now, wall_clock};
 use crate::connection::ClientConnection;
 use crate::decide::{DecisionContext, DecisionTime, RequestDecision, decide};
 use crate::denial::Denial;

@@ -7,9 +7,9 @@ use std::time::Instant;
 use weft_certs::VerifiedPeer;
 use weft_model::{AccessLogSinks, Name, SpiffeId};
 use weft_runtime::access::{AccessRecord, ConnectionTraceId, RecordKind, TerminationDetails};
+use weft_runtime::clock::{now, unix_ms};
 
 use crate::authorize::ConnectionFacts;
-use crate::clock::{now, unix_ms};
 use crate::denial::Denial;
 use crate::worker::SidecarWorker;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use weft_runtime::access::{AccessLog, Writer};
+use weft_runtime::clock::{now, unix_seconds};
 use weft_runtime::connections::ConnectionRegistry;
 use weft_runtime::drain::Drain;
 use weft_runtime::listening::ListenReport;
@@ -18,7 +19,6 @@ use weft_runtime::socket::Mark;
 
 use crate::authenticate::TokenCache;
 use crate::certificate_index::{CertificateIndex, PeerRegistrar};
-use crate::clock::{now, unix_seconds};
 use crate::http2_windows::WindowBudget;
 use crate::metrics::SidecarMetrics;
 use crate::plan::SidecarPlan;
@@ -85,9 +85,8 @@ pub(crate) struct SidecarWorker {
     pub(crate) registrar: Rc<PeerRegistrar>,
     certificates: Rc<CertificateIndex>,
     plan: RefCell<Arc<SidecarPlan>>,
-    /// Rate limits of the logs for refused connections and for pauses of accepting.
+    /// Limits the log lines for refused connections.
     refusals: LogLimit,
-    pub(crate) pauses: LogLimit,
     /// The most connections since the heap was last trimmed.
     peak_connections: Cell<usize>,
 }
@@ -119,7 +118,6 @@ impl SidecarWorker {
             windows: WindowBudget::new(shared.limits.window_bytes / 4 * 3),
             plan: RefCell::new(plan),
             refusals: LogLimit::default(),
-            pauses: LogLimit::default(),
             peak_connections: Cell::new(0),
             shared,
         }

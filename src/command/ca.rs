@@ -2,7 +2,8 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
+use weft_runtime::clock::wall_clock;
 
 use clap::{Args, Subcommand};
 use rustls_pki_types::pem::PemObject;
@@ -387,9 +388,4 @@ fn parse(identity: &str) -> Result<SpiffeId, CommandError> {
 
 fn failed(error: impl std::error::Error) -> CommandError {
     CommandError::Failed(error.to_string())
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }

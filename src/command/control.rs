@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use clap::Args;
 use tokio::sync::watch;
@@ -11,6 +11,7 @@ use weft_control::mesh::{Mesh, MeshFile};
 use weft_control::resources::check_encodable;
 use weft_control::store::Store;
 use weft_control::{ControlOptions, ControlStatus};
+use weft_runtime::clock::wall_clock;
 use weft_runtime::drain::{Drain, drain_on_signals};
 use weft_runtime::metrics::{MetricsPage, add_process_metrics};
 use weft_runtime::{admin, log, memory, open_files};
@@ -171,9 +172,4 @@ impl admin::AdminRole for ControlRole {
             "store_problem": status.store,
         })
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge where the clock is read")]
-fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
+use weft_runtime::clock::wall_clock;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -231,9 +232,4 @@ impl TokenSigner {
 
 fn write(path: &Path, text: &str) -> Result<(), String> {
     std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn wall_clock() -> SystemTime {
-    SystemTime::now()
 }

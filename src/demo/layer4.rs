@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde_json::Value;
+use weft_runtime::clock::now;
 
 use super::demo_mesh::{DemoMesh, await_redirect};
 use super::files::DemoMeshFile;
 use super::flows::{echo_flow, echo_flow_from, udp_flows};
 use super::hosts::Host;
-use super::roles::now;
 use super::service::ECHO_PORT;
 use super::steps::on_router;
 use super::wait::{expect, wait};

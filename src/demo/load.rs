@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
+use weft_runtime::clock::now;
 
-use super::roles::now;
 use crate::client::{self, HttpClient};
 
 /// The number of connections.

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+use weft_runtime::clock::now;
 
 use super::hosts::Host;
 use crate::client;
@@ -134,9 +135,4 @@ impl Drop for DemoRole {
 )]
 pub(super) fn pause(time: Duration) {
     std::thread::sleep(time);
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-pub(super) fn now() -> Instant {
-    Instant::now()
 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use weft_agent::redirect::RedirectBackend;
+use weft_runtime::clock::now;
 
 use super::demo_mesh::{DemoMesh, web_address};
 use super::files::{DemoFiles, DemoMeshFile};
 use super::flows::{echo_flow, udp_flows};
 use super::load::{LoadTest, usage};
 use super::output::{line, mark};
-use super::roles::now;
 use super::service::DIRECT_PORT;
 use super::wait::{expect, wait};
 use crate::client::{HttpClient, config_dump, get};

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use super::roles::{now, pause};
+use weft_runtime::clock::now;
+
+use super::roles::pause;
 
 /// How long a configuration change may take to reach every process.
 const CHANGE: Duration = Duration::from_secs(15);

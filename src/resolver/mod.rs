@@ -9,6 +9,7 @@ mod lookup;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
+use weft_runtime::clock::now;
 
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -153,11 +154,6 @@ async fn sleep_until(at: Option<Instant>) {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the edge where this crate's clock is read")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ use weft_model::IdleEnd;
 use weft_runtime::connections::ConnectionStatus;
 use weft_runtime::socket::reset_on_close;
 
-use crate::clock::now;
+use weft_runtime::clock::now;
 
 /// The size of the scratch buffer. A read that fills it indicates a bulk transfer.
 const SCRATCH_BYTES: usize = 16 * 1024;

@@ -2,8 +2,8 @@
 
 use weft_model::{Name, Transport};
 use weft_runtime::access::{AccessRecord, RecordKind, TerminationDetails};
+use weft_runtime::clock::unix_ms;
 
-use crate::clock::unix_ms;
 use crate::netlink::conntrack::EndedConnection;
 
 /// The record of a conntrack entry that was removed. The kernel removes the entry of a TCP connection two minutes after

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::socket::SockProtocol;
 use weft_runtime::access::{AccessLog, Writer};
+use weft_runtime::clock;
 
 use super::desired::{DesiredTable, GROUP_PREFIX, chain_name};
 use super::ended_flow;
@@ -19,7 +20,6 @@ use super::flows::{ExpiredEndpoint, FlowAction, FlowTracker};
 use super::kernel_access::{KernelAccess, LiveKernel};
 use super::report::{KernelPathReport, ServiceReport};
 use super::service::{FlowPath, NeedsProxy, PathAssignment, PathChoice, ServiceKey, assign_paths};
-use crate::clock;
 use crate::netlink::conntrack::{self, ConntrackEntry};
 use crate::netlink::{Netlink, Notification};
 use crate::plan::AgentPlan;

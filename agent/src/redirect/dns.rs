@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_model::Transport;
+use weft_runtime::clock::now;
 
 use super::apply::apply;
 use super::config::{DNS_PORT, RedirectConfig};
 use super::namespace::{Namespace, in_namespace};
 use super::types::{RedirectBackend, RedirectError, kernel_error};
-use crate::clock::now;
 use crate::netlink::conntrack::Conntrack;
 
 /// The interval of health checks.

@@ -9,11 +9,12 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Instant;
 
+use weft_runtime::clock::now;
+
 use super::managed_namespace::{DesiredRedirects, ManagedNamespace, POLL_INTERVAL};
 use super::namespace::Namespace;
 use super::redirect_kernel::{HostKernel, RedirectKernel};
 use super::report::RedirectReport;
-use crate::clock::now;
 use crate::netlink::Netlink;
 use crate::reconcile_loop::{Reconcile, ReconcileHandle};
 

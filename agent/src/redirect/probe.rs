@@ -14,12 +14,12 @@ use nix::sys::socket::SockProtocol;
 use nix::unistd::Uid;
 use socket2::{Domain, Socket, Type};
 use weft_model::{Cidr, FlowTuple, Transport};
+use weft_runtime::clock::now;
 use weft_runtime::socket::PROBE_PORT;
 
 use super::config::RedirectConfig;
 use super::namespace::{Namespace, in_namespace};
 use super::types::{RedirectError, kernel_error};
-use crate::clock::now;
 use crate::netlink::{Netlink, Notification, conntrack};
 
 /// How long to wait for the notification about a probe connection.

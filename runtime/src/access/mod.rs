@@ -13,7 +13,7 @@ use std::io::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use weft_model::{AccessLogSink, AccessLogSinks};
 
@@ -22,6 +22,7 @@ use output::{Outputs, SINK_LIMIT};
 pub use record::{AccessRecord, ConnectionTraceId, FIELDS, FieldInfo, RecordKind, StartTime};
 pub use values::{RefusalInfo, ResponseFlag, TerminationDetails, WordInfo};
 
+use crate::clock::now;
 use crate::log_limit::LogLimit;
 
 /// The size at which a worker sends a batch before the flush interval has passed.
@@ -177,11 +178,6 @@ fn log_failure(sink: &AccessLogSink, error: &Error, failures: &LogLimit) {
     if let Some(failures) = failures.event(now()) {
         tracing::warn!(%sink, %error, failures, "access log lines lost: write failed");
     }
-}
-
-#[allow(clippy::disallowed_methods, reason = "the writer thread limits its own log lines")]
-fn now() -> Instant {
-    Instant::now()
 }
 
 /// Decides when lost lines are logged: at the end of a burst, and during a long burst each time that the number of lost

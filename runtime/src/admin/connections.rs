@@ -2,6 +2,7 @@
 //! connection that has been idle longest is closed in favour of the new one, so slow clients cannot block the
 //! port.
 
+use crate::clock::now;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -209,9 +210,4 @@ impl AsyncWrite for TimedWrites {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
-}
-
-#[expect(clippy::disallowed_methods, reason = "the one place where this module reads the clock")]
-fn now() -> Instant {
-    Instant::now()
 }

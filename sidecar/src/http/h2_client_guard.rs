@@ -16,12 +16,12 @@ use std::time::Instant;
 use h2::Reason;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use weft_runtime::clock::now;
 
 use super::h2_budget::{FrameBudget, ViolationAction, ViolationCounter};
 use super::h2_frames::{DATA, FrameScanner, GOAWAY, HEADERS, PREFACE_BYTES, RST_STREAM};
 use super::h2_reset::ReplaceableReset;
 use super::h2_shutdown::GracefulShutdown;
-use crate::clock::now;
 
 /// How many requests the h2 crate may hold without delivering them to weft, beyond the limit of streams: it decodes and
 /// discards requests that it refuses for their size or form.

@@ -11,10 +11,10 @@ use weft_certs::fault::{self, PeerFault};
 use weft_certs::{CertificateText, VerifiedPeer};
 use weft_model::{AccessLogSinks, SpiffeId};
 use weft_runtime::access::{AccessRecord, ConnectionTraceId, RecordKind};
+use weft_runtime::clock::{now, unix_ms};
 use weft_runtime::connections::ConnectionStatus;
 
 use super::{Alpn, acceptor};
-use crate::clock::{now, unix_ms};
 use crate::plan::ChainTls;
 use crate::stream::TransportStream;
 use crate::worker::SidecarWorker;

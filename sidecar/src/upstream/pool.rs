@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use tokio::sync::Notify;
+use weft_runtime::clock::now;
 use weft_runtime::connections::ConnectionStatus;
 
-use crate::clock::now;
 use crate::config_map::ConfigMap;
 use crate::http::h1::{Http1Reader, Http1Writer};
 use crate::http::h2::{SEND_BUFFER_BYTES, STREAM_WINDOW_BYTES};

@@ -6,7 +6,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use weft_runtime::clock::{ClockCheck, ClockWatch, SETTLE_TIME};
+use weft_runtime::clock_watch::{ClockCheck, ClockWatch, SETTLE_TIME};
 
 /// The wall clock, with detection of jumps.
 #[derive(Debug)]
