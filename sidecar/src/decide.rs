@@ -2,16 +2,16 @@
 //!
 //! A pure function: clocks and randomness are arguments, and the worker is unknown here.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use weft_model::path::unescaped_location;
 use weft_model::{
     EscapedSlashes, HttpTimeouts, PathMatch, PathRewrite, RouteAction, WeightedCluster,
 };
 
-use crate::authenticate::{TokenCache, TokenPolicy, authenticate};
+use crate::authenticate::{TokenPolicy, authenticate};
 use crate::authorize::{AuthorizationInputs, Authorized, authorize};
-use crate::connection::ClientConnection;
+use crate::decision_context::DecisionContext;
 use crate::denial::Denial;
 use crate::forwarded;
 use crate::forwarded_request::ForwardedRequest;
@@ -19,7 +19,7 @@ use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::{RequestHead, Upgrade};
 use crate::http::header_filter::HeaderFilter;
 use crate::normalize::normalize_request;
-use crate::plan::{PlannedHttp, SidecarPlan};
+use crate::plan::PlannedHttp;
 use crate::refused_request::RefusedRequest;
 use crate::request_facts::ClientInfo;
 use crate::request_log::RequestLog;
@@ -38,33 +38,6 @@ pub(crate) enum RequestDecision<'p> {
     Forward(ForwardedRequest<'p>),
     /// Answer the request without an endpoint.
     Answer { answer: LocalReply<'p>, changes: Option<Box<HeaderChanges<'p>>> },
-}
-
-/// What a decision depends on besides the request.
-#[derive(Clone, Copy)]
-pub(crate) struct DecisionContext<'p> {
-    /// Where the request arrived.
-    pub(crate) connection: &'p ClientConnection,
-    pub(crate) plan: &'p SidecarPlan,
-    /// The tokens that were verified before. They save work and change no decision.
-    pub(crate) tokens: &'p TokenCache,
-    pub(crate) time: DecisionTime,
-    /// Any number, for the weighted choice among clusters.
-    pub(crate) random: u32,
-}
-
-/// The time of a decision, on both clocks.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct DecisionTime {
-    pub(crate) monotonic: Instant,
-    pub(crate) wall: SystemTime,
-}
-
-impl DecisionTime {
-    /// The monotonic time at which the wall clock will show `deadline`.
-    fn until(self, deadline: SystemTime) -> Instant {
-        self.monotonic + deadline.duration_since(self.wall).unwrap_or_default()
-    }
 }
 
 /// The timeouts of a request. `response` is the timeout of its route, `until` the end of its token's validity.

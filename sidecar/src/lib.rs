@@ -14,6 +14,7 @@ mod config_map;
 mod connection;
 mod crl_store;
 mod decide;
+mod decision_context;
 mod denial;
 mod detect;
 mod fetch;

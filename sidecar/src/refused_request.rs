@@ -6,7 +6,7 @@
 
 use weft_model::{RouteAction, WeightedCluster};
 
-use crate::decide::DecisionContext;
+use crate::decision_context::DecisionContext;
 use crate::denial::Denial;
 use crate::header_mutation::{HeaderChanges, HeaderVariables};
 use crate::http::head::RequestHead;

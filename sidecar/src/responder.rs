@@ -173,7 +173,7 @@ impl Responder<'_> {
             Self::Http2 { respond, started: false } => {
                 drop(std::future::poll_fn(|cx| respond.poll_reset(cx)).await);
             }
-            Self::Http1(reply) => reply.writer.half.closed_by_peer().await,
+            Self::Http1(reply) => reply.writer.half.closed().await,
             Self::Http2 { .. } => std::future::pending().await,
         }
     }

@@ -13,7 +13,8 @@ use weft_runtime::metrics::GaugeGuard;
 
 use crate::authorize::{AuthorizationInputs, judge_again};
 use crate::connection::ClientConnection;
-use crate::decide::{DecisionContext, DecisionTime, RequestDecision, decide};
+use crate::decide::{RequestDecision, decide};
+use crate::decision_context::{DecisionContext, DecisionTime};
 use crate::denial::Denial;
 use crate::http::body::BodySource;
 use crate::http::head::{HttpVersion, RequestHead};

@@ -118,6 +118,11 @@ impl TransportStream {
         })
     }
 
+    /// Whether the status has closed the connection. Otherwise the task of `cx` is woken when it does.
+    fn is_closed_by_status(&self, cx: &Context<'_>) -> bool {
+        self.status().is_some_and(|status| status.poll_closed(cx).is_ready())
+    }
+
     /// Whether the connection may be used; none where the peer proved nothing.
     pub(crate) fn status(&self) -> Option<&Rc<ConnectionStatus>> {
         match self {
@@ -178,12 +183,20 @@ impl StreamHalf {
         (Self(shared.clone()), Self(shared))
     }
 
-    /// Resolves when the peer has closed its side, while nothing is read. A peer that closes its side before it has its response
-    /// counts as gone: nearly all such peers are, and the others cannot be distinguished from them.
-    pub(crate) async fn closed_by_peer(&self) {
+    /// Resolves when the peer has closed its side or the connection is closed by its status, while nothing is read. A peer
+    /// that closes its side before it has its response counts as gone: nearly all such peers are, and the others cannot be
+    /// distinguished from them.
+    pub(crate) async fn closed(&self) {
         loop {
-            std::future::poll_fn(|cx| self.0.borrow().tcp().poll_read_ready(cx).map(drop)).await;
-            if self.is_closed_by_peer() {
+            std::future::poll_fn(|cx| {
+                let stream = self.0.borrow();
+                if stream.is_closed_by_status(cx) {
+                    return Poll::Ready(());
+                }
+                stream.tcp().poll_read_ready(cx).map(drop)
+            })
+            .await;
+            if self.is_closed() {
                 return;
             }
             // Unread bytes are waiting, so the socket reports no event for the end of the stream.
@@ -201,7 +214,7 @@ impl StreamHalf {
     pub(crate) async fn readable(&self) -> io::Result<()> {
         std::future::poll_fn(|cx| {
             let stream = self.0.borrow();
-            if stream.has_read_ahead() {
+            if stream.has_read_ahead() || stream.is_closed_by_status(cx) {
                 Poll::Ready(Ok(()))
             } else {
                 stream.tcp().poll_read_ready(cx)
@@ -228,9 +241,12 @@ impl StreamHalf {
         weft_runtime::socket::reset_on_close(self.0.borrow().tcp());
     }
 
-    fn is_closed_by_peer(&self) -> bool {
-        // Readiness for priority data reports urgent data or the end of the stream, whatever else is unread.
+    fn is_closed(&self) -> bool {
         let stream = self.0.borrow();
+        if stream.status().is_some_and(|status| status.is_closed()) {
+            return true;
+        }
+        // Readiness for priority data reports urgent data or the end of the stream, whatever else is unread.
         let ready = stream.tcp().ready(Interest::PRIORITY).now_or_never();
         ready.is_some_and(|ready| ready.is_ok_and(|ready| ready.is_read_closed()))
     }

@@ -188,7 +188,7 @@ impl BodySink<'_> {
                 // An error means that the connection is closed, which also ends the stream.
                 drop(std::future::poll_fn(|cx| stream.poll_reset(cx)).await);
             }
-            Self::Http1(body) => body.writer.half.closed_by_peer().await,
+            Self::Http1(body) => body.writer.half.closed().await,
             Self::Closed => std::future::pending().await,
         }
     }
