@@ -12,6 +12,8 @@ mod issuers;
 mod listener;
 mod target;
 #[cfg(test)]
+pub(crate) mod test_model;
+#[cfg(test)]
 mod test_pki;
 mod trust;
 

@@ -1,134 +1,21 @@
 //! Tests of plans built from snapshots.
 
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use weft_certs::KeySet;
 use weft_model::{
-    ChainMatch, DataSource, Discovery, DnsDiscovery, DnsFamily, DnsPolicy, Endpoint, EndpointSet,
-    Health, JwtProvider, KeySource, OnEmptyAnswer, SourceAddress, StringMatch, TlsParameters,
-    TransportKind, UpstreamProtocol, Validation,
+    DataSource, Discovery, DnsDiscovery, DnsFamily, DnsPolicy, Health, KeySource, OnEmptyAnswer,
+    StringMatch, TlsParameters, TransportKind, Validation,
 };
 
-use super::super::test_pki::{TestCertificate, TestPki, at};
+use super::super::test_model::{HOUR, ISSUER, Model, address, http};
+use super::super::test_pki::{TestCertificate, TestPki};
 use super::*;
 use crate::authenticate::TokenFault;
 use crate::authenticate::key_store::{FetchedKeySet, KeyOrigin};
 
-const HOUR: Duration = Duration::from_secs(3600);
-
-fn address(last: u8) -> SocketAddr {
-    ([10, 0, 0, last], 80).into()
-}
-
-/// A snapshot that tests change between builds.
-#[derive(Clone, Default)]
-struct Model(Snapshot);
-
-impl Model {
-    fn cluster(mut self, name: &str, tls: Option<UpstreamTls>) -> Self {
-        let cluster = Cluster {
-            name: name.into(),
-            discovery: Discovery::Endpoints(name.into()),
-            balance: Balance::RoundRobin,
-            connect_timeout: HOUR,
-            protocol: UpstreamProtocol::Http1,
-            tls,
-            connection_limit: 1,
-            request_limit: 1,
-            response_head_bytes: 1,
-            response_header_count: 1,
-            idle_timeout: HOUR,
-        };
-        self.0.clusters.insert(name.into(), Arc::new(cluster));
-        self
-    }
-
-    fn discovery(mut self, name: &str, discovery: Discovery) -> Self {
-        let cluster = self.0.clusters.get_mut(name).expect("the cluster was added");
-        Arc::make_mut(cluster).discovery = discovery;
-        self
-    }
-
-    fn endpoints(mut self, name: &str, endpoints: &[(u8, Health)]) -> Self {
-        let endpoint = |(last, health): &(u8, Health)| Endpoint::new(address(*last), 1, *health);
-        let endpoints = endpoints.iter().filter_map(endpoint).collect();
-        let set = Arc::new(EndpointSet { endpoints });
-        self.0.endpoints.insert(name.into(), set.clone());
-        self.0.resolved.insert(name.into(), set);
-        self
-    }
-
-    /// Adds the listener `in` with one filter chain.
-    fn listener(mut self, tls: Option<DownstreamTls>, http: HttpService) -> Self {
-        let chain = FilterChain {
-            name: "".into(),
-            matches: ChainMatch::default(),
-            tls,
-            rules: Vec::new(),
-            filter: Filter::Http(Arc::new(http)),
-        };
-        let listener = Listener {
-            name: "in".into(),
-            address: address(1),
-            transport: Transport::Tcp,
-            bind: true,
-            use_original_destination: false,
-            transparent: false,
-            chains: vec![chain],
-            default_chain: None,
-            udp: None,
-            allow_from: None,
-            idle_end: None,
-            flow_seed: None,
-            source_address: SourceAddress::Agent,
-        };
-        self.0.listeners.insert("in".into(), Arc::new(listener));
-        self
-    }
-
-    /// Adds the listener `in` with the provider `issuer` of tokens.
-    fn tokens(self, keys: KeySource) -> Self {
-        let policy = JwtPolicy {
-            providers: [("issuer".into(), provider(keys))].into(),
-            rules: Vec::new(),
-            passes_preflight: false,
-        };
-        let mut http = http();
-        http.filters.push(HttpFilter::Jwt(Arc::new(policy)));
-        self.listener(None, http)
-    }
-
-    fn secret(mut self, name: &str, secret: Secret) -> Self {
-        self.0.secrets.insert(name.into(), Arc::new(secret));
-        self
-    }
-
-    fn without(mut self, name: &str) -> Self {
-        self.0.secrets.remove(name);
-        self.0.clusters.remove(name);
-        self.0.listeners.remove(name);
-        self.0.routes.remove(name);
-        self
-    }
-
-    fn build(&self, builder: &mut Builder) -> BuiltPlan {
-        self.build_with(builder, &KeyStore::default())
-    }
-
-    fn build_with(&self, builder: &mut Builder, keys: &KeyStore) -> BuiltPlan {
-        let crls = &CrlStore::default();
-        builder.build(&Arc::new(self.0.clone()), FetchedData { keys, crls }, at(0))
-    }
-}
-
 fn named(name: &str) -> SecretSource {
     SecretSource::Named(name.into())
-}
-
-/// An HTTP service with the route table `routes`.
-fn http() -> HttpService {
-    HttpService::new(RouteSource::Named("routes".into()))
 }
 
 /// TLS to clients with the secrets `identity` and `trust`.
@@ -298,9 +185,9 @@ fn cluster_keeps_its_number_while_its_pooled_connections_may_be_reused() {
 
 #[test]
 fn removed_listener_and_missing_route_table_are_not_served() {
-    let table = || RouteTable::new("routes".into(), Vec::new());
-    let mut model = Model::default().listener(None, http());
-    model.0.routes.insert("routes".into(), Arc::new(table()));
+    let model = Model::default()
+        .listener(None, http())
+        .routes(RouteTable::new("routes".into(), Vec::new()));
     let mut builder = Builder::new();
     let plan = model.build(&mut builder).plan;
     assert!(service(&plan).routes.is_some());
@@ -342,7 +229,7 @@ const KEYS: &[u8] =
     br#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
 
 fn origin() -> KeyOrigin {
-    let issuer = "https://issuer".into();
+    let issuer = ISSUER.into();
     let uri = "http://keys.test/".into();
     KeyOrigin { issuer, uri, cluster: "keys".into(), redirects: 0, tls: None }
 }
@@ -350,25 +237,6 @@ fn origin() -> KeyOrigin {
 fn fetched_keys() -> KeySource {
     let KeyOrigin { uri, cluster, redirects, .. } = origin();
     KeySource::Http { uri, cluster, timeout: HOUR, cache: HOUR, redirects }
-}
-
-fn provider(keys: KeySource) -> JwtProvider {
-    JwtProvider {
-        issuer: origin().issuer,
-        audiences: Vec::new(),
-        subject: None,
-        claims: Vec::new(),
-        longest_life: None,
-        keys,
-        token_locations: Vec::new(),
-        forward: false,
-        claim_headers: Vec::new(),
-        payload_header: None,
-        payload_name: None,
-        leeway: Duration::ZERO,
-        bound: false,
-        ends_streams: false,
-    }
 }
 
 /// Stores a key set that the second address served.
@@ -434,7 +302,7 @@ fn keys_are_fetched_again_when_their_endpoint_left_but_not_when_dns_answers_rota
     let check = |discovery: &Discovery, endpoints: &[(u8, Health)], expected: bool| {
         let model = Model::default()
             .cluster("keys", None)
-            .discovery("keys", discovery.clone())
+            .change_cluster("keys", |cluster| cluster.discovery = discovery.clone())
             .endpoints("keys", endpoints)
             .tokens(fetched_keys());
         let built = model.build_with(&mut Builder::new(), &keys);
