@@ -276,11 +276,9 @@ fn plain_value<'v>(
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, Method};
-
     use super::*;
     use crate::http::head::HttpVersion;
-    use crate::http::headers::{BufferedHeaders, HeaderSpan};
+    use crate::http::test_head::{buffered_headers, get, header_lines, header_map};
 
     fn variables<'a>() -> HeaderVariables<'a> {
         let peer = ([10, 0, 0, 9], 7).into();
@@ -290,53 +288,17 @@ mod tests {
     }
 
     fn head(headers: Headers) -> RequestHead {
-        RequestHead {
-            method: Method::GET,
-            target: "/x?y".into(),
-            authority: "a.example".into(),
-            headers,
-            upgrade: None,
-            content_length: None,
-            version: HttpVersion::Http2,
-            desync: None,
-            is_isolated: false,
-            readings: None,
-        }
+        RequestHead { headers, version: HttpVersion::Http2, ..get("/x?y") }
     }
 
     /// The same headers as received over HTTP/1.1 and over HTTP/2.
     fn both(lines: &[(&str, &str)]) -> [Headers; 2] {
-        let mut buffer = Vec::new();
-        let mut spans = Vec::new();
-        let mut map = HeaderMap::new();
-        for (name, value) in lines {
-            let mut put = |text: &str| {
-                let start = u32::try_from(buffer.len()).expect("a short text");
-                buffer.extend_from_slice(text.as_bytes());
-                (start, u32::try_from(buffer.len()).expect("a short text"))
-            };
-            let name_at = put(name);
-            let value_at = put(value);
-            spans.push(HeaderSpan { name: name_at, value: value_at });
-            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
-            map.append(name, HeaderValue::from_str(value).expect("a value"));
-        }
-        [Headers::from(BufferedHeaders::new(buffer.into(), spans)), Headers::from(map)]
+        [buffered_headers(lines), Headers::from(header_map(lines))]
     }
 
     fn addition(name: &str, value: &str, action: AppendAction) -> HeaderAddition {
         let value = HeaderFormat::parse(value).expect("a format");
         HeaderAddition { name: name.into(), value, action, keep_empty: false }
-    }
-
-    fn lines(headers: Headers) -> Vec<String> {
-        let map = headers.into_map();
-        let line = |(name, value): (&HeaderName, &HeaderValue)| {
-            format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))
-        };
-        let mut lines: Vec<String> = map.iter().map(line).collect();
-        lines.sort();
-        lines
     }
 
     #[test]
@@ -362,7 +324,7 @@ mod tests {
             changes.apply_to_request(&mut head);
             // All values of a level are computed from the headers before that level.
             let expected = ["x-copy: a", "x-copy: late", "x-tenant: more", "x-tenant: own"];
-            assert_eq!(lines(head.headers), expected);
+            assert_eq!(header_lines(&head.headers), expected);
         }
         let names: Vec<&str> = changes.names().collect();
         assert_eq!(names, ["x-secret", "x-tenant", "x-copy", "x-other"]);
@@ -387,7 +349,7 @@ mod tests {
             let mut head = head(headers);
             changes.apply_to_request(&mut head);
             let expected = ["x-other: own", "x-role-name: own", "x-tenant: own", "x_other: kept"];
-            assert_eq!(lines(head.headers), expected);
+            assert_eq!(header_lines(&head.headers), expected);
         }
     }
 
@@ -406,10 +368,7 @@ mod tests {
             assert_eq!(String::from_utf8_lossy(&value), expected, "{text}");
         };
         check("%REQ(x-one):3%|%REQ(x-two?x-one)%|%REQ(x-two)%", "abc|abcdef|");
-        check(
-            "%REQ(:method)% %REQ(:SCHEME)%://%REQ(host)%%REQ(:path)%",
-            "GET https://a.example/x?y",
-        );
+        check("%REQ(:method)% %REQ(:SCHEME)%://%REQ(host)%%REQ(:path)%", "GET https://a.test/x?y");
         check("%PROTOCOL% %ROUTE_NAME% %UPSTREAM_CLUSTER%", "HTTP/2 r c");
         check(
             "%DOWNSTREAM_REMOTE_ADDRESS% %DOWNSTREAM_DIRECT_REMOTE_ADDRESS%",

@@ -213,6 +213,15 @@ impl RequestLog {
     }
 }
 
+#[cfg(test)]
+impl RequestLog {
+    /// Whether policies in dry-run mode would deny the request: none if not, otherwise the policy, if one matched.
+    pub(crate) fn dry_run_denial(&self) -> Option<Option<&Name>> {
+        assert_eq!(self.is_denied_by_dry_run, self.dry_run.is_some());
+        self.dry_run.as_ref().map(Option::as_ref)
+    }
+}
+
 fn peer(connection: &ClientConnection) -> Option<&str> {
     connection.peer.as_ref().and_then(VerifiedPeer::identity).map(SpiffeId::as_str)
 }

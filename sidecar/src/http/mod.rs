@@ -20,3 +20,5 @@ pub(crate) mod headers;
 mod name_set;
 pub(crate) mod path;
 mod read_ahead;
+#[cfg(test)]
+pub(crate) mod test_head;

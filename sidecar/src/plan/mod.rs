@@ -14,7 +14,7 @@ mod target;
 #[cfg(test)]
 pub(crate) mod test_model;
 #[cfg(test)]
-mod test_pki;
+pub(crate) mod test_pki;
 mod trust;
 
 pub use crls_in_force::CrlsByTrustStore;

@@ -98,6 +98,13 @@ impl Model {
         self
     }
 
+    /// Changes the filter chain of the listener that was added before.
+    pub(crate) fn change_chain(mut self, change: impl FnOnce(&mut FilterChain)) -> Self {
+        let listener = self.0.listeners.get_mut("in").expect("the listener was added");
+        change(&mut Arc::make_mut(listener).chains[0]);
+        self
+    }
+
     /// Adds the listener `in` with the provider `issuer` of tokens.
     pub(crate) fn tokens(self, keys: KeySource) -> Self {
         let policy = JwtPolicy {

@@ -201,3 +201,6 @@ impl HeadRewrite<'_, '_> {
         inputs.headers = inputs.headers.take().or_else(|| before.map(Box::new));
     }
 }
+
+#[cfg(test)]
+mod tests;
