@@ -101,7 +101,14 @@ fn head(mut parts: http::request::Parts) -> Result<RequestHead, Denial> {
     }
     headers.remove(http::header::HOST);
     let content_length = take_length(&mut headers)?;
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str()).to_owned();
+    let target = match upgrade {
+        // As over HTTP/1.1, a CONNECT request has no path.
+        Some(Upgrade::Tunnel) => "",
+        Some(Upgrade::WebSocket) | None => {
+            parts.uri.path_and_query().map_or("/", |target| target.as_str())
+        }
+    };
+    let target = target.to_owned();
     if upgrade == Some(Upgrade::WebSocket) {
         parts.method = Method::GET;
     }
@@ -352,4 +359,23 @@ pub(crate) fn finish(
         None => stream.send_data(Bytes::new(), true),
     };
     sent.map_err(|_| BodyError::SinkClosed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn received(method: Method, uri: &str) -> RequestHead {
+        let request = Request::builder().method(method).uri(uri).body(()).expect("a request");
+        head(request.into_parts().0).expect("the head is valid")
+    }
+
+    #[test]
+    fn connect_request_has_no_path() {
+        let tunnel = received(Method::CONNECT, "a.test:443");
+        assert_eq!(tunnel.upgrade, Some(Upgrade::Tunnel));
+        assert_eq!([tunnel.target.as_str(), &tunnel.authority], ["", "a.test:443"]);
+        let other = received(Method::GET, "http://a.test");
+        assert_eq!([other.target.as_str(), &other.authority], ["/", "a.test"]);
+    }
 }
