@@ -59,6 +59,9 @@ pub(crate) async fn exchange(
             return Err(last);
         };
         *endpoint = Some(chosen.address);
+        if retries + unprocessed > 0 {
+            worker.metrics.upstream_retries.increment();
+        }
         if let Some(changes) = call.changes() {
             changes.note_endpoint(chosen.address);
         }
@@ -90,7 +93,6 @@ pub(crate) async fn exchange(
                 if unprocessed < MAX_UNPROCESSED_RETRIES && call.rewind() =>
             {
                 unprocessed += 1;
-                worker.metrics.upstream_retries.increment();
                 continue;
             }
             Err(ExchangeFailure::NotConnected(denial)) => return Err(denial),
@@ -101,7 +103,6 @@ pub(crate) async fn exchange(
             }
         }
         retries += 1;
-        worker.metrics.upstream_retries.increment();
     }
 }
 
