@@ -63,6 +63,12 @@ impl Model {
         self.endpoint_set(name, endpoints.iter().filter_map(endpoint).collect())
     }
 
+    /// Sets the healthy endpoints of a cluster.
+    pub(crate) fn addresses(self, name: &str, addresses: &[SocketAddr]) -> Self {
+        let endpoint = |address: &SocketAddr| Endpoint::new(*address, 1, Health::Healthy);
+        self.endpoint_set(name, addresses.iter().filter_map(endpoint).collect())
+    }
+
     fn endpoint_set(mut self, name: &str, endpoints: Vec<Endpoint>) -> Self {
         let set = Arc::new(EndpointSet { endpoints });
         self.0.endpoints.insert(name.into(), set.clone());

@@ -9,6 +9,8 @@ mod outcome;
 mod pinned;
 mod pool;
 mod slots;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 mod upgrade;
 mod upload;
