@@ -1,8 +1,8 @@
 //! Policies: which rule decides, what it matches on, and the order of filters.
 
 use weft_model::{
-    AmbiguousPath, Cidr, HeaderCheck, HeaderMatch, Name, Permission, Principal, RbacPolicy,
-    StringMatch,
+    AmbiguousPath, Cidr, ForwardedFor, HeaderCheck, HeaderMatch, Name, Permission, Principal,
+    RbacPolicy, StringMatch,
 };
 
 use super::*;
@@ -165,6 +165,11 @@ fn policies_match_on_the_client_after_trusted_hops_and_on_the_peer() {
     for (name, setup, is_allowed) in rows {
         let expected = if is_allowed { "allowed by allow" } else { "not_allowed by no policy" };
         assert_eq!(judged(&setup, head()), expected, "{name}");
+    }
+    for addresses in [ForwardedFor::Append, ForwardedFor::Remove] {
+        let setup = setup(true, 1, client("2.2.2.2"));
+        let setup = setup.http(|http| http.forwarded.addresses = addresses);
+        assert_eq!(judged(&setup, head()), "allowed by allow", "{addresses:?}");
     }
     let setup = setup(true, 0, client("10.0.0.9"));
     let mapped = Setup { client: "[::ffff:10.0.0.9]:4711".parse().expect("an address"), ..setup };

@@ -200,12 +200,10 @@ fn refused_request_gets_the_response_headers_of_the_drawn_cluster() {
             mutations: on_response(overwrite("x-cluster", name)),
             ..WeightedCluster::new(name.into(), 1)
         };
-        let mut action = weighted();
-        if let RouteAction::Forward { clusters, .. } = &mut action {
-            *clusters = vec![cluster("a"), cluster("b")];
-        }
-        let setup = Setup { random, ..Setup::default() };
-        setup.routes(vec![route(prefix("/"), action)])
+        let setup = one_route(|route| {
+            change_forward(route, |action| *action.clusters = vec![cluster("a"), cluster("b")]);
+        });
+        Setup { random, ..setup }
     };
     for (random, cluster) in [(0, "a"), (u32::MAX, "b")] {
         let response = format!("response [x-cluster: {cluster}]");
@@ -225,7 +223,6 @@ fn one_route(change: impl FnOnce(&mut Route)) -> Setup {
 fn request_headers_are_removed_and_set_by_the_route() {
     let removing = HeaderMutation { remove: vec!["x-a".into()], add: Vec::new() };
     let setup = |change: HeaderMutation| one_route(|route| route.mutations = on_request(change));
-    let trusting = |setup: Setup| setup.http(|http| http.forwarded.trusted_hops = 0);
     let client = || overwrite("x-client", "%DOWNSTREAM_REMOTE_ADDRESS_WITHOUT_PORT%");
     let a = || request("GET", "/", &[("x-a", "1"), ("x_a", "2"), ("x-b", "3")]);
     let named = request("GET", "/", &[("connection", "x-a"), ("x-a", "1"), ("x-b", "2")]);
@@ -236,8 +233,8 @@ fn request_headers_are_removed_and_set_by_the_route() {
         ("overwritten", setup(cluster), a(), "forward web GET a.test/ [x-a: web, x-b: 3]"),
         ("peer", setup(client()), get("/"), "forward web GET a.test/ [x-client: 10.0.0.9]"),
         (
-            "client after a trusted hop",
-            trusting(setup(client())),
+            "client that the trusted hop reports",
+            setup(client()),
             forwarded,
             "forward web GET a.test/ [x-client: 1.1.1.1, x-forwarded-for: 1.1.1.1]",
         ),
