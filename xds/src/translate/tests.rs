@@ -183,6 +183,22 @@ fn http_settings_round_trip() {
 }
 
 #[test]
+fn strict_paths_refuse_escaped_slashes_although_the_action_keeps_them() {
+    for action in ["IMPLEMENTATION_SPECIFIC_DEFAULT", "KEEP_UNCHANGED"] {
+        let text = EDGE.replace("UNESCAPE_AND_FORWARD", action);
+        let read = |mode: &str| {
+            let text = text.replace("path: strict", &format!("path: {mode}"));
+            let resource = read_yaml(ResourceKind::Listener, &text).expect("accepted").resource;
+            let Resource::Listener(listener) = resource else { panic!("a listener") };
+            let Filter::Http(http) = &listener.chains[0].filter else { panic!("HTTP") };
+            http.path.escaped_slashes
+        };
+        assert_eq!(read("strict"), EscapedSlashes::Reject, "{action}");
+        assert_eq!(read("as_sent"), EscapedSlashes::Keep, "{action}");
+    }
+}
+
+#[test]
 fn invalid_weft_metadata_is_refused_with_path_and_accepted_values() {
     let check = |ours: &str, field: &str, why: &str| {
         let text = format!(

@@ -199,7 +199,10 @@ fn certificate_keys(manager: &mut MessageReader<'_>) -> Vec<CertificateKey> {
 fn path_rules(manager: &mut MessageReader<'_>, ours: &OurHttp) -> Result<PathRules, FieldError> {
     let ambiguous = ours.ambiguous_paths.unwrap_or_default();
     let escaped_slashes = match manager.choice("path_with_escaped_slashes_action").as_str() {
-        "IMPLEMENTATION_SPECIFIC_DEFAULT" if ambiguous == AmbiguousPath::Refuse => {
+        // `path: strict` refuses every ambiguous path, also where this action says to keep escaped slashes.
+        "IMPLEMENTATION_SPECIFIC_DEFAULT" | "KEEP_UNCHANGED"
+            if ambiguous == AmbiguousPath::Refuse =>
+        {
             EscapedSlashes::Reject
         }
         "IMPLEMENTATION_SPECIFIC_DEFAULT" | "KEEP_UNCHANGED" => EscapedSlashes::Keep,
