@@ -45,7 +45,7 @@ pub async fn run(shared: AgentShared, number: usize) {
                     if changed.is_err() {
                         return std::future::pending().await;
                     }
-                    worker.follow(plans.borrow_and_update().clone());
+                    worker.replace_plan(plans.borrow_and_update().clone());
                     follow(&mut sockets, &worker);
                     datagrams::end_flows_of_removed_endpoints(&worker);
                 }

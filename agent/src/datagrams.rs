@@ -45,7 +45,7 @@ pub(crate) fn forward_datagrams(
         let known = worker.flows.borrow_mut().get(&tuple, now()).cloned();
         match known.map_or_else(|| start_flow(tuple, listener, listening_socket, worker), Ok) {
             Ok(flow) => flows.push((flow, vec![datagram.bytes])),
-            Err(refusal) => worker.metrics.refuse(refusal),
+            Err(refusal) => worker.metrics.count_refusal(refusal),
         }
     }
     for (flow, bytes) in flows {

@@ -28,7 +28,7 @@ pub struct AgentMetrics {
 }
 
 impl AgentMetrics {
-    pub(crate) fn refuse(&self, refusal: FlowRefusal) {
+    pub(crate) fn count_refusal(&self, refusal: FlowRefusal) {
         if let Some(counter) = self.refused.get(refusal as usize) {
             counter.increment();
         }

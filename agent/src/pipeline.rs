@@ -47,13 +47,13 @@ pub(crate) fn connection(
     async move {
         let limit = worker.shared.limits.connections;
         let Some(handle) = worker.connections.try_register(limit) else {
-            worker.metrics.refuse(FlowRefusal::Limit);
+            worker.metrics.count_refusal(FlowRefusal::Limit);
             return reset_on_close(&accepted.stream);
         };
         let mut log = FlowLog::new(accepted.client);
         let outcome = proxy(&mut accepted, handle.status(), &worker, &mut log).await;
         let end = outcome.map(FlowEnd::from).unwrap_or_else(|refusal| {
-            worker.metrics.refuse(refusal);
+            worker.metrics.count_refusal(refusal);
             reset_on_close(&accepted.stream);
             FlowEnd::Refused(refusal)
         });

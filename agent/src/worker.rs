@@ -112,8 +112,8 @@ impl AgentWorker {
         }
     }
 
-    /// Applies a plan.
-    pub(crate) fn follow(&self, plan: Arc<AgentPlan>) {
+    /// Serves `plan` from now on.
+    pub(crate) fn replace_plan(&self, plan: Arc<AgentPlan>) {
         let is_gone = |name: &Name| plan.listener(name).is_none();
         self.flow_counts.forget(is_gone, &self.metrics.services);
         self.plan.replace(plan);

@@ -1,4 +1,4 @@
-//! Worker threads: each has its own runtime and shares nothing with the others.
+//! Worker threads: each has its own runtime, sockets and table of open files.
 
 use std::future::Future;
 use std::io;

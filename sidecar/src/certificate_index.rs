@@ -161,6 +161,8 @@ impl CertificateIndex {
             }
             None => self.entries.borrow().keys().map(|id| (*id, Duration::ZERO)).collect(),
         };
+        let mut closed = 0;
+        let mut draining = 0;
         for (id, drain) in &affected {
             let mut entries = self.entries.borrow_mut();
             let Some(entry) = entries.get_mut(id).filter(|entry| !entry.revoked) else {
@@ -169,18 +171,17 @@ impl CertificateIndex {
             entry.revoked = true;
             metrics.connections_revoked.increment();
             if drain.is_zero() {
+                closed += 1;
                 if entry.status.mark_closed(CloseReason::PeerRevoked) {
                     self.to_wake.borrow_mut().push_back(entry.status.clone());
                 }
             } else {
+                draining += 1;
                 self.drain_until(*id, entry, now + drain.as_secs());
             }
         }
-        if !affected.is_empty() {
-            tracing::info!(
-                connections = affected.len(),
-                "closed connections with revoked peer certificates"
-            );
+        if closed + draining > 0 {
+            tracing::info!(closed, draining, "peer certificates of connections revoked");
         }
     }
 

@@ -1,7 +1,8 @@
 //! The stages of a connection; [`serve_request`](crate::serve_request) has those of a request.
 //!
 //! ```text
-//! connection   accept -> original destination -> filter chain -> TLS: VerifiedPeer -> HTTP version
+//! connection   accept -> original destination -> filter chain -> TLS: VerifiedPeer -> policies
+//!              -> HTTP version
 //! request      normalize -> authenticate: Authenticated -> authorize: Authorized
 //!              -> route: Routed -> choose endpoint -> exchange -> access log
 //! ```
@@ -24,7 +25,7 @@ use crate::denial::Denial;
 use crate::detect::{self, DetectedProtocol, ServerFirstUpstream};
 use crate::identity_headers::{ClientCertificateHeaders, HandshakeCertificates};
 use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService};
-use crate::plan_changes::PlanFollower;
+use crate::plan_changes::PlanSubscription;
 use crate::request_metrics::ConnectionSeries;
 use crate::stream::TransportStream;
 use crate::tcp_log::{TcpConnectionInfo, TcpLog};
@@ -99,7 +100,7 @@ async fn serve_connection(
     worker: &Rc<SidecarWorker>,
 ) -> Option<()> {
     // Before the plan is read, so that no change is missed.
-    let follower = worker.changes.follow();
+    let plan_changes = worker.changes.subscribe();
     let AdmittedConnection { client, destination, stream, listener, kind, chain } =
         admit(accepted, worker).await?;
     let handshake =
@@ -117,7 +118,7 @@ async fn serve_connection(
             let place = ChainLocation { listener: &listener.listener.name, chain: &chain, kind };
             let denied = tokio::select! {
                 () = Box::pin(tcp_proxy::proxy(stream, tcp, &mut log, worker)) => None,
-                policy = until_connection_denied(facts, place, follower, worker) => Some(policy),
+                policy = until_connection_denied(facts, place, plan_changes, worker) => Some(policy),
             };
             if let Some(policy) = denied {
                 log.policy = policy;
@@ -200,11 +201,11 @@ struct ChainLocation<'a> {
 async fn until_connection_denied(
     facts: ConnectionFacts<'_>,
     place: ChainLocation<'_>,
-    mut follower: PlanFollower<'_>,
+    mut plan_changes: PlanSubscription<'_>,
     worker: &SidecarWorker,
 ) -> Option<Name> {
     loop {
-        follower.next().await;
+        plan_changes.next().await;
         let plan = worker.plan();
         let listener = plan.listener(place.listener);
         let current = listener.and_then(|listener| listener.chain(facts.destination, place.kind));

@@ -194,8 +194,8 @@ impl RequestLog {
                 .map(Denial::detail)
                 .filter(|detail| !detail.is_empty())
                 .or(outcome.detail),
-            bytes_received: Some(outcome.bytes_sent),
-            bytes_sent: Some(outcome.bytes_received),
+            bytes_received: Some(outcome.bytes_to_endpoint),
+            bytes_sent: Some(outcome.bytes_to_client),
             service: self.service.as_deref(),
             route_name: self.route.as_deref(),
             upstream_cluster: self.cluster.as_deref(),

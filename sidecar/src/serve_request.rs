@@ -19,7 +19,7 @@ use crate::denial::Denial;
 use crate::http::body::BodySource;
 use crate::http::head::{HttpVersion, RequestHead};
 use crate::plan::SidecarPlan;
-use crate::plan_changes::PlanFollower;
+use crate::plan_changes::PlanSubscription;
 use crate::request_log::RequestLog;
 use crate::responder::Responder;
 use crate::timeouts::RequestProgress;
@@ -93,7 +93,7 @@ async fn perform(
     let RequestIo { source, reply, progress, started } = io;
     let is_grpc = head.is_grpc();
     let plan = worker.plan();
-    let follower = worker.changes.follow();
+    let plan_changes = worker.changes.subscribe();
     let has_body = !source.is_empty();
     let context = DecisionContext {
         connection,
@@ -123,7 +123,7 @@ async fn perform(
                     biased;
                     result = exchange(&mut call, target, worker, &mut log.endpoint) => result,
                     denial = request.timeouts.expired(started, progress) => Err(denial),
-                    (denial, rule) = until_denied(authorized, connection, follower, worker) => {
+                    (denial, rule) = until_denied(authorized, connection, plan_changes, worker) => {
                         log.rule = rule;
                         Err(denial)
                     }
@@ -159,12 +159,12 @@ struct AuthorizedRequest<'a> {
 async fn until_denied(
     authorized: AuthorizedRequest<'_>,
     connection: &ClientConnection,
-    mut follower: PlanFollower<'_>,
+    mut plan_changes: PlanSubscription<'_>,
     worker: &SidecarWorker,
 ) -> (Denial, Option<Name>) {
     let AuthorizedRequest { inputs, head, plan } = authorized;
     loop {
-        follower.next().await;
+        plan_changes.next().await;
         let before = connection.service(plan);
         let plan = worker.plan();
         let Some(http) = connection.service(&plan) else {

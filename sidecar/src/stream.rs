@@ -27,7 +27,7 @@ pub(crate) enum TransportStream {
     Tls(RegisteredTlsStream),
 }
 
-/// A TLS stream that can no longer be read or written once its peer's certificate is revoked or expired.
+/// A TLS stream that fails once the [`ConnectionStatus`] of its connection is closed.
 #[derive(Debug)]
 pub(crate) struct RegisteredTlsStream {
     /// None where the peer proved nothing.

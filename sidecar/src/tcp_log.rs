@@ -41,8 +41,8 @@ pub(crate) struct TcpLog<'a> {
 /// The bytes sent to the endpoint and received from it.
 #[derive(Debug, Default)]
 pub(crate) struct ByteCounts {
-    pub(crate) sent: Cell<u64>,
-    pub(crate) received: Cell<u64>,
+    pub(crate) to_endpoint: Cell<u64>,
+    pub(crate) to_client: Cell<u64>,
 }
 
 impl<'a> TcpLog<'a> {
@@ -89,8 +89,8 @@ impl Drop for TcpLog<'_> {
             response_flags: self.denial.map_or_else(|| self.end.flag(), Denial::flag),
             connection_termination_details: Some(details),
             upstream_failure_reason: self.denial.and_then(Denial::upstream_failure),
-            bytes_received: Some(self.moved.sent.get()),
-            bytes_sent: Some(self.moved.received.get()),
+            bytes_received: Some(self.moved.to_endpoint.get()),
+            bytes_sent: Some(self.moved.to_client.get()),
             service: self.service.as_deref(),
             upstream_cluster: self.service.as_deref(),
             upstream_host: self.endpoint,

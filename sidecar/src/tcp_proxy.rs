@@ -145,7 +145,7 @@ impl<'s> ObservedUpstream<'s> {
 
     fn note(&mut self, error: &io::Error) {
         self.has_failed = true;
-        if self.moved.received.get() == 0 && self.alert.is_none() {
+        if self.moved.to_client.get() == 0 && self.alert.is_none() {
             self.alert = TlsFailure::of_read(error);
         }
     }
@@ -161,7 +161,7 @@ impl AsyncRead for ObservedUpstream<'_> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut *this.stream).poll_read(cx, buf);
         let more = (buf.filled().len() - before) as u64;
-        this.moved.received.set(this.moved.received.get() + more);
+        this.moved.to_client.set(this.moved.to_client.get() + more);
         if let Poll::Ready(Err(error)) = &polled {
             this.note(error);
         }
@@ -179,7 +179,7 @@ impl AsyncWrite for ObservedUpstream<'_> {
         let polled = Pin::new(&mut *this.stream).poll_write(cx, buf);
         match &polled {
             Poll::Ready(Ok(written)) => {
-                this.moved.sent.set(this.moved.sent.get() + *written as u64)
+                this.moved.to_endpoint.set(this.moved.to_endpoint.get() + *written as u64)
             }
             Poll::Ready(Err(_)) => this.has_failed = true,
             Poll::Pending => {}
@@ -213,7 +213,7 @@ struct UpstreamConnection {
 /// was sent to the first.
 ///
 /// # Errors
-/// When the cluster has no endpoint, its connection limit is upstream, or the connection to the last tried endpoint failed.
+/// When the cluster has no endpoint, its connection limit is reached, or the connection to the last tried endpoint failed.
 async fn connect(
     target: &PlannedCluster,
     destination: SocketAddr,
@@ -235,7 +235,7 @@ async fn connect(
             worker.metrics.upstream_retries.increment();
         }
         let Some(slot) = worker.pools.slots.take(target, address) else {
-            tracing::debug!(%address, "connection limit of the cluster upstream (max_connections)");
+            tracing::debug!(%address, "connection limit of the cluster reached (max_connections)");
             return Err(Denial::Overloaded);
         };
         match worker.connector.connect(target, address, Alpn::None).await {

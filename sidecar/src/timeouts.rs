@@ -12,8 +12,8 @@ pub(crate) struct RequestProgress {
     moved: Cell<u32>,
     received: Cell<bool>,
     is_tunnel: Cell<bool>,
-    bytes_sent: Cell<u64>,
-    bytes_received: Cell<u64>,
+    bytes_to_endpoint: Cell<u64>,
+    bytes_to_client: Cell<u64>,
 }
 
 impl RequestProgress {
@@ -30,18 +30,18 @@ impl RequestProgress {
     /// Records that `bytes` of the request body, or of the response body, moved.
     pub(crate) fn record_bytes(&self, bytes: usize, is_request: bool) {
         self.record_activity();
-        let all = if is_request { &self.bytes_sent } else { &self.bytes_received };
+        let all = if is_request { &self.bytes_to_endpoint } else { &self.bytes_to_client };
         all.set(all.get() + bytes as u64);
     }
 
     /// The number of response body bytes that moved.
-    pub(crate) fn bytes_received(&self) -> u64 {
-        self.bytes_received.get()
+    pub(crate) fn bytes_to_client(&self) -> u64 {
+        self.bytes_to_client.get()
     }
 
     /// The number of request body bytes that moved, over all attempts.
-    pub(crate) fn bytes_sent(&self) -> u64 {
-        self.bytes_sent.get()
+    pub(crate) fn bytes_to_endpoint(&self) -> u64 {
+        self.bytes_to_endpoint.get()
     }
 
     /// Records that the last byte of the request was read from the client.

@@ -203,8 +203,8 @@ record_fields! {
         [Http] path: &'a str, "string";
         /// `x-request-id` header of the request, as received.
         [Http] request_id: &'a str, "string";
-        /// Status that the client got. A gRPC call that weft refuses gets status 200 with `grpc-status`, and this field
-        /// has the HTTP status of the refusal.
+        /// HTTP status of the response. For a gRPC call that weft refuses: the status of the refusal, although the client
+        /// gets 200 with `grpc-status`.
         [Http] response_code: u16, "integer";
         /// Response flag, with the code of Envoy.
         [Http Tcp Udp] response_flags: ResponseFlag, "string";

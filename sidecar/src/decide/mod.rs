@@ -1,6 +1,6 @@
 //! Decides what happens to one request under one plan: forward it, answer it, or refuse it.
 //!
-//! A pure function: clocks and randomness are arguments, and the worker is unknown here.
+//! Does no I/O: clocks and randomness are arguments, and the worker is unknown here.
 
 use std::time::{Duration, Instant};
 

@@ -28,8 +28,7 @@ pub(crate) struct AcceptedTls {
     pub(crate) resumed: bool,
 }
 
-/// Performs the handshake. The client certificate was verified when this returns: by the verifier, or again after a
-/// resumed session. From then on the connection is in the certificate index, and closed when the
+/// Performs the handshake. A `peer` in the result was verified: by the verifier, or again after a resumed session. From then on the connection is in the certificate index, and closed when the
 /// certificate is revoked.
 ///
 /// # Errors

@@ -209,7 +209,7 @@ async fn exchange_http1(
         ));
         outcome.record_download(upload.until_downloaded(forwarding_body).await, progress);
     }
-    outcome.bytes_sent = upload.bytes();
+    outcome.bytes_to_endpoint = upload.bytes();
     let is_whole = outcome.aborted.is_none();
     if !is_whole {
         downstream.flush_and_abort().await;

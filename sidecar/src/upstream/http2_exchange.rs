@@ -133,7 +133,7 @@ async fn exchange_http2(
         ));
         outcome.record_download(upload.until_downloaded(forwarding_body).await, progress);
     }
-    outcome.bytes_sent = upload.bytes();
+    outcome.bytes_to_endpoint = upload.bytes();
     if outcome.aborted.is_some() {
         downstream.flush_and_abort().await;
     }

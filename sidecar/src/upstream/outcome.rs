@@ -7,8 +7,8 @@ use crate::timeouts::RequestProgress;
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ExchangeOutcome {
     pub(crate) status: u16,
-    pub(crate) bytes_sent: u64,
-    pub(crate) bytes_received: u64,
+    pub(crate) bytes_to_endpoint: u64,
+    pub(crate) bytes_to_client: u64,
     /// The side that aborted the exchange; none when it completed.
     pub(crate) aborted: Option<ExchangeAbort>,
     /// Why it was aborted, if that is known, as text for people.
@@ -38,10 +38,10 @@ impl ExchangeOutcome {
         progress: &RequestProgress,
     ) {
         match result {
-            Ok(bytes) => self.bytes_received = bytes,
+            Ok(bytes) => self.bytes_to_client = bytes,
             Err(error) => {
                 // The bytes that were forwarded before.
-                self.bytes_received = progress.bytes_received();
+                self.bytes_to_client = progress.bytes_to_client();
                 self.aborted = Some(match error {
                     BodyError::SourceClosed
                     | BodyError::StreamEnded(_)

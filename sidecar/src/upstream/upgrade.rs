@@ -265,6 +265,8 @@ async fn join_tunnel(
     let mut outcome = ExchangeOutcome { status: head.status, ..ExchangeOutcome::default() };
     let sink = call.responder.switch(head).ok_or(Denial::ClientGone)?;
     let client = TunnelSide { source, sink };
-    (outcome.bytes_sent, outcome.bytes_received) = tunnel(client, upstream, call.progress).await;
+    let (to_endpoint, to_client) = tunnel(client, upstream, call.progress).await;
+    outcome.bytes_to_endpoint = to_endpoint;
+    outcome.bytes_to_client = to_client;
     Ok(outcome)
 }

@@ -69,6 +69,6 @@ impl<'p, F: Future<Output = Result<u64, BodyError>> + Unpin> Upload<'p, F> {
 
     /// How many bytes were sent, also when the body was aborted.
     pub(super) fn bytes(&self) -> u64 {
-        self.result.and_then(Result::ok).unwrap_or_else(|| self.progress.bytes_sent())
+        self.result.and_then(Result::ok).unwrap_or_else(|| self.progress.bytes_to_endpoint())
     }
 }

@@ -25,7 +25,7 @@ fn request_and_response_are_forwarded_with_headers_and_body() {
         assert_eq!(sent.response, expected);
         assert_eq!(sent.endpoint, Some(endpoint.address));
         let outcome = sent.result.expect("a response");
-        let bytes = [outcome.bytes_sent, outcome.bytes_received];
+        let bytes = [outcome.bytes_to_endpoint, outcome.bytes_to_client];
         assert_eq!((outcome.status, bytes, outcome.aborted), (201, [5, 5], None));
         assert!(sent.keeps_client);
     });
@@ -147,7 +147,7 @@ fn body_that_ends_early_aborts_the_response() {
             let sent = sidecar.send(get("/").into()).await;
             let outcome = sent.result.expect("the response has begun");
             assert_eq!(outcome.aborted, Some(ExchangeAbort::Upstream), "{response}");
-            assert_eq!(outcome.bytes_received, 2, "{response}");
+            assert_eq!(outcome.bytes_to_client, 2, "{response}");
             assert!(outcome.detail.is_some(), "{response}");
             assert!(!sent.keeps_client, "{response}");
             assert!(!sent.response.ends_with("0\r\n\r\n"), "{}", sent.response);
@@ -207,7 +207,7 @@ fn connection_with_the_rest_of_a_response_is_not_reused() {
         let sent = sidecar.send(TestRequest { leaves_after: Some("he"), ..get("/").into() }).await;
         let outcome = sent.result.expect("the response has begun");
         assert_eq!(outcome.aborted, Some(ExchangeAbort::Downstream));
-        assert_eq!(outcome.bytes_received, 2);
+        assert_eq!(outcome.bytes_to_client, 2);
         assert_eq!(sidecar.send(get("/").into()).await.result(), "200");
         assert_eq!(endpoint.counts(), [1, 1]);
     });

@@ -24,7 +24,7 @@ const WARNING_LIMIT: usize = 20;
 /// From this number of services on, free memory is returned to the system after each change: the old views leave gaps in
 /// the heap.
 const MANY_SERVICES: usize = 100;
-/// How often the file is checked for changes.
+/// The longest time between two checks of the file. Where inotify works, a change is noticed at once.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a rotation of the authority is checked for its next step, which reads all issued certificates.
 const ADVANCE_INTERVAL: Duration = Duration::from_secs(2);
@@ -146,7 +146,7 @@ impl Publisher {
     ) {
         let mut evaluated: Option<Instant> = None;
         loop {
-            // An admin command takes effect at once.
+            // Changes of the file (`file_watch.rs`) and admin commands take effect at once.
             drop(tokio::time::timeout(POLL_INTERVAL, changed.notified()).await);
             // No rotation step is taken while the clock may be wrong.
             if let Ok(now) = self.clock.steady()
