@@ -11,7 +11,7 @@ mod descriptor;
 pub mod dial;
 mod json_form;
 pub mod located;
+mod map_order;
 pub mod recover;
 pub mod server;
 pub mod translate;
-mod wire;

@@ -318,8 +318,8 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::descriptor;
     use crate::translate::{self, ResourceKind};
-    use crate::wire;
 
     /// A configuration in short form: `c:a` is the static cluster `a`, `e:a` an EDS cluster, `d:a` a DNS cluster; `E:a`
     /// are the endpoints of `e:a`, `D:a` the addresses of `d:a`; `r:t>a,b` are routes to two clusters, `l:x=80>t` is a
@@ -361,7 +361,7 @@ mod tests {
                 }
                 other => panic!("{other}"),
             };
-            let bytes = wire::from_json(kind.message(), json).expect("a message");
+            let bytes = descriptor::encode_json(kind.message(), json);
             let accepted = translate::decode(kind, &bytes).expect("a good resource");
             translate::insert(&mut snapshot, accepted.resource);
         }

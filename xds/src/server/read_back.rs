@@ -75,7 +75,7 @@ mod tests {
 
     /// A resource from its JSON form.
     fn read(kind: ResourceKind, json: Value) -> Resource {
-        let bytes = crate::wire::from_json(kind.message(), json).expect("it fits");
+        let bytes = crate::descriptor::encode_json(kind.message(), json);
         translate::decode(kind, &bytes).expect("a good resource").resource
     }
 

@@ -9,14 +9,13 @@ use weft_model::{Discovery, EndpointSet, MissingReference, Name, RouteTable, Sna
 
 use super::read_back;
 use crate::translate::{self, Resource, ResourceKind};
-use crate::{descriptor, wire};
 
 /// A resource, encoded once for all streams.
 #[derive(Debug, Clone, Eq)]
 pub struct EncodedResource {
     /// A hash of the content: the same after a restart and on every control plane.
     pub version: Arc<str>,
-    /// The encoded message. Protobuf maps are unordered, so equal resources may have different bytes.
+    /// The encoded message.
     pub bytes: Arc<[u8]>,
     /// For a cluster: the name its endpoints are served under.
     pub endpoints: Option<Name>,
@@ -43,7 +42,7 @@ impl Fragment {
     /// for them would not become ready.
     ///
     /// # Errors
-    /// One message for each resource that xDS cannot express or that a data plane would reject.
+    /// One message for each resource that a data plane would reject.
     pub fn encode(mut snapshot: Snapshot) -> Result<Self, Vec<String>> {
         let mut references = Vec::new();
         for missing in snapshot.missing() {
@@ -120,7 +119,7 @@ impl ResourceSet {
     /// Encodes a whole configuration. `local_secrets` are secrets that clients create themselves.
     ///
     /// # Errors
-    /// One message for each missing name, and for each resource that xDS cannot express.
+    /// One message for each missing name, and for each resource that a data plane would reject.
     pub fn new(snapshot: Snapshot, local_secrets: &[&str]) -> Result<Self, Vec<String>> {
         let fragment = Fragment::encode(snapshot)?;
         Self::assemble(None, [&fragment], local_secrets)
@@ -304,14 +303,8 @@ fn different(now: &[(Name, EncodedResource)], before: &[(Name, EncodedResource)]
 }
 
 fn publish(resource: &Resource) -> Result<EncodedResource, String> {
-    let json = resource.json();
-    let name = resource.kind().message();
-    let kind = descriptor::message(name).ok_or_else(|| format!("unknown message {name}"))?;
-    let (version, bytes) = match wire::encode(&kind, &json) {
-        Some(bytes) => (hash(&bytes), bytes),
-        // The library writes maps in arbitrary order, so the JSON form is hashed.
-        None => (hash(json.to_string().as_bytes()), wire::by_reflection(&kind, json)?),
-    };
+    let bytes = resource.encode();
+    let version = hash(&bytes);
     // A resource that a data plane would reject is never sent.
     if cfg!(debug_assertions) || read_back::is_needed(resource) {
         translate::decode(resource.kind(), &bytes).map_err(|rejection| rejection.to_string())?;

@@ -1,20 +1,17 @@
 //! `Cluster`: endpoints, load balancing and connection settings of a service.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{
     Balance, Cluster, DEFAULT_CONNECT_TIMEOUT, DEFAULT_DNS_REFRESH, DEFAULT_RESPONSE_HEAD_BYTES,
     DEFAULT_RESPONSE_HEADER_COUNT, DEFAULT_TABLE_SIZE, DEFAULT_UPSTREAM_IDLE, Discovery,
-    DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, OnEmptyAnswer, UpstreamProtocol, UpstreamTls,
+    DnsDiscovery, DnsFamily, DnsHost, DnsPolicy, OnEmptyAnswer, Transport, UpstreamProtocol,
+    UpstreamTls,
 };
 
+use super::pb::{cluster as pb, core, google, upstream_http};
 use super::reader::MISSING;
 use super::{FieldError, MessageReader, endpoints, secret, values};
 
@@ -286,90 +283,133 @@ fn limits(cluster: &mut MessageReader<'_>) -> (u32, u32) {
     limits
 }
 
-fn encode_dns_policy(policy: &DnsPolicy, json: &mut Value) {
-    json["type"] = json!(match policy.on_empty_answer {
-        OnEmptyAnswer::Drop => "STRICT_DNS",
-        OnEmptyAnswer::Keep => "LOGICAL_DNS",
-    });
-    json["dns_lookup_family"] = json!(match policy.family {
-        DnsFamily::Auto => "AUTO",
-        DnsFamily::V4Only => "V4_ONLY",
-        DnsFamily::V6Only => "V6_ONLY",
-        DnsFamily::V4Preferred => "V4_PREFERRED",
-        DnsFamily::All => "ALL",
-    });
-    json["respect_dns_ttl"] = json!(policy.respects_ttl);
-    json["dns_refresh_rate"] = values::duration(policy.refresh);
-    json["dns_jitter"] = values::duration(policy.jitter);
-    json["dns_failure_refresh_rate"] = json!({
-        "base_interval": values::duration(policy.failure_base),
-        "max_interval": values::duration(policy.failure_max)});
+/// Encodes a cluster.
+pub(super) fn encode(cluster: &Cluster) -> pb::Cluster {
+    let limits = pb::circuit_breakers::Thresholds {
+        max_connections: values::number(cluster.connection_limit),
+        max_requests: values::number(cluster.request_limit),
+        ..pb::circuit_breakers::Thresholds::default()
+    };
+    let breakers =
+        pb::CircuitBreakers { thresholds: vec![limits], ..pb::CircuitBreakers::default() };
+    let mut encoded = pb::Cluster {
+        name: cluster.name.to_string(),
+        connect_timeout: Some(values::duration(cluster.connect_timeout)),
+        circuit_breakers: Some(breakers),
+        typed_extension_protocol_options: [(HTTP_OPTIONS.into(), encode_http_options(cluster))]
+            .into(),
+        transport_socket: cluster.tls.as_ref().map(secret::encode_upstream),
+        ..pb::Cluster::default()
+    };
+    encode_discovery(cluster, &mut encoded);
+    encode_balance(cluster, &mut encoded);
+    encoded
 }
 
-/// The JSON form of a cluster.
-pub(super) fn encode(cluster: &Cluster) -> Value {
-    let mut json = json!({
-        "name": &*cluster.name,
-        "connect_timeout": values::duration(cluster.connect_timeout),
-        "circuit_breakers": {"thresholds": [{
-            "max_connections": cluster.connection_limit, "max_requests": cluster.request_limit}]},
-    });
-    match &cluster.discovery {
+fn encode_discovery(cluster: &Cluster, encoded: &mut pb::Cluster) {
+    let discovery = match &cluster.discovery {
         Discovery::Static(set) => {
-            json["type"] = json!("STATIC");
-            json["load_assignment"] = endpoints::encode(&cluster.name, set);
+            encoded.load_assignment = Some(endpoints::encode(&cluster.name, set));
+            pb::cluster::DiscoveryType::Static
         }
         Discovery::Endpoints(service) => {
-            json["type"] = json!("EDS");
-            json["eds_cluster_config"] = json!({
-                "eds_config": {"ads": {}, "resource_api_version": "V3"}, "service_name": &**service});
+            encoded.eds_cluster_config = Some(pb::cluster::EdsClusterConfig {
+                eds_config: Some(values::ads()),
+                service_name: service.to_string(),
+            });
+            pb::cluster::DiscoveryType::Eds
         }
         Discovery::Dns(dns) => {
-            let members: Vec<Value> = dns
-                .hosts
-                .iter()
-                .map(|host| {
-                    json!({"load_balancing_weight": host.weight.get(),
-                           "endpoint": {"address": {"socket_address":
-                               {"address": host.name, "port_value": host.port}}}})
-                })
-                .collect();
-            encode_dns_policy(&dns.policy, &mut json);
-            json["load_assignment"] =
-                json!({"cluster_name": &*cluster.name, "endpoints": [{"lb_endpoints": members}]});
+            let member = |host: &DnsHost| {
+                let address = values::encode_host(host.name.clone(), host.port, Transport::Tcp);
+                endpoints::member(address, host.weight)
+            };
+            let members = dns.hosts.iter().map(member).collect();
+            encoded.load_assignment = Some(endpoints::assignment(&cluster.name, members));
+            encode_dns_policy(&dns.policy, encoded);
+            match dns.policy.on_empty_answer {
+                OnEmptyAnswer::Drop => pb::cluster::DiscoveryType::StrictDns,
+                OnEmptyAnswer::Keep => pb::cluster::DiscoveryType::LogicalDns,
+            }
         }
-        Discovery::OriginalDestination => json["type"] = json!("ORIGINAL_DST"),
-    }
-    match cluster.balance {
+        Discovery::OriginalDestination => pb::cluster::DiscoveryType::OriginalDst,
+    };
+    encoded.cluster_discovery_type =
+        Some(pb::cluster::ClusterDiscoveryType::Type(discovery.into()));
+}
+
+#[expect(deprecated, reason = "`DnsCluster` replaces these fields, but older Envoys lack it")]
+fn encode_dns_policy(policy: &DnsPolicy, encoded: &mut pb::Cluster) {
+    let family = match policy.family {
+        DnsFamily::Auto => pb::cluster::DnsLookupFamily::Auto,
+        DnsFamily::V4Only => pb::cluster::DnsLookupFamily::V4Only,
+        DnsFamily::V6Only => pb::cluster::DnsLookupFamily::V6Only,
+        DnsFamily::V4Preferred => pb::cluster::DnsLookupFamily::V4Preferred,
+        DnsFamily::All => pb::cluster::DnsLookupFamily::All,
+    };
+    encoded.dns_lookup_family = family.into();
+    encoded.respect_dns_ttl = policy.respects_ttl;
+    encoded.dns_refresh_rate = Some(values::duration(policy.refresh));
+    encoded.dns_jitter = Some(values::duration(policy.jitter));
+    encoded.dns_failure_refresh_rate = Some(pb::cluster::RefreshRate {
+        base_interval: Some(values::duration(policy.failure_base)),
+        max_interval: Some(values::duration(policy.failure_max)),
+    });
+}
+
+fn encode_balance(cluster: &Cluster, encoded: &mut pb::Cluster) {
+    let policy = match cluster.balance {
         Balance::RoundRobin if cluster.discovery == Discovery::OriginalDestination => {
-            json["lb_policy"] = json!("CLUSTER_PROVIDED");
+            pb::cluster::LbPolicy::ClusterProvided
         }
-        Balance::RoundRobin => json["lb_policy"] = json!("ROUND_ROBIN"),
-        Balance::LeastRequests => json["lb_policy"] = json!("LEAST_REQUEST"),
+        Balance::RoundRobin => pb::cluster::LbPolicy::RoundRobin,
+        Balance::LeastRequests => pb::cluster::LbPolicy::LeastRequest,
         Balance::Maglev { table_size } => {
-            json["lb_policy"] = json!("MAGLEV");
-            json["maglev_lb_config"] = json!({"table_size": table_size});
-        }
-    }
-    let mut options = match cluster.protocol {
-        UpstreamProtocol::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
-        UpstreamProtocol::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
-        UpstreamProtocol::AsDownstream => {
-            json!({"use_downstream_protocol_config": {"http_protocol_options": {}, "http2_protocol_options": {}}})
+            let table_size = Some(google::UInt64Value { value: table_size.into() });
+            let config = pb::cluster::MaglevLbConfig { table_size };
+            encoded.lb_config = Some(pb::cluster::LbConfig::MaglevLbConfig(config));
+            pb::cluster::LbPolicy::Maglev
         }
     };
-    let mut common = json!({"idle_timeout": values::duration(cluster.idle_timeout)});
+    encoded.lb_policy = policy.into();
+}
+
+/// Encodes `HttpProtocolOptions`.
+fn encode_http_options(cluster: &Cluster) -> google::Any {
+    use upstream_http::http_protocol_options::explicit_http_config::ProtocolConfig;
+    use upstream_http::http_protocol_options::{
+        ExplicitHttpConfig, UpstreamProtocolOptions, UseDownstreamHttpConfig,
+    };
+    let http1 = core::Http1ProtocolOptions::default;
+    let http2 = core::Http2ProtocolOptions::default;
+    let explicit = |protocol| {
+        let protocol_config = Some(protocol);
+        UpstreamProtocolOptions::ExplicitHttpConfig(ExplicitHttpConfig { protocol_config })
+    };
+    let protocol = match cluster.protocol {
+        UpstreamProtocol::Http1 => explicit(ProtocolConfig::HttpProtocolOptions(http1())),
+        UpstreamProtocol::Http2 => explicit(ProtocolConfig::Http2ProtocolOptions(http2())),
+        UpstreamProtocol::AsDownstream => {
+            UpstreamProtocolOptions::UseDownstreamProtocolConfig(UseDownstreamHttpConfig {
+                http_protocol_options: Some(http1()),
+                http2_protocol_options: Some(http2()),
+                http3_protocol_options: None,
+            })
+        }
+    };
+    let mut common = core::HttpProtocolOptions {
+        idle_timeout: Some(values::duration(cluster.idle_timeout)),
+        ..core::HttpProtocolOptions::default()
+    };
     if cluster.response_head_bytes != DEFAULT_RESPONSE_HEAD_BYTES {
-        common["max_response_headers_kb"] = json!(cluster.response_head_bytes / 1024);
+        common.max_response_headers_kb = values::count(cluster.response_head_bytes / 1024);
     }
     if cluster.response_header_count != DEFAULT_RESPONSE_HEADER_COUNT {
-        common["max_headers_count"] = json!(cluster.response_header_count);
+        common.max_headers_count = values::count(cluster.response_header_count);
     }
-    options["common_http_protocol_options"] = common;
-    json["typed_extension_protocol_options"] =
-        json!({HTTP_OPTIONS: values::any(HTTP_OPTIONS, options)});
-    if let Some(tls) = &cluster.tls {
-        json["transport_socket"] = secret::upstream_json(tls);
-    }
-    json
+    pack_any(upstream_http::HttpProtocolOptions {
+        common_http_protocol_options: Some(common),
+        upstream_protocol_options: Some(protocol),
+        ..upstream_http::HttpProtocolOptions::default()
+    })
 }

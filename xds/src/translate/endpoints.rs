@@ -2,10 +2,12 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 
-use serde_json::{Value, json};
 use weft_model::{Endpoint, EndpointSet, Health, Name, Transport};
 
+use super::pb::core::{Address, HealthStatus};
+use super::pb::endpoint as pb;
 use super::{FieldError, MessageReader, values};
 
 /// Reads a whole assignment.
@@ -54,23 +56,38 @@ fn endpoint(
     })
 }
 
-/// The JSON form of an assignment.
-pub(super) fn encode(name: &str, set: &EndpointSet) -> Value {
-    let members: Vec<Value> = set.endpoints.iter().map(member).collect();
-    let localities =
-        if members.is_empty() { json!([]) } else { json!([{"lb_endpoints": members}]) };
-    json!({"cluster_name": name, "endpoints": localities})
+/// Encodes an assignment.
+pub(super) fn encode(name: &str, set: &EndpointSet) -> pb::ClusterLoadAssignment {
+    assignment(name, set.endpoints.iter().map(encode_endpoint).collect())
 }
 
-fn member(endpoint: &Endpoint) -> Value {
+/// An assignment with these endpoints.
+pub(super) fn assignment(name: &str, members: Vec<pb::LbEndpoint>) -> pb::ClusterLoadAssignment {
+    let locality =
+        pb::LocalityLbEndpoints { lb_endpoints: members, ..pb::LocalityLbEndpoints::default() };
+    pb::ClusterLoadAssignment {
+        cluster_name: name.into(),
+        endpoints: Some(locality).filter(|l| !l.lb_endpoints.is_empty()).into_iter().collect(),
+        ..pb::ClusterLoadAssignment::default()
+    }
+}
+
+fn encode_endpoint(endpoint: &Endpoint) -> pb::LbEndpoint {
     let health = match endpoint.health {
-        Health::Healthy => "HEALTHY",
-        Health::Draining => "DRAINING",
-        Health::Unhealthy => "UNHEALTHY",
+        Health::Healthy => HealthStatus::Healthy,
+        Health::Draining => HealthStatus::Draining,
+        Health::Unhealthy => HealthStatus::Unhealthy,
     };
-    json!({
-        "endpoint": {"address": values::socket_json(endpoint.address, Transport::Tcp)},
-        "load_balancing_weight": endpoint.weight.get(),
-        "health_status": health,
-    })
+    let address = values::encode_socket(endpoint.address, Transport::Tcp);
+    pb::LbEndpoint { health_status: health.into(), ..member(address, endpoint.weight) }
+}
+
+/// A member of an assignment.
+pub(super) fn member(address: Address, weight: NonZeroU32) -> pb::LbEndpoint {
+    let endpoint = pb::Endpoint { address: Some(address), ..pb::Endpoint::default() };
+    pb::LbEndpoint {
+        load_balancing_weight: values::number(weight.get()),
+        host_identifier: Some(pb::lb_endpoint::HostIdentifier::Endpoint(endpoint)),
+        ..pb::LbEndpoint::default()
+    }
 }

@@ -1,30 +1,23 @@
 //! `Listener`: an address, and the filter chains that serve it.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{
     ChainMatch, Cidr, Filter, FilterChain, IdleEnd, Listener, RbacFilter, SourceAddress, Transport,
     TransportKind, UdpProxy,
 };
 
 use super::filters::OurHttp;
+use super::pb::{listener as pb, original_dst, original_src, tcp, tls_inspector};
 use super::reader::MISSING;
+use super::struct_value::{self, OUR_METADATA, StructFields};
 use super::{FieldError, MessageReader, filters, secret, values};
-
-const ORIGINAL_DESTINATION: &str = "envoy.extensions.filters.listener.original_dst.v3.OriginalDst";
-const ORIGINAL_SOURCE: &str = "envoy.extensions.filters.listener.original_src.v3.OriginalSrc";
 
 /// The name of the placeholder chain that closes connections.
 const CLOSED: &str = "weft.closed";
 
-/// The key of weft's metadata, and its fields.
-const OUR_METADATA: &str = "weft";
+/// The fields of weft's metadata.
 const ALLOW_FROM: &str = "allow_from";
 const IDLE_END: &str = "idle_end";
 pub(super) const FLOW_SEED: &str = "flow_seed";
@@ -332,92 +325,110 @@ fn network_filter(mut filter: MessageReader<'_>, ours: &OurHttp) -> Result<Filte
     }
 }
 
-/// The JSON form of a listener.
-pub(super) fn encode(listener: &Listener) -> Value {
-    let mut json = json!({
-        "name": &*listener.name,
-        "address": values::socket_json(listener.address, listener.transport),
-        "bind_to_port": listener.bind,
-        "filter_chains": listener.chains.iter().map(chain_json).collect::<Vec<_>>(),
-    });
-    let mut filters = Vec::new();
+/// Encodes a listener.
+pub(super) fn encode(listener: &Listener) -> pb::Listener {
+    let mut encoded = pb::Listener {
+        name: listener.name.to_string(),
+        address: Some(values::encode_socket(listener.address, listener.transport)),
+        bind_to_port: values::flag(listener.bind),
+        filter_chains: listener.chains.iter().map(encode_chain).collect(),
+        default_filter_chain: listener.default_chain.as_ref().map(encode_chain),
+        listener_filters: encode_listener_filters(listener),
+        metadata: struct_value::metadata(encode_our_metadata(listener)),
+        ..pb::Listener::default()
+    };
     if listener.use_original_destination {
-        json["use_original_dst"] = json!(true);
-        if listener.transport == Transport::Tcp {
-            filters.push(json!({"name": "envoy.filters.listener.original_dst",
-                "typed_config": values::any(ORIGINAL_DESTINATION, json!({}))}));
-        }
+        encoded.use_original_dst = values::flag(true);
+    }
+    if listener.transparent {
+        encoded.transparent = values::flag(true);
+    }
+    let has_chain = listener.default_chain.is_some() || !listener.chains.is_empty();
+    if !has_chain && listener.transport == Transport::Tcp {
+        encoded.default_filter_chain = Some(closed_chain());
+    }
+    encoded
+}
+
+fn encode_listener_filters(listener: &Listener) -> Vec<pb::ListenerFilter> {
+    let mut filters = Vec::new();
+    if listener.use_original_destination && listener.transport == Transport::Tcp {
+        let config = pack_any(original_dst::OriginalDst::default());
+        filters.push(filters::listener_filter("envoy.filters.listener.original_dst", config));
     }
     if listener.inspects_transport() {
-        filters.push(json!({"name": "envoy.filters.listener.tls_inspector", "typed_config":
-            values::any("envoy.extensions.filters.listener.tls_inspector.v3.TlsInspector", json!({}))}));
+        let config = pack_any(tls_inspector::TlsInspector::default());
+        filters.push(filters::listener_filter("envoy.filters.listener.tls_inspector", config));
     }
     if let Some(udp) = &listener.udp {
-        filters.push(filters::udp_proxy_json(udp, listener.source_address));
+        filters.push(filters::encode_udp_proxy(udp, listener.source_address));
     } else if listener.source_address == SourceAddress::Client {
-        filters.push(json!({"name": "envoy.filters.listener.original_src",
-            "typed_config": values::any(ORIGINAL_SOURCE, json!({}))}));
+        let config = pack_any(original_src::OriginalSrc::default());
+        filters.push(filters::listener_filter("envoy.filters.listener.original_src", config));
     }
-    json["listener_filters"] = json!(filters);
-    if listener.transparent {
-        json["transparent"] = json!(true);
-    }
-    let mut ours = serde_json::Map::new();
+    filters
+}
+
+fn encode_our_metadata(listener: &Listener) -> StructFields {
+    let mut ours = StructFields::new();
     if let Some(ranges) = &listener.allow_from {
-        let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
-        ours.insert(ALLOW_FROM.into(), ranges.into());
+        let ranges = ranges.iter().map(|range| struct_value::text(range.to_string()));
+        ours.insert(ALLOW_FROM.into(), struct_value::list(ranges));
     }
     if let Some(end) = listener.idle_end {
-        ours.insert(IDLE_END.into(), end.word().into());
+        ours.insert(IDLE_END.into(), struct_value::text(end.word()));
     }
     if let Some(seed) = listener.flow_seed {
-        ours.insert(FLOW_SEED.into(), seed.to_string().into());
+        ours.insert(FLOW_SEED.into(), struct_value::text(seed.to_string()));
     }
-    if !ours.is_empty() {
-        json["metadata"] = json!({"filter_metadata": {OUR_METADATA: ours}});
-    }
-    if let Some(default) = &listener.default_chain {
-        json["default_filter_chain"] = chain_json(default);
-    } else if listener.chains.is_empty() && listener.transport == Transport::Tcp {
-        json["default_filter_chain"] = closed_json();
-    }
-    json
+    ours
 }
 
 /// A placeholder chain for Envoy, which refuses listeners without chains. Its cluster does not exist, so that
 /// connections are closed. [`decode`] ignores it.
-fn closed_json() -> Value {
-    let fields = json!({"stat_prefix": CLOSED, "cluster": CLOSED});
-    json!({"name": CLOSED, "filters": [{"name": "envoy.filters.network.tcp_proxy",
-        "typed_config": values::any("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", fields)}]})
+fn closed_chain() -> pb::FilterChain {
+    let proxy = tcp::TcpProxy {
+        stat_prefix: CLOSED.into(),
+        cluster_specifier: Some(tcp::tcp_proxy::ClusterSpecifier::Cluster(CLOSED.into())),
+        ..tcp::TcpProxy::default()
+    };
+    pb::FilterChain {
+        name: CLOSED.into(),
+        filters: vec![filters::network_filter(filters::TCP_PROXY, pack_any(proxy))],
+        ..pb::FilterChain::default()
+    }
 }
 
-fn chain_json(chain: &FilterChain) -> Value {
-    let mut matches = json!({
-        "prefix_ranges": chain.matches.destination_prefixes.iter().map(values::cidr_json).collect::<Vec<_>>()});
-    if let Some(port) = chain.matches.destination_port {
-        matches["destination_port"] = json!(port);
-    }
-    match chain.matches.transport {
-        Some(TransportKind::Tls) => matches["transport_protocol"] = json!("tls"),
-        Some(TransportKind::Plain) => matches["transport_protocol"] = json!("raw_buffer"),
-        None => {}
-    }
+fn encode_chain(chain: &FilterChain) -> pb::FilterChain {
     let filter = match &chain.filter {
-        Filter::Tcp(tcp) => filters::tcp_proxy_json(tcp),
-        Filter::Http(http) => filters::http_service_json(http),
+        Filter::Tcp(tcp) => filters::encode_tcp_proxy(tcp),
+        Filter::Http(http) => filters::encode_http_service(http),
     };
-    let rules = chain.rules.iter().map(|rules| filters::network_rbac_json(rules));
-    let filters: Vec<Value> = rules.chain([filter]).collect();
-    let mut json = json!({"name": &*chain.name, "filter_chain_match": matches, "filters": filters});
-    if let Some(tls) = &chain.tls {
-        json["transport_socket"] = secret::downstream_json(tls);
+    let ours = match &chain.filter {
+        Filter::Tcp(_) => StructFields::new(),
+        Filter::Http(http) => filters::encode_our_http(http),
+    };
+    let rules = chain.rules.iter().map(|rules| filters::encode_network_rbac(rules));
+    pb::FilterChain {
+        name: chain.name.to_string(),
+        filter_chain_match: Some(encode_match(&chain.matches)),
+        filters: rules.chain([filter]).collect(),
+        transport_socket: chain.tls.as_ref().map(secret::encode_downstream),
+        metadata: struct_value::metadata(ours),
+        ..pb::FilterChain::default()
     }
-    if let Filter::Http(http) = &chain.filter {
-        let ours = filters::our_http_json(http);
-        if !ours.is_empty() {
-            json["metadata"] = json!({"filter_metadata": {OUR_METADATA: ours}});
-        }
+}
+
+fn encode_match(matches: &ChainMatch) -> pb::FilterChainMatch {
+    let transport = match matches.transport {
+        Some(TransportKind::Tls) => "tls",
+        Some(TransportKind::Plain) => "raw_buffer",
+        None => "",
+    };
+    pb::FilterChainMatch {
+        destination_port: matches.destination_port.and_then(|port| values::number(port.into())),
+        prefix_ranges: matches.destination_prefixes.iter().map(values::encode_cidr).collect(),
+        transport_protocol: transport.into(),
+        ..pb::FilterChainMatch::default()
     }
-    json
 }

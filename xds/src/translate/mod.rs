@@ -9,19 +9,23 @@ mod filters;
 mod listener;
 mod mutation;
 mod notes;
+mod pb;
 mod reader;
 mod revocation;
 mod route;
 mod route_match;
 mod secret;
 mod security_fields;
+mod struct_value;
 mod tls_parameters;
 mod values;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use prost::Message as _;
 use prost_reflect::DynamicMessage;
 use weft_model::{Cluster, EndpointSet, Listener, Name, RouteTable, Secret, Snapshot};
 
@@ -31,7 +35,7 @@ pub(crate) use reader::{MessageReader, TranslationFindings};
 pub use secret::WORKLOAD_IDENTITY;
 pub(crate) use values::socket;
 
-use crate::{descriptor, wire};
+use crate::{descriptor, map_order};
 
 /// The resource types, in the order in which they are sent: referenced types come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -139,23 +143,24 @@ impl Resource {
         }
     }
 
-    /// The encoded message.
-    ///
-    /// # Errors
-    /// When the resource cannot be expressed in xDS, which is a bug.
-    pub fn encode(&self) -> Result<Vec<u8>, String> {
-        wire::from_json(self.kind().message(), self.json())
+    /// The encoded message; equal resources have equal bytes, in every process.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = match self {
+            Self::Cluster(cluster) => cluster::encode(cluster).encode_to_vec(),
+            Self::Endpoints(name, set) => endpoints::encode(name, set).encode_to_vec(),
+            Self::Secret(name, secret) => secret::encode(name, secret).encode_to_vec(),
+            Self::Listener(listener) => listener::encode(listener).encode_to_vec(),
+            Self::Routes(table) => route::encode(table).encode_to_vec(),
+        };
+        map_order::sort_maps(self.kind().message(), &mut bytes);
+        bytes
     }
 
-    /// The JSON form; equal resources have equal forms.
-    pub(crate) fn json(&self) -> serde_json::Value {
-        match self {
-            Self::Cluster(cluster) => cluster::encode(cluster),
-            Self::Endpoints(name, set) => endpoints::encode(name, set),
-            Self::Secret(name, secret) => secret::encode(name, secret),
-            Self::Listener(listener) => listener::encode(listener),
-            Self::Routes(table) => route::encode(table),
-        }
+    /// The message in JSON form, with the field names of the protobuf definition.
+    fn json(&self) -> serde_json::Value {
+        let form = descriptor::json(self.kind().message(), &self.encode());
+        form.unwrap_or_else(|error| serde_json::json!({"error": error}))
     }
 }
 
@@ -248,18 +253,26 @@ pub(crate) fn insert(snapshot: &mut Snapshot, resource: Resource) -> Option<Name
 /// The whole configuration in JSON form for `/config_dump`, without private keys.
 #[must_use]
 pub fn dump(snapshot: &Snapshot) -> serde_json::Value {
-    let named = |name: &Name, json| (name.to_string(), json);
     let mut dump = serde_json::json!({
         "revision": snapshot.revision,
-        "clusters": snapshot.clusters.iter().map(|(n, c)| named(n, cluster::encode(c))).collect::<serde_json::Map<_, _>>(),
-        "endpoints": snapshot.endpoints.iter().map(|(n, s)| named(n, endpoints::encode(n, s))).collect::<serde_json::Map<_, _>>(),
-        "resolved": snapshot.resolved.iter().map(|(n, s)| named(n, endpoints::encode(n, s))).collect::<serde_json::Map<_, _>>(),
-        "secrets": snapshot.secrets.iter().map(|(n, s)| named(n, secret::encode(n, s))).collect::<serde_json::Map<_, _>>(),
-        "listeners": snapshot.listeners.iter().map(|(n, l)| named(n, listener::encode(l))).collect::<serde_json::Map<_, _>>(),
-        "routes": snapshot.routes.iter().map(|(n, t)| named(n, route::encode(t))).collect::<serde_json::Map<_, _>>(),
+        "clusters": json_by_name(&snapshot.clusters, |_, cluster| Resource::Cluster(cluster)),
+        "endpoints": json_by_name(&snapshot.endpoints, Resource::Endpoints),
+        "resolved": json_by_name(&snapshot.resolved, Resource::Endpoints),
+        "secrets": json_by_name(&snapshot.secrets, Resource::Secret),
+        "listeners": json_by_name(&snapshot.listeners, |_, listener| Resource::Listener(listener)),
+        "routes": json_by_name(&snapshot.routes, |_, table| Resource::Routes(table)),
     });
     redact(&mut dump);
     dump
+}
+
+/// Resources of one kind in JSON form, by name.
+fn json_by_name<T>(
+    resources: &BTreeMap<Name, Arc<T>>,
+    resource: fn(Name, Arc<T>) -> Resource,
+) -> serde_json::Value {
+    let named = resources.iter();
+    named.map(|(name, of)| (name.to_string(), resource(name.clone(), of.clone()).json())).collect()
 }
 
 /// Redacts private keys and the flow seed, with which clients could aim flows at an endpoint.

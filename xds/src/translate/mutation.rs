@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use weft_model::{
     AppendAction, HeaderAddition, HeaderFormat, HeaderMutation, HeaderMutations, is_header_name,
     is_identity_header,
 };
 
+use super::pb::core::header_value_option::HeaderAppendAction;
+use super::pb::core::{HeaderValue, HeaderValueOption};
 use super::{FieldError, MessageReader, values};
 
 /// The most headers that one level adds, and the most that it removes. Envoy has the same limit.
@@ -113,29 +114,46 @@ fn addition(mut option: MessageReader<'_>) -> Result<HeaderAddition, FieldError>
     Ok(HeaderAddition { name, value, action, keep_empty })
 }
 
-/// Adds the header changes of a level to its JSON form.
-pub(super) fn encode(mutations: Option<&HeaderMutations>, level: &mut Value) {
+/// The header changes of a level: fields that four messages have.
+#[derive(Debug, Default)]
+pub(super) struct EncodedMutations {
+    pub(super) request_remove: Vec<String>,
+    pub(super) request_add: Vec<HeaderValueOption>,
+    pub(super) response_remove: Vec<String>,
+    pub(super) response_add: Vec<HeaderValueOption>,
+}
+
+/// Encodes the header changes of a level.
+pub(super) fn encode(mutations: Option<&HeaderMutations>) -> EncodedMutations {
     let Some(HeaderMutations { request, response }) = mutations else {
-        return;
+        return EncodedMutations::default();
     };
-    for (mutation, kind) in [(request, "request"), (response, "response")] {
-        if !mutation.remove.is_empty() {
-            level[format!("{kind}_headers_to_remove")] = json!(mutation.remove);
-        }
-        if !mutation.add.is_empty() {
-            level[format!("{kind}_headers_to_add")] =
-                mutation.add.iter().map(addition_json).collect();
-        }
+    EncodedMutations {
+        request_remove: request.remove.clone(),
+        request_add: request.add.iter().map(encode_addition).collect(),
+        response_remove: response.remove.clone(),
+        response_add: response.add.iter().map(encode_addition).collect(),
     }
 }
 
-fn addition_json(addition: &HeaderAddition) -> Value {
-    let known = AppendAction::NAMES.iter().find(|(_, action)| *action == addition.action);
-    json!({
-        "header": {"key": addition.name, "value": addition.value.to_string()},
-        "append_action": known.map_or("", |(name, _)| name),
-        "keep_empty_value": addition.keep_empty,
-    })
+fn encode_addition(addition: &HeaderAddition) -> HeaderValueOption {
+    let action = match addition.action {
+        AppendAction::Append => HeaderAppendAction::AppendIfExistsOrAdd,
+        AppendAction::AddIfAbsent => HeaderAppendAction::AddIfAbsent,
+        AppendAction::Overwrite => HeaderAppendAction::OverwriteIfExistsOrAdd,
+        AppendAction::OverwriteIfExists => HeaderAppendAction::OverwriteIfExists,
+    };
+    let header = HeaderValue {
+        key: addition.name.clone(),
+        value: addition.value.to_string(),
+        ..HeaderValue::default()
+    };
+    HeaderValueOption {
+        header: Some(header),
+        append_action: action.into(),
+        keep_empty_value: addition.keep_empty,
+        ..HeaderValueOption::default()
+    }
 }
 
 #[cfg(test)]

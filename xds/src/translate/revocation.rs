@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{
     DistributionPoint, ExpiredCrlAction, RevocationDepth, RevocationMode, RevocationPolicy,
     Validation,
 };
 
+use super::pb::{core, google};
 use super::reader::MISSING;
+use super::struct_value::{StructFields, list, number, object, text};
 use super::{FieldError, MessageReader, values};
 
 /// The name of weft's validator, and its settings.
@@ -129,32 +131,43 @@ fn whole(mut value: MessageReader<'_>) -> Result<usize, FieldError> {
     number.ok_or_else(|| value.refuse("", "must be a whole number, 0 or more"))
 }
 
-/// The settings that differ from the defaults.
-pub(super) fn revocation_policy_json(validation: &Validation) -> Option<Value> {
+/// Encodes the settings that differ from the defaults; none when all have their defaults.
+pub(super) fn encode_revocation_policy(
+    validation: &Validation,
+) -> Option<core::TypedExtensionConfig> {
     let policy = &validation.policy;
-    fn word<T: PartialEq>(meant: &T, words: &[(&'static str, T)]) -> Value {
-        words.iter().find(|(_, known)| known == meant).map_or(Value::Null, |(word, _)| json!(word))
-    }
     let default = RevocationPolicy::default();
-    let mut settings = serde_json::Map::new();
-    let mut add = |name: &str, differs: bool, value: Value| {
+    let mut fields = StructFields::new();
+    let mut add = |name: &str, differs: bool, value: google::Value| {
         if differs {
-            settings.insert(name.into(), value);
+            fields.insert(name.into(), value);
         }
     };
-    add(MODE, policy.mode != default.mode, word(&policy.mode, &RevocationMode::WORDS));
-    let on_expired = word(&policy.on_expired, &ExpiredCrlAction::WORDS);
-    add(ON_EXPIRED, policy.on_expired != default.on_expired, on_expired);
-    add(DRAIN, policy.drain != default.drain, json!(policy.drain.as_secs()));
+    let mode = word_of(&policy.mode, &RevocationMode::WORDS);
+    add(MODE, policy.mode != default.mode, text(mode));
+    let on_expired = word_of(&policy.on_expired, &ExpiredCrlAction::WORDS);
+    add(ON_EXPIRED, policy.on_expired != default.on_expired, text(on_expired));
+    add(DRAIN, policy.drain != default.drain, number(policy.drain.as_secs()));
     let bytes = policy.bytes_limit;
     let entries = policy.entries_limit;
-    add(BYTES_LIMIT, bytes != default.bytes_limit, json!(bytes));
-    add(ENTRIES_LIMIT, entries != default.entries_limit, json!(entries));
-    let point = |point: &DistributionPoint| json!({URI: point.uri, CLUSTER: &*point.cluster, REFRESH: point.refresh.as_secs()});
-    let points: Vec<Value> = validation.points.iter().map(point).collect();
-    add(POINTS, !points.is_empty(), json!(points));
-    (!settings.is_empty()).then(|| {
-        let kind = "type.googleapis.com/google.protobuf.Struct";
-        json!({"name": REVOCATION, "typed_config": {"@type": kind, "value": settings}})
+    add(BYTES_LIMIT, bytes != default.bytes_limit, number(bytes as u64));
+    add(ENTRIES_LIMIT, entries != default.entries_limit, number(entries as u64));
+    let points = list(validation.points.iter().map(encode_point));
+    add(POINTS, !validation.points.is_empty(), points);
+    (!fields.is_empty()).then(|| core::TypedExtensionConfig {
+        name: REVOCATION.into(),
+        typed_config: Some(pack_any(google::Struct { fields })),
     })
+}
+
+fn word_of<T: PartialEq>(value: &T, words: &[(&'static str, T)]) -> &'static str {
+    words.iter().find(|(_, known)| known == value).map_or("", |(word, _)| word)
+}
+
+fn encode_point(point: &DistributionPoint) -> google::Value {
+    object(StructFields::from([
+        (URI.into(), text(&*point.uri)),
+        (CLUSTER.into(), text(&*point.cluster)),
+        (REFRESH.into(), number(point.refresh.as_secs())),
+    ]))
 }

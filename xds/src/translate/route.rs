@@ -1,18 +1,14 @@
 //! `RouteConfiguration`: virtual hosts, routes and their actions.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 use std::sync::Arc;
 
-use serde_json::{Value, json};
 use weft_model::{
     DEFAULT_ROUTE_TIMEOUT, HeaderMutations, PathMatch, PathRewrite, Redirect, Route, RouteAction,
     RouteTable, Substitution, VirtualHost, WeightedCluster,
 };
 
+use super::pb::matcher::RegexMatchAndSubstitute;
+use super::pb::{core, route as pb};
 use super::{FieldError, MessageReader, mutation, route_match, values};
 
 /// Reads a route table. The name may be empty for a table inside a listener.
@@ -206,107 +202,152 @@ fn direct(mut action: MessageReader<'_>) -> Result<RouteAction, FieldError> {
     Ok(RouteAction::Respond { status, body })
 }
 
-/// The JSON form of a route table.
-pub(super) fn encode(table: &RouteTable) -> Value {
-    let hosts: Vec<Value> = table
-        .hosts
-        .iter()
-        .map(|host| {
-            let mut json = json!({
-                "name": if host.name.is_empty() { "host" } else { &*host.name },
-                "domains": host.domains,
-                "routes": host.routes.iter().map(route_json).collect::<Vec<_>>(),
-            });
-            mutation::encode(host.mutations.as_deref(), &mut json);
-            json
-        })
-        .collect();
-    let mut json = json!({"name": &*table.name, "virtual_hosts": hosts});
-    if table.most_specific_mutations_win {
-        json["most_specific_header_mutations_wins"] = json!(true);
+/// Encodes a route table.
+pub(super) fn encode(table: &RouteTable) -> pb::RouteConfiguration {
+    let headers = mutation::encode(table.mutations.as_deref());
+    pb::RouteConfiguration {
+        name: table.name.to_string(),
+        virtual_hosts: table.hosts.iter().map(encode_host).collect(),
+        most_specific_header_mutations_wins: table.most_specific_mutations_win,
+        ignore_port_in_host_matching: table.ignores_port,
+        request_headers_to_remove: headers.request_remove,
+        request_headers_to_add: headers.request_add,
+        response_headers_to_remove: headers.response_remove,
+        response_headers_to_add: headers.response_add,
+        ..pb::RouteConfiguration::default()
     }
-    if table.ignores_port {
-        json["ignore_port_in_host_matching"] = json!(true);
-    }
-    mutation::encode(table.mutations.as_deref(), &mut json);
-    json
 }
 
-fn route_json(route: &Route) -> Value {
-    let mut json = json!({"name": &*route.name, "match": route_match::encode(&route.matches)});
-    mutation::encode(route.mutations.as_deref(), &mut json);
-    match &route.action {
+fn encode_host(host: &VirtualHost) -> pb::VirtualHost {
+    let headers = mutation::encode(host.mutations.as_deref());
+    pb::VirtualHost {
+        // Envoy refuses a host without a name.
+        name: if host.name.is_empty() { "host".into() } else { host.name.to_string() },
+        domains: host.domains.clone(),
+        routes: host.routes.iter().map(encode_route).collect(),
+        request_headers_to_remove: headers.request_remove,
+        request_headers_to_add: headers.request_add,
+        response_headers_to_remove: headers.response_remove,
+        response_headers_to_add: headers.response_add,
+        ..pb::VirtualHost::default()
+    }
+}
+
+fn encode_route(route: &Route) -> pb::Route {
+    let headers = mutation::encode(route.mutations.as_deref());
+    pb::Route {
+        name: route.name.to_string(),
+        r#match: Some(route_match::encode(&route.matches)),
+        action: Some(encode_action(&route.action)),
+        request_headers_to_remove: headers.request_remove,
+        request_headers_to_add: headers.request_add,
+        response_headers_to_remove: headers.response_remove,
+        response_headers_to_add: headers.response_add,
+        ..pb::Route::default()
+    }
+}
+
+fn encode_action(action: &RouteAction) -> pb::route::Action {
+    match action {
         RouteAction::Forward { clusters, path_rewrite, host_rewrite, timeout, ends_tunnels } => {
-            let mut action = json!({"timeout": values::duration(timeout.unwrap_or_default())});
-            match clusters.as_slice() {
-                [only] if only.mutations.is_none() => action["cluster"] = json!(&*only.name),
-                several => action["weighted_clusters"] = weighted_clusters_json(several),
+            let mut forward = pb::RouteAction {
+                timeout: Some(values::duration(timeout.unwrap_or_default())),
+                cluster_specifier: Some(encode_clusters(clusters)),
+                ..pb::RouteAction::default()
+            };
+            match path_rewrite {
+                None => {}
+                Some(PathRewrite::Prefix(prefix)) => forward.prefix_rewrite.clone_from(prefix),
+                Some(PathRewrite::Regex(substitution)) => {
+                    forward.regex_rewrite = Some(encode_substitution(substitution));
+                }
             }
-            path_rewrite_json(path_rewrite.as_ref(), &mut action);
-            if let Some(host) = host_rewrite {
-                action["host_rewrite_literal"] = json!(host);
-            }
+            let host = host_rewrite.clone();
+            forward.host_rewrite_specifier =
+                host.map(pb::route_action::HostRewriteSpecifier::HostRewriteLiteral);
             if *ends_tunnels {
-                let tunnels = json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
-                action["upgrade_configs"] = tunnels;
+                let connect = pb::route_action::upgrade_config::ConnectConfig::default();
+                forward.upgrade_configs.push(pb::route_action::UpgradeConfig {
+                    upgrade_type: "CONNECT".into(),
+                    connect_config: Some(connect),
+                    ..pb::route_action::UpgradeConfig::default()
+                });
             }
-            json["route"] = action;
+            pb::route::Action::Route(forward)
         }
-        RouteAction::Redirect(redirect) => json["redirect"] = redirect_json(redirect),
+        RouteAction::Redirect(redirect) => pb::route::Action::Redirect(encode_redirect(redirect)),
         RouteAction::Respond { status, body } => {
-            json["direct_response"] = json!({"status": status, "body": {"inline_string": body}});
+            let body = core::DataSource {
+                specifier: Some(core::data_source::Specifier::InlineString(body.clone())),
+                ..core::DataSource::default()
+            };
+            pb::route::Action::DirectResponse(pb::DirectResponseAction {
+                status: (*status).into(),
+                body: Some(body),
+                ..pb::DirectResponseAction::default()
+            })
         }
     }
-    json
 }
 
-fn redirect_json(redirect: &Redirect) -> Value {
+fn encode_clusters(clusters: &[WeightedCluster]) -> pb::route_action::ClusterSpecifier {
+    match clusters {
+        [only] if only.mutations.is_none() => {
+            pb::route_action::ClusterSpecifier::Cluster(only.name.to_string())
+        }
+        several => {
+            let clusters = several.iter().map(encode_cluster).collect();
+            let weighted = pb::WeightedCluster { clusters, ..pb::WeightedCluster::default() };
+            pb::route_action::ClusterSpecifier::WeightedClusters(weighted)
+        }
+    }
+}
+
+fn encode_cluster(cluster: &WeightedCluster) -> pb::weighted_cluster::ClusterWeight {
+    let headers = mutation::encode(cluster.mutations.as_deref());
+    pb::weighted_cluster::ClusterWeight {
+        name: cluster.name.to_string(),
+        weight: values::number(cluster.weight),
+        request_headers_to_remove: headers.request_remove,
+        request_headers_to_add: headers.request_add,
+        response_headers_to_remove: headers.response_remove,
+        response_headers_to_add: headers.response_add,
+        ..pb::weighted_cluster::ClusterWeight::default()
+    }
+}
+
+fn encode_redirect(redirect: &Redirect) -> pb::RedirectAction {
+    use pb::redirect_action::{PathRewriteSpecifier, RedirectResponseCode, SchemeRewriteSpecifier};
     let code = match redirect.status {
-        302 => "FOUND",
-        303 => "SEE_OTHER",
-        307 => "TEMPORARY_REDIRECT",
-        308 => "PERMANENT_REDIRECT",
-        _ => "MOVED_PERMANENTLY",
+        302 => RedirectResponseCode::Found,
+        303 => RedirectResponseCode::SeeOther,
+        307 => RedirectResponseCode::TemporaryRedirect,
+        308 => RedirectResponseCode::PermanentRedirect,
+        _ => RedirectResponseCode::MovedPermanently,
     };
-    let mut json = json!({"response_code": code});
-    if let Some(scheme) = &redirect.scheme {
-        json["scheme_redirect"] = json!(scheme);
-    }
-    if let Some(host) = &redirect.host {
-        json["host_redirect"] = json!(host);
-    }
-    if let Some(path) = &redirect.path {
-        json["path_redirect"] = json!(path);
-    }
-    if let Some(port) = redirect.port {
-        json["port_redirect"] = json!(port);
-    }
-    if redirect.strip_query {
-        json["strip_query"] = json!(true);
-    }
-    path_rewrite_json(redirect.path_rewrite.as_ref(), &mut json);
-    json
-}
-
-fn path_rewrite_json(rewrite: Option<&PathRewrite>, action: &mut Value) {
-    match rewrite {
-        None => {}
-        Some(PathRewrite::Prefix(prefix)) => action["prefix_rewrite"] = json!(prefix),
-        Some(PathRewrite::Regex(substitution)) => {
-            action["regex_rewrite"] = json!({
-                "pattern": {"regex": substitution.pattern().source()},
-                "substitution": substitution.replacement(),
-            });
+    let rewrite = redirect.path_rewrite.as_ref().map(|rewrite| match rewrite {
+        PathRewrite::Prefix(prefix) => PathRewriteSpecifier::PrefixRewrite(prefix.clone()),
+        PathRewrite::Regex(substitution) => {
+            PathRewriteSpecifier::RegexRewrite(encode_substitution(substitution))
         }
+    });
+    let path = redirect.path.clone().map(PathRewriteSpecifier::PathRedirect);
+    pb::RedirectAction {
+        host_redirect: redirect.host.clone().unwrap_or_default(),
+        port_redirect: redirect.port.unwrap_or_default().into(),
+        response_code: code.into(),
+        strip_query: redirect.strip_query,
+        scheme_rewrite_specifier: redirect
+            .scheme
+            .clone()
+            .map(SchemeRewriteSpecifier::SchemeRedirect),
+        path_rewrite_specifier: path.or(rewrite),
     }
 }
 
-/// The JSON form of weighted clusters.
-pub(super) fn weighted_clusters_json(clusters: &[WeightedCluster]) -> Value {
-    let cluster = |cluster: &WeightedCluster| {
-        let mut json = json!({"name": &*cluster.name, "weight": cluster.weight});
-        mutation::encode(cluster.mutations.as_deref(), &mut json);
-        json
-    };
-    json!({"clusters": clusters.iter().map(cluster).collect::<Vec<_>>()})
+fn encode_substitution(substitution: &Substitution) -> RegexMatchAndSubstitute {
+    RegexMatchAndSubstitute {
+        pattern: Some(values::encode_pattern(substitution.pattern())),
+        substitution: substitution.replacement().to_owned(),
+    }
 }

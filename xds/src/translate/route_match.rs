@@ -1,16 +1,12 @@
 //! `RouteMatch`: which requests a route or a rule matches.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
-use serde_json::{Value, json};
 use weft_model::{
     HeaderCheck, HeaderMatch, PathMatch, Pattern, QueryCheck, QueryMatch, RouteMatch, StringMatch,
     has_query_or_fragment,
 };
 
+use super::pb::route as pb;
+use super::pb::types;
 use super::reader::MISSING;
 use super::values::StringMatchConstructor;
 use super::{FieldError, MessageReader, values};
@@ -150,58 +146,73 @@ fn header_check(header: &mut MessageReader<'_>) -> Result<HeaderCheck, FieldErro
     }
 }
 
-/// A match in JSON form.
-pub(super) fn encode(matches: &RouteMatch) -> Value {
-    let mut json = path_json(&matches.path);
-    json["headers"] = matches.headers.iter().map(header_json).collect();
-    json["query_parameters"] = matches.query.iter().map(query_json).collect();
-    json
+/// Encodes a match.
+pub(super) fn encode(matches: &RouteMatch) -> pb::RouteMatch {
+    let mut encoded = pb::RouteMatch {
+        headers: matches.headers.iter().map(encode_header).collect(),
+        query_parameters: matches.query.iter().map(encode_query).collect(),
+        ..pb::RouteMatch::default()
+    };
+    encode_path(&matches.path, &mut encoded);
+    encoded
 }
 
-fn path_json(path: &PathMatch) -> Value {
-    match path {
-        PathMatch::Prefix(text) => json!({"prefix": text}),
-        PathMatch::Exact(text) => json!({"path": text}),
+fn encode_path(path: &PathMatch, encoded: &mut pb::RouteMatch) {
+    use pb::route_match::PathSpecifier;
+    let path = match path {
+        PathMatch::Prefix(text) => PathSpecifier::Prefix(text.clone()),
+        PathMatch::Exact(text) => PathSpecifier::Path(text.clone()),
         // Envoy accepts neither `/` nor a trailing slash in path_separated_prefix.
         PathMatch::Segments(text) => match text.trim_end_matches('/') {
-            "" => json!({"prefix": "/"}),
-            bare => json!({"path_separated_prefix": bare}),
+            "" => PathSpecifier::Prefix("/".into()),
+            bare => PathSpecifier::PathSeparatedPrefix(bare.into()),
         },
         PathMatch::IgnoreCase(inner) => {
-            let mut json = path_json(inner);
-            json["case_sensitive"] = json!(false);
-            json
+            encoded.case_sensitive = values::flag(false);
+            return encode_path(inner, encoded);
         }
-        PathMatch::Regex(pattern) => json!({"safe_regex": {"regex": pattern.source()}}),
+        PathMatch::Regex(pattern) => PathSpecifier::SafeRegex(values::encode_pattern(pattern)),
         PathMatch::Template(template) => {
-            json!({"path_match_policy": values::path_template_json(template)})
+            PathSpecifier::PathMatchPolicy(values::encode_path_template(template))
         }
-        PathMatch::Connect => json!({"connect_matcher": {}}),
+        PathMatch::Connect => {
+            PathSpecifier::ConnectMatcher(pb::route_match::ConnectMatcher::default())
+        }
+    };
+    encoded.path_specifier = Some(path);
+}
+
+fn encode_query(parameter: &QueryMatch) -> pb::QueryParameterMatcher {
+    use pb::query_parameter_matcher::QueryParameterMatchSpecifier;
+    let check = match &parameter.check {
+        QueryCheck::Present => QueryParameterMatchSpecifier::PresentMatch(true),
+        QueryCheck::Absent => QueryParameterMatchSpecifier::PresentMatch(false),
+        QueryCheck::Value(value) => {
+            QueryParameterMatchSpecifier::StringMatch(values::encode_string_match(value))
+        }
+    };
+    pb::QueryParameterMatcher {
+        name: parameter.name.clone(),
+        query_parameter_match_specifier: Some(check),
     }
 }
 
-fn query_json(parameter: &QueryMatch) -> Value {
-    let mut json = json!({"name": parameter.name});
-    match &parameter.check {
-        QueryCheck::Present => json["present_match"] = json!(true),
-        QueryCheck::Absent => json["present_match"] = json!(false),
-        QueryCheck::Value(value) => json["string_match"] = values::string_match_json(value),
-    }
-    json
-}
-
-/// A condition on a header in JSON form.
-pub(super) fn header_json(header: &HeaderMatch) -> Value {
-    let mut json = json!({"name": header.name, "invert_match": header.invert});
-    match &header.check {
-        HeaderCheck::Present => json["present_match"] = json!(true),
-        HeaderCheck::Value(value) => json["string_match"] = values::string_match_json(value),
+/// Encodes a condition on a header.
+pub(super) fn encode_header(header: &HeaderMatch) -> pb::HeaderMatcher {
+    use pb::header_matcher::HeaderMatchSpecifier;
+    let check = match &header.check {
+        HeaderCheck::Present => HeaderMatchSpecifier::PresentMatch(true),
+        HeaderCheck::Value(value) => {
+            HeaderMatchSpecifier::StringMatch(values::encode_string_match(value))
+        }
         HeaderCheck::Range { start, end } => {
-            json["range_match"] = json!({"start": start.to_string(), "end": end.to_string()});
+            HeaderMatchSpecifier::RangeMatch(types::Int64Range { start: *start, end: *end })
         }
+    };
+    pb::HeaderMatcher {
+        name: header.name.clone(),
+        invert_match: header.invert,
+        treat_missing_header_as_empty: header.missing_is_empty,
+        header_match_specifier: Some(check),
     }
-    if header.missing_is_empty {
-        json["treat_missing_header_as_empty"] = json!(true);
-    }
-    json
 }

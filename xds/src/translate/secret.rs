@@ -1,22 +1,19 @@
 //! `Secret` and the TLS contexts: certificates, trust bundles, and how peers are verified.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
-use serde_json::{Value, json};
 use std::sync::Arc;
 
+use envoy_types::util::pack_any;
 use weft_model::{
     ClientCertificateMode, DataSource, DownstreamTls, Name, RevocationDepth, RevocationPolicy,
     Secret, SecretSource, StringMatch, TlsIdentity, TlsParameters, UpstreamTls, Validation,
 };
 
-use super::revocation::{revocation_policy, revocation_policy_json};
+use super::pb::tls::common_tls_context::{
+    CombinedCertificateValidationContext, ValidationContextType,
+};
+use super::pb::{core, google, tls as pb};
+use super::revocation::{encode_revocation_policy, revocation_policy};
 use super::{FieldError, MessageReader, tls_parameters, values};
-
-const COMMON: &str = "envoy.extensions.transport_sockets.tls.v3";
 
 /// The name of the secret with the workload's own certificate. The workload creates it and does not request it over SDS.
 pub const WORKLOAD_IDENTITY: &str = "default";
@@ -251,110 +248,146 @@ fn named(mut sds: MessageReader<'_>) -> Result<SecretSource, FieldError> {
     Ok(SecretSource::Named(name.into()))
 }
 
-/// The JSON form of a secret.
-pub(super) fn encode(name: &str, secret: &Secret) -> Value {
-    match secret {
-        Secret::Identity(identity) => {
-            json!({"name": name, "tls_certificate": identity_json(identity)})
-        }
+/// Encodes a secret.
+pub(super) fn encode(name: &str, secret: &Secret) -> pb::Secret {
+    let content = match secret {
+        Secret::Identity(identity) => pb::secret::Type::TlsCertificate(encode_identity(identity)),
         Secret::Validation(validation) => {
-            json!({"name": name, "validation_context": validation_json(validation)})
+            pb::secret::Type::ValidationContext(encode_validation(validation))
         }
+    };
+    pb::Secret { name: name.into(), r#type: Some(content) }
+}
+
+fn encode_identity(identity: &TlsIdentity) -> pb::TlsCertificate {
+    pb::TlsCertificate {
+        certificate_chain: Some(values::encode_data(&identity.chain)),
+        private_key: Some(values::encode_data(&identity.key)),
+        ..pb::TlsCertificate::default()
     }
 }
 
-fn identity_json(identity: &TlsIdentity) -> Value {
-    json!({
-        "certificate_chain": values::data_json(&identity.chain),
-        "private_key": values::data_json(&identity.key),
-    })
-}
-
-fn validation_json(validation: &Validation) -> Value {
-    let mut json = json!({
-        "match_typed_subject_alt_names": names_json(&validation.names),
-    });
+fn encode_validation(validation: &Validation) -> pb::CertificateValidationContext {
+    let mut context = pb::CertificateValidationContext {
+        crl: validation.revocations.as_ref().map(values::encode_data),
+        only_verify_leaf_cert_crl: validation.policy.depth == RevocationDepth::Leaf,
+        custom_validator_config: encode_revocation_policy(validation),
+        ..encode_names(&validation.names)
+    };
     match &validation.roots {
-        DataSource::SystemRoots => json["system_root_certs"] = json!({}),
-        roots => json["trusted_ca"] = values::data_json(roots),
-    }
-    if let Some(crl) = &validation.revocations {
-        json["crl"] = values::data_json(crl);
-    }
-    if validation.policy.depth == RevocationDepth::Leaf {
-        json["only_verify_leaf_cert_crl"] = json!(true);
+        DataSource::SystemRoots => {
+            let roots = pb::certificate_validation_context::SystemRootCerts::default();
+            context.system_root_certs = Some(roots);
+        }
+        roots => context.trusted_ca = Some(values::encode_data(roots)),
     }
     if validation.policy.depth_limit != RevocationPolicy::default().depth_limit {
-        json["max_verify_depth"] = json!(validation.policy.depth_limit);
+        context.max_verify_depth = values::count(validation.policy.depth_limit);
     }
-    if let Some(ours) = revocation_policy_json(validation) {
-        json["custom_validator_config"] = ours;
-    }
-    json
+    context
 }
 
-fn names_json(names: &[StringMatch]) -> Value {
-    names
-        .iter()
-        .map(|name| json!({"san_type": "URI", "matcher": values::string_match_json(name)}))
-        .collect()
-}
-
-/// The JSON form of the TLS settings towards endpoints.
-pub(super) fn upstream_json(tls: &UpstreamTls) -> Value {
-    let mut context = common_json(tls.identity.as_ref(), tls.validation.as_ref(), &tls.names);
-    context["alpn_protocols"] = json!(tls.alpn);
-    context["tls_params"] = tls_parameters::encode(&tls.parameters);
-    let fields = json!({"sni": tls.sni.clone().unwrap_or_default(), "common_tls_context": context});
-    json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.UpstreamTlsContext"), fields)})
-}
-
-/// The JSON form of the TLS settings towards clients.
-pub(super) fn downstream_json(tls: &DownstreamTls) -> Value {
-    let (validation, names, required) = match &tls.client_certificates {
-        ClientCertificateMode::NotRequested => (None, &[][..], false),
-        ClientCertificateMode::Verify { validation, names, required } => {
-            (Some(validation), &names[..], *required)
-        }
-        ClientCertificateMode::PassThrough { required } => (None, &[][..], *required),
+/// A validation context that has only names.
+fn encode_names(names: &[StringMatch]) -> pb::CertificateValidationContext {
+    let name = |name| pb::SubjectAltNameMatcher {
+        san_type: pb::subject_alt_name_matcher::SanType::Uri.into(),
+        matcher: Some(values::encode_string_match(name)),
+        ..pb::SubjectAltNameMatcher::default()
     };
-    let mut context = common_json(Some(&tls.identity), validation, names);
-    if matches!(tls.client_certificates, ClientCertificateMode::PassThrough { .. }) {
-        context["validation_context"] = json!({"trust_chain_verification": "ACCEPT_UNTRUSTED"});
+    pb::CertificateValidationContext {
+        match_typed_subject_alt_names: names.iter().map(name).collect(),
+        ..pb::CertificateValidationContext::default()
     }
-    context["alpn_protocols"] = json!(tls.alpn);
-    context["tls_params"] = tls_parameters::encode(&tls.parameters);
-    let fields = json!({"require_client_certificate": required, "common_tls_context": context});
-    json!({"name": "envoy.transport_sockets.tls", "typed_config": values::any(&format!("{COMMON}.DownstreamTlsContext"), fields)})
 }
 
-fn common_json(
+/// Encodes the TLS settings towards endpoints.
+pub(super) fn encode_upstream(tls: &UpstreamTls) -> core::TransportSocket {
+    let common = pb::CommonTlsContext {
+        alpn_protocols: tls.alpn.clone(),
+        tls_params: Some(tls_parameters::encode(&tls.parameters)),
+        ..encode_common(tls.identity.as_ref(), tls.validation.as_ref(), &tls.names)
+    };
+    transport_socket(pack_any(pb::UpstreamTlsContext {
+        sni: tls.sni.clone().unwrap_or_default(),
+        common_tls_context: Some(common),
+        ..pb::UpstreamTlsContext::default()
+    }))
+}
+
+/// Encodes the TLS settings towards clients.
+pub(super) fn encode_downstream(tls: &DownstreamTls) -> core::TransportSocket {
+    let identity = Some(&tls.identity);
+    let mut common = match &tls.client_certificates {
+        ClientCertificateMode::NotRequested | ClientCertificateMode::PassThrough { .. } => {
+            encode_common(identity, None, &[])
+        }
+        ClientCertificateMode::Verify { validation, names, .. } => {
+            encode_common(identity, Some(validation), names)
+        }
+    };
+    let required = match &tls.client_certificates {
+        ClientCertificateMode::NotRequested => false,
+        ClientCertificateMode::Verify { required, .. } => *required,
+        ClientCertificateMode::PassThrough { required } => {
+            let accepts =
+                pb::certificate_validation_context::TrustChainVerification::AcceptUntrusted;
+            let context = pb::CertificateValidationContext {
+                trust_chain_verification: accepts.into(),
+                ..pb::CertificateValidationContext::default()
+            };
+            common.validation_context_type =
+                Some(ValidationContextType::ValidationContext(context));
+            *required
+        }
+    };
+    common.alpn_protocols.clone_from(&tls.alpn);
+    common.tls_params = Some(tls_parameters::encode(&tls.parameters));
+    transport_socket(pack_any(pb::DownstreamTlsContext {
+        require_client_certificate: values::flag(required),
+        common_tls_context: Some(common),
+        ..pb::DownstreamTlsContext::default()
+    }))
+}
+
+fn transport_socket(context: google::Any) -> core::TransportSocket {
+    core::TransportSocket {
+        name: "envoy.transport_sockets.tls".into(),
+        config_type: Some(core::transport_socket::ConfigType::TypedConfig(context)),
+    }
+}
+
+fn encode_common(
     identity: Option<&SecretSource>,
     validation: Option<&SecretSource>,
     names: &[StringMatch],
-) -> Value {
-    let mut context = json!({});
+) -> pb::CommonTlsContext {
+    let mut context = pb::CommonTlsContext::default();
     match identity {
         Some(SecretSource::Named(name)) => {
-            context["tls_certificate_sds_secret_configs"] = json!([sds_json(name)])
+            context.tls_certificate_sds_secret_configs.push(encode_sds(name));
         }
         Some(SecretSource::Inline(secret)) => {
             if let Secret::Identity(identity) = secret.as_ref() {
-                context["tls_certificates"] = json!([identity_json(identity)]);
+                context.tls_certificates.push(encode_identity(identity));
             }
         }
         None => {}
     }
     match validation {
         Some(SecretSource::Named(name)) => {
-            context["combined_validation_context"] = json!({
-                "default_validation_context": {"match_typed_subject_alt_names": names_json(names)},
-                "validation_context_sds_secret_config": sds_json(name),
-            });
+            let combined = CombinedCertificateValidationContext {
+                default_validation_context: Some(encode_names(names)),
+                validation_context_sds_secret_config: Some(encode_sds(name)),
+                ..CombinedCertificateValidationContext::default()
+            };
+            context.validation_context_type =
+                Some(ValidationContextType::CombinedValidationContext(combined));
         }
         Some(SecretSource::Inline(secret)) => {
             if let Secret::Validation(validation) = secret.as_ref() {
-                context["validation_context"] = validation_json(validation);
+                let inline = encode_validation(validation);
+                context.validation_context_type =
+                    Some(ValidationContextType::ValidationContext(inline));
             }
         }
         None => {}
@@ -362,8 +395,28 @@ fn common_json(
     context
 }
 
-fn sds_json(name: &str) -> Value {
-    let source = json!({"api_type": "GRPC", "transport_api_version": "V3",
-                        "grpc_services": [{"envoy_grpc": {"cluster_name": SDS_CLUSTER}}]});
-    json!({"name": name, "sds_config": {"resource_api_version": "V3", "api_config_source": source}})
+/// A reference to a secret, from a cluster that only Envoys have.
+fn encode_sds(name: &str) -> pb::SdsSecretConfig {
+    let grpc = core::grpc_service::EnvoyGrpc {
+        cluster_name: SDS_CLUSTER.into(),
+        ..core::grpc_service::EnvoyGrpc::default()
+    };
+    let service = core::GrpcService {
+        target_specifier: Some(core::grpc_service::TargetSpecifier::EnvoyGrpc(grpc)),
+        ..core::GrpcService::default()
+    };
+    let api = core::ApiConfigSource {
+        api_type: core::api_config_source::ApiType::Grpc.into(),
+        transport_api_version: core::ApiVersion::V3.into(),
+        grpc_services: vec![service],
+        ..core::ApiConfigSource::default()
+    };
+    let source = core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::ApiConfigSource(
+            api,
+        )),
+        ..core::ConfigSource::default()
+    };
+    pb::SdsSecretConfig { name: name.into(), sds_config: Some(source) }
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use weft_model::{
-    AmbiguousPath, ClientCertificateMode, DesyncMode, EscapedSlashes, ExpiredCrlAction, Filter,
-    ForwardedFor, ForwardedHeaders, HeadersWithUnderscores, HostPort, HttpLimits, HttpService,
-    HttpTimeouts, JwtRequirement, PathRules, RevocationDepth, RevocationMode, RevocationPolicy,
-    RouteSource, StreamIdle, Upgrades,
+    AmbiguousPath, ClientCertificateMode, DataSource, DesyncMode, EscapedSlashes, ExpiredCrlAction,
+    Filter, ForwardedFor, ForwardedHeaders, HeadersWithUnderscores, HostPort, HttpLimits,
+    HttpService, HttpTimeouts, JwtRequirement, PathRules, RevocationDepth, RevocationMode,
+    RevocationPolicy, RouteSource, StreamIdle, Upgrades,
 };
 
 use super::*;
@@ -22,11 +22,13 @@ pub(super) fn read_yaml(kind: ResourceKind, yaml: &str) -> Result<DecodedResourc
     read(kind, message(kind, yaml), String::new())
 }
 
-/// Reads the YAML, writes it, reads that, and compares.
+/// Reads the YAML, writes it, reads that, writes it again, and compares.
 pub(super) fn round_trip(kind: ResourceKind, yaml: &str) -> Resource {
     let first = read_yaml(kind, yaml).expect("accepted").resource;
-    let second = decode(kind, &first.encode().expect("encoded")).expect("accepted again");
+    let bytes = first.encode();
+    let second = decode(kind, &bytes).expect("accepted again");
     assert_eq!(first, second.resource);
+    assert_eq!(second.resource.encode(), bytes, "equal resources have equal bytes");
     assert_eq!(second.notes.not_honoured, Vec::<String>::new(), "every encoded field is supported");
     first
 }
@@ -665,7 +667,7 @@ fn settings_without_effect_are_listed() {
     let accepted = read_yaml(ResourceKind::Cluster, "{name: c, type: EDS, eds_cluster_config: {}, preconnect_policy: {per_upstream_preconnect_ratio: 1.5}}").expect("accepted");
     assert_eq!(accepted.notes.not_honoured, ["preconnect_policy"]);
     // Field 2047 of a cluster, which does not exist.
-    let mut bytes = accepted.resource.encode().expect("encoded");
+    let mut bytes = accepted.resource.encode();
     bytes.extend([0xf8, 0x7f, 0x01]);
     assert_eq!(
         decode(ResourceKind::Cluster, &bytes).expect("accepted").notes.not_honoured,
@@ -792,18 +794,13 @@ fn with_unknown_field(mut bytes: Vec<u8>) -> Vec<u8> {
 #[test]
 fn unknown_field_is_refused_in_a_security_message_and_listed_elsewhere() {
     let secret = "{name: s, validation_context: {trusted_ca: {filename: /roots.pem}}}";
-    let secret = read_yaml(ResourceKind::Secret, secret)
-        .expect("a secret")
-        .resource
-        .encode()
-        .expect("bytes");
+    let secret = read_yaml(ResourceKind::Secret, secret).expect("a secret").resource.encode();
     let rejection = decode(ResourceKind::Secret, &with_unknown_field(secret)).expect_err("refused");
     assert_eq!(rejection.error.path, "unknown field 9999");
     assert!(rejection.error.reason.contains("weaken security"), "{rejection}");
 
     let table = "{name: r, virtual_hosts: []}";
-    let table =
-        read_yaml(ResourceKind::Routes, table).expect("a table").resource.encode().expect("bytes");
+    let table = read_yaml(ResourceKind::Routes, table).expect("a table").resource.encode();
     let accepted = decode(ResourceKind::Routes, &with_unknown_field(table)).expect("accepted");
     assert_eq!(accepted.notes.not_honoured, ["unknown field 9999"]);
 }
@@ -861,4 +858,41 @@ filter_chains:
     assert!(notes.iter().any(|path| path.ends_with(".condition")), "{notes:?}");
     let condition = "filter_chains[0].filters[0].typed_config.http_filters[0].typed_config.rules.policies[\"p\"].condition";
     refused(ResourceKind::Listener, &yaml.replace("SHADOW", "rules"), condition, "weaken security");
+}
+
+#[test]
+fn inline_data_that_is_not_text_round_trips() {
+    let crl = "{name: s, validation_context: {trusted_ca: {filename: /a.pem}, crl: {inline_bytes: /wAB}}}";
+    let Resource::Secret(_, secret) = round_trip(ResourceKind::Secret, crl) else {
+        panic!("a secret")
+    };
+    let Secret::Validation(validation) = &*secret else { panic!("a validation context") };
+    assert_eq!(validation.revocations, Some(DataSource::inline([0xff, 0, 1])));
+}
+
+#[test]
+fn dump_has_the_field_names_of_the_definition_and_no_secret_values() {
+    let mut snapshot = Snapshot::default();
+    let listener = LISTENER
+        .replace("use_original_dst: true", "metadata: {filter_metadata: {weft: {flow_seed: '7'}}}");
+    let cluster =
+        "{name: c, type: STATIC, connect_timeout: 0.25s, load_assignment: {cluster_name: c}}";
+    let key = "{name: k, tls_certificate: {certificate_chain: {inline_string: CHAIN}, private_key: {inline_string: KEY}}}";
+    for (kind, yaml) in [
+        (ResourceKind::Listener, &*listener),
+        (ResourceKind::Cluster, cluster),
+        (ResourceKind::Secret, key),
+    ] {
+        insert(&mut snapshot, read_yaml(kind, yaml).expect("accepted").resource);
+    }
+    let dump = dump(&snapshot);
+    let at = |path: &str| dump.pointer(path).unwrap_or_else(|| panic!("{path}: {dump:#}"));
+    assert_eq!(at("/clusters/c/connect_timeout"), "0.250s");
+    assert_eq!(at("/clusters/c/type"), "STATIC");
+    assert_eq!(at("/secrets/k/tls_certificate/certificate_chain/inline_string"), "CHAIN");
+    assert_eq!(at("/secrets/k/tls_certificate/private_key"), "[redacted]");
+    let listener = at("/listeners/inbound");
+    assert_eq!(listener["metadata"]["filter_metadata"]["weft"]["flow_seed"], "[redacted]");
+    let manager = &listener["filter_chains"][0]["filters"][0]["typed_config"];
+    assert_eq!(manager["rds"]["route_config_name"], "r");
 }

@@ -3,14 +3,9 @@
 //! Unsupported values are ignored and listed as not honoured when the rest is at least as strict as the configuration. A
 //! setting is refused when no supported value is left, or when it requires an unsupported version.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
-use serde_json::{Value, json};
 use weft_model::{CipherSuite, KeyExchangeGroup, TlsParameters, TlsVersion};
 
+use super::pb::tls as pb;
 use super::{FieldError, MessageReader};
 
 const MINIMUM: &str = "tls_minimum_protocol_version";
@@ -174,17 +169,23 @@ fn groups(
     Ok(offered)
 }
 
-/// The JSON form. Both bounds are always written: without them, Envoy as a client does not offer TLS 1.3.
-pub(super) fn encode(parameters: &TlsParameters) -> Value {
+/// Encodes the parameters. Both bounds are always set: without them, Envoy as a client does not offer TLS 1.3.
+pub(super) fn encode(parameters: &TlsParameters) -> pb::TlsParameters {
     let TlsParameters { minimum, maximum, cipher_suites, groups } = parameters;
-    let mut json = json!({MINIMUM: minimum.word(), MAXIMUM: maximum.word()});
-    if !cipher_suites.is_empty() {
-        json["cipher_suites"] = cipher_suites.iter().map(|suite| suite.word()).collect();
+    pb::TlsParameters {
+        tls_minimum_protocol_version: encode_version(*minimum).into(),
+        tls_maximum_protocol_version: encode_version(*maximum).into(),
+        cipher_suites: cipher_suites.iter().map(|suite| suite.word().to_owned()).collect(),
+        ecdh_curves: groups.iter().map(|group| group.word().to_owned()).collect(),
+        ..pb::TlsParameters::default()
     }
-    if !groups.is_empty() {
-        json["ecdh_curves"] = groups.iter().map(|group| group.word()).collect();
+}
+
+fn encode_version(version: TlsVersion) -> pb::tls_parameters::TlsProtocol {
+    match version {
+        TlsVersion::V1_2 => pb::tls_parameters::TlsProtocol::TlSv12,
+        TlsVersion::V1_3 => pb::tls_parameters::TlsProtocol::TlSv13,
     }
-    json
 }
 
 #[cfg(test)]

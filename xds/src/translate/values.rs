@@ -1,30 +1,20 @@
 //! Values that several resources share: addresses, ranges, string matches, data sources, access logs.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{
     AccessLogSink, AccessLogSinks, Cidr, DataSource, PathTemplate, Pattern, StringMatch, Transport,
     is_uri_part,
 };
 
+use super::pb::{access_log, core, file_log, google, matcher, stream_log, uri_template};
 use super::{FieldError, MessageReader};
 
 const STDERR_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StderrAccessLog";
 const STDOUT_LOG: &str = "envoy.extensions.access_loggers.stream.v3.StdoutAccessLog";
 const FILE_LOG: &str = "envoy.extensions.access_loggers.file.v3.FileAccessLog";
-
-/// An `Any` in JSON form.
-pub(super) fn any(message: &str, mut fields: Value) -> Value {
-    fields["@type"] = json!(format!("type.googleapis.com/{message}"));
-    fields
-}
 
 /// The limit of a `max_headers_count`.
 pub(super) fn header_count(options: &MessageReader<'_>, count: u32) -> Result<usize, FieldError> {
@@ -35,9 +25,27 @@ pub(super) fn header_count(options: &MessageReader<'_>, count: u32) -> Result<us
     }
 }
 
-/// A duration in JSON form.
-pub(super) fn duration(value: Duration) -> Value {
-    json!(format!("{}.{:09}s", value.as_secs(), value.subsec_nanos()))
+/// Encodes a duration. One that is too long becomes the longest, which readers refuse.
+pub(super) fn duration(value: Duration) -> google::Duration {
+    google::Duration {
+        seconds: i64::try_from(value.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(value.subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+/// Encodes an optional number that is set.
+pub(super) fn number(value: u32) -> Option<google::UInt32Value> {
+    Some(google::UInt32Value { value })
+}
+
+/// Encodes an optional count or size that is set. One that is too large becomes the largest.
+pub(super) fn count(value: usize) -> Option<google::UInt32Value> {
+    number(u32::try_from(value).unwrap_or(u32::MAX))
+}
+
+/// Encodes an optional flag that is set.
+pub(super) fn flag(value: bool) -> Option<google::BoolValue> {
+    Some(google::BoolValue { value })
 }
 
 /// The `socket_address` of a `core.v3.Address`.
@@ -67,14 +75,24 @@ pub(super) fn port(socket: &mut MessageReader<'_>) -> Result<u16, FieldError> {
     })
 }
 
-/// A `socket_address` in JSON form.
-pub(super) fn socket_json(address: SocketAddr, transport: Transport) -> Value {
+/// Encodes an address.
+pub(super) fn encode_socket(address: SocketAddr, transport: Transport) -> core::Address {
+    encode_host(address.ip().to_string(), address.port(), transport)
+}
+
+/// Encodes the address or name of a host, and its port.
+pub(super) fn encode_host(host: String, port: u16, transport: Transport) -> core::Address {
     let protocol = match transport {
-        Transport::Tcp => "TCP",
-        Transport::Udp => "UDP",
+        Transport::Tcp => core::socket_address::Protocol::Tcp,
+        Transport::Udp => core::socket_address::Protocol::Udp,
     };
-    json!({"socket_address": {
-        "protocol": protocol, "address": address.ip().to_string(), "port_value": address.port()}})
+    let socket = core::SocketAddress {
+        protocol: protocol.into(),
+        address: host,
+        port_specifier: Some(core::socket_address::PortSpecifier::PortValue(port.into())),
+        ..core::SocketAddress::default()
+    };
+    core::Address { address: Some(core::address::Address::SocketAddress(socket)) }
 }
 
 /// A `core.v3.CidrRange`.
@@ -84,9 +102,12 @@ pub(super) fn cidr(mut range: MessageReader<'_>) -> Result<Cidr, FieldError> {
     Cidr::parse(&format!("{text}/{bits}")).map_err(|error| range.refuse("", error.to_string()))
 }
 
-/// A range in JSON form.
-pub(super) fn cidr_json(range: &Cidr) -> Value {
-    json!({"address_prefix": range.address().to_string(), "prefix_len": range.prefix_bits()})
+/// Encodes a range.
+pub(super) fn encode_cidr(range: &Cidr) -> core::CidrRange {
+    core::CidrRange {
+        address_prefix: range.address().to_string(),
+        prefix_len: number(range.prefix_bits().into()),
+    }
 }
 
 const URI_TEMPLATE: &str = "envoy.extensions.path.match.uri_template.v3.UriTemplateMatchConfig";
@@ -104,12 +125,13 @@ pub(super) fn path_template(mut extension: MessageReader<'_>) -> Result<PathTemp
     })
 }
 
-/// A template in JSON form.
-pub(super) fn path_template_json(template: &PathTemplate) -> Value {
-    json!({
-        "name": "envoy.path.match.uri_template.uri_template_matcher",
-        "typed_config": any(URI_TEMPLATE, json!({"path_template": template.to_string()})),
-    })
+/// Encodes a template.
+pub(super) fn encode_path_template(template: &PathTemplate) -> core::TypedExtensionConfig {
+    let config = uri_template::UriTemplateMatchConfig { path_template: template.to_string() };
+    core::TypedExtensionConfig {
+        name: "envoy.path.match.uri_template.uri_template_matcher".into(),
+        typed_config: Some(pack_any(config)),
+    }
 }
 
 /// A `core.v3.DataSource`.
@@ -128,14 +150,20 @@ pub(super) fn data(mut source: MessageReader<'_>) -> Result<DataSource, FieldErr
     Err(source.refuse("", "one of filename, inline_string and inline_bytes must be set"))
 }
 
-/// Data in JSON form: text as text, so that a dump can be read.
-pub(super) fn data_json(source: &DataSource) -> Value {
-    match source {
-        DataSource::File(path) => json!({"filename": path.to_string_lossy()}),
-        DataSource::Inline(bytes) => json!({"inline_string": String::from_utf8_lossy(bytes)}),
+/// Encodes data: text as text, so that a dump can be read.
+pub(super) fn encode_data(source: &DataSource) -> core::DataSource {
+    let specifier = match source {
+        DataSource::File(path) => {
+            Some(core::data_source::Specifier::Filename(path.to_string_lossy().into_owned()))
+        }
+        DataSource::Inline(bytes) => Some(match std::str::from_utf8(bytes) {
+            Ok(text) => core::data_source::Specifier::InlineString(text.into()),
+            Err(_) => core::data_source::Specifier::InlineBytes(bytes.to_vec()),
+        }),
         // Not an Envoy `DataSource`: system roots have their own field.
-        DataSource::SystemRoots => json!({}),
-    }
+        DataSource::SystemRoots => None,
+    };
+    core::DataSource { specifier, ..core::DataSource::default() }
 }
 
 /// A constructor of [`StringMatch`].
@@ -179,19 +207,41 @@ pub(super) fn pattern(mut matcher: MessageReader<'_>) -> Result<Pattern, FieldEr
     Pattern::parse(&source).map_err(|reason| matcher.refuse("regex", reason))
 }
 
-/// A text match in JSON form.
-pub(super) fn string_match_json(value: &StringMatch) -> Value {
-    match value {
-        StringMatch::Exact(text) => json!({"exact": text}),
-        StringMatch::ExactIgnoreCase(text) => json!({"exact": text, "ignore_case": true}),
-        StringMatch::Prefix(text) => json!({"prefix": text}),
-        StringMatch::PrefixIgnoreCase(text) => json!({"prefix": text, "ignore_case": true}),
-        StringMatch::Suffix(text) => json!({"suffix": text}),
-        StringMatch::SuffixIgnoreCase(text) => json!({"suffix": text, "ignore_case": true}),
-        StringMatch::Contains(text) => json!({"contains": text}),
-        StringMatch::ContainsIgnoreCase(text) => json!({"contains": text, "ignore_case": true}),
-        StringMatch::Regex(pattern) => json!({"safe_regex": {"regex": pattern.source()}}),
-    }
+/// Encodes a text match.
+pub(super) fn encode_string_match(value: &StringMatch) -> matcher::StringMatcher {
+    use matcher::string_matcher::MatchPattern;
+    let pattern = match value {
+        StringMatch::Exact(text) | StringMatch::ExactIgnoreCase(text) => {
+            MatchPattern::Exact(text.clone())
+        }
+        StringMatch::Prefix(text) | StringMatch::PrefixIgnoreCase(text) => {
+            MatchPattern::Prefix(text.clone())
+        }
+        StringMatch::Suffix(text) | StringMatch::SuffixIgnoreCase(text) => {
+            MatchPattern::Suffix(text.clone())
+        }
+        StringMatch::Contains(text) | StringMatch::ContainsIgnoreCase(text) => {
+            MatchPattern::Contains(text.clone())
+        }
+        StringMatch::Regex(pattern) => MatchPattern::SafeRegex(encode_pattern(pattern)),
+    };
+    let ignore_case = match value {
+        StringMatch::Exact(_)
+        | StringMatch::Prefix(_)
+        | StringMatch::Suffix(_)
+        | StringMatch::Contains(_)
+        | StringMatch::Regex(_) => false,
+        StringMatch::ExactIgnoreCase(_)
+        | StringMatch::PrefixIgnoreCase(_)
+        | StringMatch::SuffixIgnoreCase(_)
+        | StringMatch::ContainsIgnoreCase(_) => true,
+    };
+    matcher::StringMatcher { ignore_case, match_pattern: Some(pattern) }
+}
+
+/// Encodes a regular expression.
+pub(super) fn encode_pattern(pattern: &Pattern) -> matcher::RegexMatcher {
+    matcher::RegexMatcher { regex: pattern.source().into(), ..matcher::RegexMatcher::default() }
 }
 
 /// A text for a part of a URI; none when it is empty.
@@ -255,15 +305,32 @@ pub(super) fn config_source(reader: &mut MessageReader<'_>, field: &str) {
     }
 }
 
-/// The JSON form of an access log.
-pub(super) fn access_log_json(sinks: &AccessLogSinks) -> Value {
+/// The config source for resources over ADS.
+pub(super) fn ads() -> core::ConfigSource {
+    let ads = core::AggregatedConfigSource::default();
+    core::ConfigSource {
+        resource_api_version: core::ApiVersion::V3.into(),
+        config_source_specifier: Some(core::config_source::ConfigSourceSpecifier::Ads(ads)),
+        ..core::ConfigSource::default()
+    }
+}
+
+/// Encodes the sinks of an access log.
+pub(super) fn encode_access_log(sinks: &AccessLogSinks) -> Vec<access_log::AccessLog> {
     let loggers = sinks.iter().map(|sink| {
         let config = match sink {
-            AccessLogSink::Stdout => any(STDOUT_LOG, json!({})),
-            AccessLogSink::Stderr => any(STDERR_LOG, json!({})),
-            AccessLogSink::File(path) => any(FILE_LOG, json!({"path": path.to_string_lossy()})),
+            AccessLogSink::Stdout => pack_any(stream_log::StdoutAccessLog::default()),
+            AccessLogSink::Stderr => pack_any(stream_log::StderrAccessLog::default()),
+            AccessLogSink::File(path) => pack_any(file_log::FileAccessLog {
+                path: path.to_string_lossy().into_owned(),
+                ..file_log::FileAccessLog::default()
+            }),
         };
-        json!({"name": "weft", "typed_config": config})
+        access_log::AccessLog {
+            name: "weft".into(),
+            config_type: Some(access_log::access_log::ConfigType::TypedConfig(config)),
+            ..access_log::AccessLog::default()
+        }
     });
     loggers.collect()
 }

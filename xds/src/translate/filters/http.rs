@@ -1,24 +1,20 @@
 //! `HttpConnectionManager`: how requests are served.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{
     AmbiguousPath, CertificateKey, ClientCertificateDetails, Codec, EscapedSlashes, ForwardedFor,
     ForwardedHeaders, HeadersWithUnderscores, HostPort, HttpFilter, HttpLimits, HttpService,
     HttpTimeouts, PathRules, RouteSource, StreamIdle, Upgrades,
 };
 
+use super::super::pb::http::http_connection_manager as manager_pb;
+use super::super::pb::{core, http as pb, listener, router};
 use super::super::reader::MISSING;
 use super::super::{FieldError, MessageReader, route, values};
 use super::http_ours::OurHttp;
+use super::typed_config::{http_filter, network_filter};
 use super::{http_versions, jwt, rbac};
 
-const HTTP: &str =
-    "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const ROUTER: &str = "envoy.extensions.filters.http.router.v3.Router";
 
 const JWT: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
@@ -342,130 +338,133 @@ fn http_filters(
     Ok(filters)
 }
 
-/// The JSON form of `HttpConnectionManager`.
-pub(crate) fn http_service_json(http: &HttpService) -> Value {
-    let mut filters: Vec<Value> = http
-        .filters
-        .iter()
-        .map(|filter| match filter {
-            HttpFilter::Jwt(policy) => jwt::encode(policy),
-            HttpFilter::Rbac(rules) => rbac::encode(rules),
-        })
-        .collect();
-    filters.push(json!({"name": "envoy.filters.http.router", "typed_config": values::any(ROUTER, json!({}))}));
-    let codec = match http.codec {
-        Codec::Auto => "AUTO",
-        Codec::Http1 => "HTTP1",
-        Codec::Http2 => "HTTP2",
-    };
-    let details = match http.client_certificate {
-        ClientCertificateDetails::Sanitize => "SANITIZE",
-        ClientCertificateDetails::SanitizeSet | ClientCertificateDetails::SanitizeSetWhole => {
-            "SANITIZE_SET"
-        }
-    };
-    let mut fields = json!({
-        "stat_prefix": "http",
-        "codec_type": codec,
-        "http_filters": filters,
-        "max_request_headers_kb": http.limits.head_bytes / 1024,
-        "request_headers_timeout": values::duration(http.timeouts.head),
-        "common_http_protocol_options": common_options_json(http),
-        "forward_client_cert_details": details,
-        "access_log": values::access_log_json(&http.access_log),
+/// Encodes `HttpConnectionManager`.
+pub(crate) fn encode_http_service(http: &HttpService) -> listener::Filter {
+    let filters = http.filters.iter().map(|filter| match filter {
+        HttpFilter::Jwt(policy) => jwt::encode(policy),
+        HttpFilter::Rbac(rules) => rbac::encode(rules),
     });
-    if !http.certificate_keys.is_empty() {
-        let is_wanted = |(_, key): &&(&str, CertificateKey)| http.certificate_keys.contains(key);
-        let keys = CertificateKey::FIELDS.iter().filter(is_wanted);
-        fields["set_current_client_cert_details"] =
-            keys.map(|(field, _)| ((*field).to_owned(), json!(true))).collect();
-    }
-    add_rules(http, &mut fields);
-    match &http.routes {
-        RouteSource::Inline(table) => fields["route_config"] = route::encode(table),
-        RouteSource::Named(name) => {
-            fields["rds"] = json!({
-            "route_config_name": &**name, "config_source": {"ads": {}, "resource_api_version": "V3"}})
-        }
-    }
-    json!({"name": "envoy.filters.network.http_connection_manager", "typed_config": values::any(HTTP, fields)})
+    let router = http_filter("envoy.filters.http.router", pack_any(router::Router::default()));
+    let codec = match http.codec {
+        Codec::Auto => manager_pb::CodecType::Auto,
+        Codec::Http1 => manager_pb::CodecType::Http1,
+        Codec::Http2 => manager_pb::CodecType::Http2,
+    };
+    let routes = match &http.routes {
+        RouteSource::Inline(table) => manager_pb::RouteSpecifier::RouteConfig(route::encode(table)),
+        RouteSource::Named(name) => manager_pb::RouteSpecifier::Rds(pb::Rds {
+            route_config_name: name.to_string(),
+            config_source: Some(values::ads()),
+        }),
+    };
+    let idle = match http.timeouts.stream_idle {
+        StreamIdle::Set(idle) => Some(idle.unwrap_or_default()),
+        _ => None,
+    };
+    let mut manager = pb::HttpConnectionManager {
+        stat_prefix: "http".into(),
+        codec_type: codec.into(),
+        http_filters: filters.chain([router]).collect(),
+        max_request_headers_kb: values::count(http.limits.head_bytes / 1024),
+        request_headers_timeout: Some(values::duration(http.timeouts.head)),
+        request_timeout: http.timeouts.request.map(values::duration),
+        stream_idle_timeout: idle.map(values::duration),
+        common_http_protocol_options: Some(encode_common_options(http)),
+        http_protocol_options: http_versions::encode_http1(http),
+        http2_protocol_options: http_versions::encode_http2(http),
+        upgrade_configs: encode_upgrades(&http.upgrades),
+        access_log: values::encode_access_log(&http.access_log),
+        route_specifier: Some(routes),
+        ..pb::HttpConnectionManager::default()
+    };
+    encode_certificate(http, &mut manager);
+    encode_addresses(http, &mut manager);
+    encode_path_rules(&http.path, &mut manager);
+    network_filter("envoy.filters.network.http_connection_manager", pack_any(manager))
 }
 
-/// Adds the settings that differ from the defaults.
-fn add_rules(http: &HttpService, fields: &mut Value) {
-    if let Some(request) = http.timeouts.request {
-        fields["request_timeout"] = json!(values::duration(request));
+/// Encodes how the client's certificate is forwarded.
+fn encode_certificate(http: &HttpService, manager: &mut pb::HttpConnectionManager) {
+    let details = match http.client_certificate {
+        ClientCertificateDetails::Sanitize => manager_pb::ForwardClientCertDetails::Sanitize,
+        ClientCertificateDetails::SanitizeSet | ClientCertificateDetails::SanitizeSetWhole => {
+            manager_pb::ForwardClientCertDetails::SanitizeSet
+        }
+    };
+    manager.forward_client_cert_details = details.into();
+    let mut keys = manager_pb::SetCurrentClientCertDetails::default();
+    for key in &http.certificate_keys {
+        match key {
+            CertificateKey::Cert => keys.cert = true,
+            CertificateKey::Chain => keys.chain = true,
+            CertificateKey::Subject => keys.subject = values::flag(true),
+            CertificateKey::Uri => keys.uri = true,
+            CertificateKey::Dns => keys.dns = true,
+        }
     }
-    if let StreamIdle::Set(idle) = http.timeouts.stream_idle {
-        fields["stream_idle_timeout"] = json!(values::duration(idle.unwrap_or_default()));
-    }
-    http_versions::add_options(http, fields);
-    let upgrades = [(http.upgrades.websocket, "websocket"), (http.upgrades.connect, "CONNECT")];
-    let upgrades: Vec<Value> = upgrades
-        .iter()
-        .filter(|(enabled, _)| *enabled)
-        .map(|(_, kind)| json!({"upgrade_type": kind}))
-        .collect();
-    if !upgrades.is_empty() {
-        fields["upgrade_configs"] = json!(upgrades);
-    }
+    manager.set_current_client_cert_details = (!http.certificate_keys.is_empty()).then_some(keys);
+}
+
+/// Encodes how addresses in headers are handled.
+fn encode_addresses(http: &HttpService, manager: &mut pb::HttpConnectionManager) {
     match (http.forwarded.addresses, http.forwarded.is_edge) {
-        (ForwardedFor::Append, _) => fields["use_remote_address"] = json!(true),
+        (ForwardedFor::Append, _) => manager.use_remote_address = values::flag(true),
         (ForwardedFor::Preserve, true) => {
-            fields["use_remote_address"] = json!(true);
-            fields["skip_xff_append"] = json!(true);
+            manager.use_remote_address = values::flag(true);
+            manager.skip_xff_append = true;
         }
         (ForwardedFor::Preserve, false) | (ForwardedFor::Remove, _) => {}
     }
-    if http.forwarded.trusted_hops != 0 {
-        fields["xff_num_trusted_hops"] = json!(http.forwarded.trusted_hops);
-    }
+    manager.xff_num_trusted_hops = http.forwarded.trusted_hops;
     match http.host_port {
-        HostPort::StripMatching => fields["strip_matching_host_port"] = json!(true),
-        HostPort::StripAny => fields["strip_any_host_port"] = json!(true),
+        HostPort::StripMatching => manager.strip_matching_host_port = true,
+        HostPort::StripAny => {
+            manager.strip_port_mode = Some(manager_pb::StripPortMode::StripAnyHostPort(true));
+        }
         HostPort::Keep | HostPort::Canonical => {}
-    }
-    if http.path.normalize {
-        fields["normalize_path"] = json!(true);
-    }
-    if http.path.merge_slashes {
-        fields["merge_slashes"] = json!(true);
-    }
-    match http.path.escaped_slashes {
-        EscapedSlashes::Reject => {
-            fields["path_with_escaped_slashes_action"] = json!("REJECT_REQUEST");
-        }
-        EscapedSlashes::Keep => {
-            fields["path_with_escaped_slashes_action"] = json!("KEEP_UNCHANGED");
-        }
-        EscapedSlashes::Unescape => {
-            fields["path_with_escaped_slashes_action"] = json!("UNESCAPE_AND_FORWARD");
-        }
-        EscapedSlashes::Redirect => {
-            fields["path_with_escaped_slashes_action"] = json!("UNESCAPE_AND_REDIRECT");
-        }
     }
 }
 
-fn common_options_json(http: &HttpService) -> Value {
-    let mut common = json!({"idle_timeout": values::duration(http.timeouts.idle)});
+fn encode_path_rules(path: &PathRules, manager: &mut pb::HttpConnectionManager) {
+    if path.normalize {
+        manager.normalize_path = values::flag(true);
+    }
+    manager.merge_slashes = path.merge_slashes;
+    let action = match path.escaped_slashes {
+        EscapedSlashes::Reject => manager_pb::PathWithEscapedSlashesAction::RejectRequest,
+        EscapedSlashes::Keep => manager_pb::PathWithEscapedSlashesAction::KeepUnchanged,
+        EscapedSlashes::Unescape => manager_pb::PathWithEscapedSlashesAction::UnescapeAndForward,
+        EscapedSlashes::Redirect => manager_pb::PathWithEscapedSlashesAction::UnescapeAndRedirect,
+    };
+    manager.path_with_escaped_slashes_action = action.into();
+}
+
+fn encode_upgrades(upgrades: &Upgrades) -> Vec<manager_pb::UpgradeConfig> {
+    let kinds = [(upgrades.websocket, "websocket"), (upgrades.connect, "CONNECT")];
+    let enabled = kinds.into_iter().filter(|(enabled, _)| *enabled);
+    let config = |kind: &str| manager_pb::UpgradeConfig {
+        upgrade_type: kind.into(),
+        ..manager_pb::UpgradeConfig::default()
+    };
+    enabled.map(|(_, kind)| config(kind)).collect()
+}
+
+fn encode_common_options(http: &HttpService) -> core::HttpProtocolOptions {
+    use core::http_protocol_options::HeadersWithUnderscoresAction;
+    let underscores = match http.underscores {
+        HeadersWithUnderscores::Allow => HeadersWithUnderscoresAction::Allow,
+        HeadersWithUnderscores::Drop => HeadersWithUnderscoresAction::DropHeader,
+        HeadersWithUnderscores::Reject => HeadersWithUnderscoresAction::RejectRequest,
+    };
+    let mut common = core::HttpProtocolOptions {
+        idle_timeout: Some(values::duration(http.timeouts.idle)),
+        max_connection_duration: http.timeouts.age.map(values::duration),
+        max_requests_per_connection: http.limits.requests_per_connection.and_then(values::number),
+        headers_with_underscores_action: underscores.into(),
+        ..core::HttpProtocolOptions::default()
+    };
     if http.limits.header_count != HttpLimits::default().header_count {
-        common["max_headers_count"] = json!(http.limits.header_count);
-    }
-    if let Some(requests) = http.limits.requests_per_connection {
-        common["max_requests_per_connection"] = json!(requests);
-    }
-    if let Some(age) = http.timeouts.age {
-        common["max_connection_duration"] = json!(values::duration(age));
-    }
-    match http.underscores {
-        HeadersWithUnderscores::Allow => {}
-        HeadersWithUnderscores::Drop => {
-            common["headers_with_underscores_action"] = json!("DROP_HEADER")
-        }
-        HeadersWithUnderscores::Reject => {
-            common["headers_with_underscores_action"] = json!("REJECT_REQUEST")
-        }
+        common.max_headers_count = values::count(http.limits.header_count);
     }
     common
 }

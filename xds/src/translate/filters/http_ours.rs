@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Map, Value, json};
 use weft_model::{
     AmbiguousPath, ClientCertificateDetails, DesyncMode, ForwardedFor, HostPort, HttpFilter,
     HttpLimits, HttpService,
 };
 
+use super::super::pb::google;
+use super::super::struct_value::{StructFields, flag, number, object, text};
 use super::super::{FieldError, MessageReader};
 use super::jwt;
 use super::jwt_ours::{self, OurProvider};
@@ -135,36 +136,36 @@ fn size(value: &mut MessageReader<'_>, field: &str) -> Result<usize, FieldError>
         .ok_or_else(|| value.refuse("", format!("{field} must be a whole number above 0")))
 }
 
-/// The weft metadata of an HTTP filter chain: the settings that differ from the defaults.
-pub(crate) fn our_http_json(http: &HttpService) -> Map<String, Value> {
-    let mut ours = Map::new();
-    let mut add = |name: &str, differs: bool, value: Value| {
+/// Encodes the weft metadata of an HTTP filter chain: the settings that differ from the defaults.
+pub(crate) fn encode_our_http(http: &HttpService) -> StructFields {
+    let mut ours = StructFields::new();
+    let mut add = |name: &str, differs: bool, value: google::Value| {
         if differs {
             ours.insert(name.into(), value);
         }
     };
-    add(DESYNC, http.desync != DesyncMode::default(), json!(http.desync.word()));
-    add(FORWARDED_FOR, http.forwarded.addresses == ForwardedFor::Remove, json!("remove"));
-    add(CLIENT_PORT, http.forwarded.client_port, json!(true));
-    add(HOST_PORT, http.host_port == HostPort::Canonical, json!("canonical"));
+    add(DESYNC, http.desync != DesyncMode::default(), text(http.desync.word()));
+    add(FORWARDED_FOR, http.forwarded.addresses == ForwardedFor::Remove, text("remove"));
+    add(CLIENT_PORT, http.forwarded.client_port, flag(true));
+    add(HOST_PORT, http.host_port == HostPort::Canonical, text("canonical"));
     match http.path.ambiguous {
         AmbiguousPath::RouteAsSent => {}
-        AmbiguousPath::RouteNormalized => add(PATH, true, json!("as_sent")),
-        AmbiguousPath::Refuse => add(PATH, true, json!("strict")),
+        AmbiguousPath::RouteNormalized => add(PATH, true, text("as_sent")),
+        AmbiguousPath::Refuse => add(PATH, true, text("strict")),
     }
     let whole = http.client_certificate == ClientCertificateDetails::SanitizeSetWhole;
-    add(CERTIFICATE, whole, json!("whole"));
+    add(CERTIFICATE, whole, text("whole"));
     // By default both equal the head limit.
     let HttpLimits { head_bytes, target_bytes, header_bytes, .. } = http.limits;
-    add(TARGET_LIMIT, target_bytes < head_bytes, json!(target_bytes));
-    add(FIELD_LIMIT, header_bytes < head_bytes, json!(header_bytes));
+    add(TARGET_LIMIT, target_bytes < head_bytes, number(target_bytes as u64));
+    add(FIELD_LIMIT, header_bytes < head_bytes, number(header_bytes as u64));
     if let Some(stall) = http.timeouts.stall {
-        add(STALL, true, json!(u64::try_from(stall.as_millis()).unwrap_or(u64::MAX)));
+        add(STALL, true, number(u64::try_from(stall.as_millis()).unwrap_or(u64::MAX)));
     }
     for filter in &http.filters {
         if let HttpFilter::Jwt(policy) = filter {
-            let said = jwt::ours(policy);
-            add(TOKENS, said != json!({}), said);
+            let providers = jwt::encode_ours(policy);
+            add(TOKENS, !providers.is_empty(), object(providers));
         }
     }
     ours

@@ -1,15 +1,15 @@
 //! The options of a listener for one HTTP version: `Http1ProtocolOptions`, `Http2ProtocolOptions`.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 use std::time::Duration;
 
-use serde_json::{Value, json};
 use weft_model::{HeaderCase, Http1Options, HttpLimits, HttpService, Keepalive};
 
+use super::super::pb::core::http1_protocol_options::HeaderKeyFormat;
+use super::super::pb::core::http1_protocol_options::header_key_format::{
+    HeaderFormat, ProperCaseWords,
+};
+use super::super::pb::core::{Http1ProtocolOptions, Http2ProtocolOptions, KeepaliveSettings};
+use super::super::pb::types::Percent;
 use super::super::reader::MISSING;
 use super::super::{FieldError, MessageReader, values};
 
@@ -102,8 +102,7 @@ fn keepalive(mut settings: MessageReader<'_>) -> Result<Option<Keepalive>, Field
     let at_least =
         |settings: &MessageReader<'_>, field: &str, duration: Option<Duration>| match duration {
             Some(short) if short < SHORTEST => {
-                let reason =
-                    format!("invalid duration {}: must be 0.001s or more", values::duration(short));
+                let reason = format!("invalid duration {short:?}: must be 0.001s or more");
                 Err(settings.refuse(field, reason))
             }
             duration => Ok(duration),
@@ -137,30 +136,32 @@ fn whole_percent(value: f64) -> u8 {
     value.round() as u8
 }
 
-/// Adds the options that differ from the defaults.
-pub(super) fn add_options(http: &HttpService, fields: &mut Value) {
-    if http.http1 != Http1Options::default() {
-        let mut options = json!({"accept_http_10": true});
-        if let Some(host) = &http.http1.default_host {
-            options["default_host_for_http_10"] = json!(host);
-        }
-        if http.http1.header_case == HeaderCase::Words {
-            options["header_key_format"] = json!({"proper_case_words": {}});
-        }
-        fields[HTTP1] = options;
-    }
-    let mut http2 = json!({});
+/// Encodes `http_protocol_options`; none when all have their defaults.
+pub(super) fn encode_http1(http: &HttpService) -> Option<Http1ProtocolOptions> {
+    let header_format = match http.http1.header_case {
+        HeaderCase::AsReceived => None,
+        HeaderCase::Words => Some(HeaderFormat::ProperCaseWords(ProperCaseWords::default())),
+    };
+    (http.http1 != Http1Options::default()).then(|| Http1ProtocolOptions {
+        accept_http_10: true,
+        default_host_for_http_10: http.http1.default_host.clone().unwrap_or_default(),
+        header_key_format: header_format
+            .map(|format| HeaderKeyFormat { header_format: Some(format) }),
+        ..Http1ProtocolOptions::default()
+    })
+}
+
+/// Encodes `http2_protocol_options`; none when all have their defaults.
+pub(super) fn encode_http2(http: &HttpService) -> Option<Http2ProtocolOptions> {
+    let mut options = Http2ProtocolOptions::default();
     if http.limits.streams != HttpLimits::default().streams {
-        http2["max_concurrent_streams"] = json!(http.limits.streams);
+        options.max_concurrent_streams = values::number(http.limits.streams);
     }
-    if let Some(keepalive) = http.keepalive {
-        http2["connection_keepalive"] = json!({
-            "interval": values::duration(keepalive.interval),
-            "timeout": values::duration(keepalive.timeout),
-            "interval_jitter": {"value": keepalive.jitter_percent},
-        });
-    }
-    if http2 != json!({}) {
-        fields[HTTP2] = http2;
-    }
+    options.connection_keepalive = http.keepalive.map(|keepalive| KeepaliveSettings {
+        interval: Some(values::duration(keepalive.interval)),
+        timeout: Some(values::duration(keepalive.timeout)),
+        interval_jitter: Some(Percent { value: keepalive.jitter_percent.into() }),
+        ..KeepaliveSettings::default()
+    });
+    (options != Http2ProtocolOptions::default()).then_some(options)
 }

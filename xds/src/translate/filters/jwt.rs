@@ -1,24 +1,20 @@
 //! `JwtAuthentication`: which tokens are accepted, and which requests need one.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{
     JwtPolicy, JwtProvider, JwtRequirement, JwtRule, KeySource, Name, TokenLocation, claim_header,
     token_header,
 };
 
 use super::jwt_ours::OurProvider;
+use super::typed_config::http_filter;
+use crate::translate::pb::{core, google, http, jwt as pb};
 use crate::translate::reader::MISSING;
+use crate::translate::struct_value::{StructFields, object};
 use crate::translate::{FieldError, MessageReader, route_match, values};
-
-const MESSAGE: &str = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
 
 /// Envoy's defaults.
 const DEFAULT_LEEWAY: Duration = Duration::from_secs(60);
@@ -249,87 +245,105 @@ fn requirement(
     Err(reader.refuse("", "unsupported requirement"))
 }
 
-/// The JSON form of the filter.
-pub(super) fn encode(policy: &JwtPolicy) -> Value {
-    let providers: BTreeMap<&str, Value> =
-        policy.providers.iter().map(|(name, p)| (&**name, provider_json(p))).collect();
-    let rules: Vec<Value> = policy.rules.iter().map(rule_json).collect();
-    let mut fields = json!({"providers": providers, "rules": rules});
-    if policy.passes_preflight {
-        fields["bypass_cors_preflight"] = json!(true);
-    }
-    json!({"name": "envoy.filters.http.jwt_authn", "typed_config": values::any(MESSAGE, fields)})
+/// Encodes the filter.
+pub(super) fn encode(policy: &JwtPolicy) -> http::HttpFilter {
+    let providers = policy.providers.iter();
+    let config = pb::JwtAuthentication {
+        providers: providers.map(|(name, p)| (name.to_string(), encode_provider(p))).collect(),
+        rules: policy.rules.iter().map(encode_rule).collect(),
+        bypass_cors_preflight: policy.passes_preflight,
+        ..pb::JwtAuthentication::default()
+    };
+    http_filter("envoy.filters.http.jwt_authn", pack_any(config))
 }
 
-fn provider_json(provider: &JwtProvider) -> Value {
-    let mut json = json!({
-        "issuer": provider.issuer, "audiences": provider.audiences, "forward": provider.forward,
-        "clock_skew_seconds": provider.leeway.as_secs(),
-    });
-    match &provider.keys {
-        KeySource::Local(data) => json["local_jwks"] = values::data_json(data),
-        KeySource::Http { uri, cluster, timeout, cache, redirects: _ } => {
-            json["remote_jwks"] = json!({
-            "http_uri": {"uri": uri, "cluster": &**cluster, "timeout": values::duration(*timeout)},
-            "cache_duration": values::duration(*cache)})
-        }
-    }
-    if let Some(subject) = &provider.subject {
-        json["subjects"] = values::string_match_json(subject);
-    }
-    if let Some(life) = provider.longest_life {
-        json["max_lifetime"] = values::duration(life);
-    }
-    let mut headers = Vec::new();
-    let mut parameters = Vec::new();
-    let mut cookies = Vec::new();
+fn encode_provider(provider: &JwtProvider) -> pb::JwtProvider {
+    let mut encoded = pb::JwtProvider {
+        issuer: provider.issuer.clone(),
+        audiences: provider.audiences.clone(),
+        subjects: provider.subject.as_ref().map(values::encode_string_match),
+        max_lifetime: provider.longest_life.map(values::duration),
+        forward: provider.forward,
+        forward_payload_header: provider.payload_header.clone().unwrap_or_default(),
+        payload_in_metadata: provider.payload_name.as_deref().unwrap_or_default().into(),
+        clock_skew_seconds: u32::try_from(provider.leeway.as_secs()).unwrap_or(u32::MAX),
+        jwks_source_specifier: Some(encode_keys(&provider.keys)),
+        ..pb::JwtProvider::default()
+    };
     for location in &provider.token_locations {
         match location {
-            TokenLocation::Header { name, prefix } => {
-                headers.push(json!({"name": name, "value_prefix": prefix}));
-            }
-            TokenLocation::QueryParameter(name) => parameters.push(name.as_str()),
-            TokenLocation::Cookie(name) => cookies.push(name.as_str()),
+            TokenLocation::Header { name, prefix } => encoded
+                .from_headers
+                .push(pb::JwtHeader { name: name.clone(), value_prefix: prefix.clone() }),
+            TokenLocation::QueryParameter(name) => encoded.from_params.push(name.clone()),
+            TokenLocation::Cookie(name) => encoded.from_cookies.push(name.clone()),
         }
     }
-    let claims = provider.claim_headers.iter();
-    let claims = claims.map(|(claim, name)| json!({"claim_name": claim, "header_name": name}));
-    json["from_headers"] = headers.into();
-    json["from_params"] = json!(parameters);
-    json["from_cookies"] = json!(cookies);
-    json["claim_to_headers"] = claims.collect();
-    json["forward_payload_header"] = json!(provider.payload_header.as_deref().unwrap_or_default());
-    json["payload_in_metadata"] = json!(provider.payload_name.as_deref().unwrap_or_default());
-    json
+    let claims = provider.claim_headers.iter().map(|(claim, name)| pb::JwtClaimToHeader {
+        claim_name: claim.clone(),
+        header_name: name.clone(),
+        ..pb::JwtClaimToHeader::default()
+    });
+    encoded.claim_to_headers = claims.collect();
+    encoded
 }
 
-fn rule_json(rule: &JwtRule) -> Value {
-    let mut json = json!({"match": route_match::encode(&rule.matches)});
-    if let Some(requirement) = &rule.requires {
-        json["requires"] = requirement_json(requirement);
+fn encode_keys(keys: &KeySource) -> pb::jwt_provider::JwksSourceSpecifier {
+    match keys {
+        KeySource::Local(data) => {
+            pb::jwt_provider::JwksSourceSpecifier::LocalJwks(values::encode_data(data))
+        }
+        KeySource::Http { uri, cluster, timeout, cache, redirects: _ } => {
+            let cluster = core::http_uri::HttpUpstreamType::Cluster(cluster.to_string());
+            let http_uri = core::HttpUri {
+                uri: uri.clone(),
+                timeout: Some(values::duration(*timeout)),
+                http_upstream_type: Some(cluster),
+            };
+            pb::jwt_provider::JwksSourceSpecifier::RemoteJwks(pb::RemoteJwks {
+                http_uri: Some(http_uri),
+                cache_duration: Some(values::duration(*cache)),
+                ..pb::RemoteJwks::default()
+            })
+        }
     }
-    json
 }
 
-fn requirement_json(requirement: &JwtRequirement) -> Value {
-    let list = |all: &[JwtRequirement]| all.iter().map(requirement_json).collect::<Vec<_>>();
-    match requirement {
+fn encode_rule(rule: &JwtRule) -> pb::RequirementRule {
+    let requires = rule.requires.as_ref().map(encode_requirement);
+    pb::RequirementRule {
+        r#match: Some(route_match::encode(&rule.matches)),
+        requirement_type: requires.map(pb::requirement_rule::RequirementType::Requires),
+    }
+}
+
+fn encode_requirement(requirement: &JwtRequirement) -> pb::JwtRequirement {
+    use pb::jwt_requirement::RequiresType;
+    let list = |all: &[JwtRequirement]| all.iter().map(encode_requirement).collect();
+    let requires = match requirement {
         JwtRequirement::Provider(name, audiences) if audiences.is_empty() => {
-            json!({"provider_name": &**name})
+            RequiresType::ProviderName(name.to_string())
         }
         JwtRequirement::Provider(name, audiences) => {
-            json!({"provider_and_audiences": {"provider_name": &**name, "audiences": audiences}})
+            RequiresType::ProviderAndAudiences(pb::ProviderWithAudiences {
+                provider_name: name.to_string(),
+                audiences: audiences.clone(),
+            })
         }
-        JwtRequirement::Any(all) => json!({"requires_any": {"requirements": list(all)}}),
-        JwtRequirement::All(all) => json!({"requires_all": {"requirements": list(all)}}),
-        JwtRequirement::Missing => json!({"allow_missing": {}}),
-    }
+        JwtRequirement::Any(all) => {
+            RequiresType::RequiresAny(pb::JwtRequirementOrList { requirements: list(all) })
+        }
+        JwtRequirement::All(all) => {
+            RequiresType::RequiresAll(pb::JwtRequirementAndList { requirements: list(all) })
+        }
+        JwtRequirement::Missing => RequiresType::AllowMissing(google::Empty::default()),
+    };
+    pb::JwtRequirement { requires_type: Some(requires) }
 }
 
-/// The provider settings for the chain's metadata.
-pub(super) fn ours(policy: &JwtPolicy) -> Value {
-    let said =
-        policy.providers.iter().map(|(name, p)| (name.to_string(), super::jwt_ours::json(p)));
-    let said = said.filter(|(_, said)| !said.is_empty());
-    Value::Object(said.map(|(name, said)| (name, Value::Object(said))).collect())
+/// Encodes the provider settings for the chain's metadata: an object of each provider that has some.
+pub(super) fn encode_ours(policy: &JwtPolicy) -> StructFields {
+    let ours = policy.providers.iter().map(|(name, p)| (name, super::jwt_ours::encode(p)));
+    let ours = ours.filter(|(_, fields)| !fields.is_empty());
+    ours.map(|(name, fields)| (name.to_string(), object(fields))).collect()
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
 use weft_model::{ClaimFormat, ClaimRule, JwtProvider, KeySource, REDIRECTS_LIMIT};
 
+use super::super::pb::google;
+use super::super::struct_value::{self, StructFields, flag, number, object, text};
 use super::super::{FieldError, MessageReader};
 
 const CLAIMS: &str = "claims";
@@ -136,29 +137,35 @@ fn redirects(value: &mut MessageReader<'_>) -> Result<u8, FieldError> {
     count.ok_or_else(|| value.refuse("", format!("must be a whole number, 0 to {REDIRECTS_LIMIT}")))
 }
 
-/// The settings of a provider for which Envoy has no field.
-pub(super) fn json(provider: &JwtProvider) -> Map<String, Value> {
-    let mut ours = Map::new();
-    let word = |format: ClaimFormat| {
-        ClaimFormat::WORDS.iter().find(|(_, known)| *known == format).map(|(word, _)| *word)
-    };
-    let rules = provider.claims.iter().map(|rule| {
-        json!({"name": rule.name, "format": word(rule.format), "values": rule.values, "all": rule.all})
-    });
+/// Encodes the settings of a provider for which Envoy has no field.
+pub(super) fn encode(provider: &JwtProvider) -> StructFields {
+    let mut ours = StructFields::new();
     if !provider.claims.is_empty() {
-        ours.insert(CLAIMS.into(), rules.collect());
+        let claims = struct_value::list(provider.claims.iter().map(encode_claim));
+        ours.insert(CLAIMS.into(), claims);
     }
-    for (name, said) in [
+    for (name, is_set) in [
         (ANY_AUDIENCE, provider.audiences.is_empty()),
         (BOUND, provider.bound),
         (ENDS_STREAMS, provider.ends_streams),
     ] {
-        if said {
-            ours.insert(name.into(), json!(true));
+        if is_set {
+            ours.insert(name.into(), flag(true));
         }
     }
     if let KeySource::Http { redirects: redirects @ 1.., .. } = &provider.keys {
-        ours.insert(REDIRECTS.into(), json!(redirects));
+        ours.insert(REDIRECTS.into(), number((*redirects).into()));
     }
     ours
+}
+
+fn encode_claim(rule: &ClaimRule) -> google::Value {
+    let mut words = ClaimFormat::WORDS.iter();
+    let word = words.find(|(_, known)| *known == rule.format).map_or("", |(word, _)| word);
+    object(StructFields::from([
+        ("name".into(), text(&*rule.name)),
+        ("format".into(), text(word)),
+        ("values".into(), struct_value::list(rule.values.iter().map(text))),
+        ("all".into(), flag(rule.all)),
+    ]))
 }

@@ -1,35 +1,36 @@
 //! Network filters: TCP proxy, UDP proxy, HTTP and RBAC.
 
-#![expect(
-    clippy::indexing_slicing,
-    reason = "assigning a field of a JSON object made here cannot fail"
-)]
-
 mod http;
 mod http_ours;
 mod http_versions;
 mod jwt;
 mod jwt_ours;
 mod rbac;
+mod typed_config;
 
-pub(super) use http::{http_service, http_service_json};
-pub(super) use http_ours::{OurHttp, our_http_json};
-pub(super) use rbac::{decode_network as network_rbac, encode_network as network_rbac_json};
+pub(super) use http::{encode_http_service, http_service};
+pub(super) use http_ours::{OurHttp, encode_our_http};
+pub(super) use rbac::{decode_network as network_rbac, encode_network as encode_network_rbac};
+pub(super) use typed_config::{listener_filter, network_filter};
 
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{FlowKey, SourceAddress, TcpProxy, UdpProxy, WeightedCluster};
 
+use super::pb::xds::core::v3::TypedExtensionConfig;
+use super::pb::xds::r#type::matcher::v3::{Matcher, matcher};
+use super::pb::{listener, tcp, types, udp};
 use super::{FieldError, MessageReader, route, values};
 
-const TCP: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
-const UDP: &str = "envoy.extensions.filters.udp.udp_proxy.v3.UdpProxyConfig";
 const UDP_ROUTE: &str = "envoy.extensions.filters.udp.udp_proxy.v3.Route";
 
 /// Envoy's defaults.
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
 const DEFAULT_UDP_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The name of the TCP proxy.
+pub(super) const TCP_PROXY: &str = "envoy.filters.network.tcp_proxy";
 
 /// Reads `TcpProxy`.
 pub(super) fn tcp_proxy(mut filter: MessageReader<'_>) -> Result<TcpProxy, FieldError> {
@@ -77,25 +78,43 @@ fn flow_key(
     Ok(key)
 }
 
-/// The JSON form of `TcpProxy`.
-pub(super) fn tcp_proxy_json(tcp: &TcpProxy) -> Value {
-    let mut fields = json!({
-        "stat_prefix": "tcp",
-        "idle_timeout": values::duration(tcp.idle_timeout.unwrap_or_default()),
-        "access_log": values::access_log_json(&tcp.access_log),
-    });
-    match tcp.flow_key {
-        FlowKey::FiveTuple => {}
-        FlowKey::SourceAddress => fields["hash_policy"] = json!([{"source_ip": {}}]),
+/// Encodes `TcpProxy`.
+pub(super) fn encode_tcp_proxy(proxy: &TcpProxy) -> listener::Filter {
+    use types::hash_policy::{FilterState, PolicySpecifier, SourceIp};
+    let policy = match proxy.flow_key {
+        FlowKey::FiveTuple => None,
+        FlowKey::SourceAddress => Some(PolicySpecifier::SourceIp(SourceIp::default())),
         FlowKey::WithSequence => {
-            fields["hash_policy"] = json!([{"filter_state": {"key": TCP_SEQUENCE}}]);
+            Some(PolicySpecifier::FilterState(FilterState { key: TCP_SEQUENCE.into() }))
+        }
+    };
+    let hash = policy.map(|policy| types::HashPolicy { policy_specifier: Some(policy) });
+    let config = tcp::TcpProxy {
+        stat_prefix: "tcp".into(),
+        idle_timeout: Some(values::duration(proxy.idle_timeout.unwrap_or_default())),
+        access_log: values::encode_access_log(&proxy.access_log),
+        hash_policy: hash.into_iter().collect(),
+        cluster_specifier: Some(encode_clusters(&proxy.clusters)),
+        ..tcp::TcpProxy::default()
+    };
+    network_filter(TCP_PROXY, pack_any(config))
+}
+
+fn encode_clusters(clusters: &[WeightedCluster]) -> tcp::tcp_proxy::ClusterSpecifier {
+    use tcp::tcp_proxy::weighted_cluster::ClusterWeight;
+    let weighted = |cluster: &WeightedCluster| ClusterWeight {
+        name: cluster.name.to_string(),
+        weight: cluster.weight,
+        ..ClusterWeight::default()
+    };
+    match clusters {
+        [only] => tcp::tcp_proxy::ClusterSpecifier::Cluster(only.name.to_string()),
+        several => {
+            let clusters = several.iter().map(weighted).collect();
+            let weighted = tcp::tcp_proxy::WeightedCluster { clusters };
+            tcp::tcp_proxy::ClusterSpecifier::WeightedClusters(weighted)
         }
     }
-    match tcp.clusters.as_slice() {
-        [only] => fields["cluster"] = json!(&*only.name),
-        several => fields["weighted_clusters"] = route::weighted_clusters_json(several),
-    }
-    json!({"name": "envoy.filters.network.tcp_proxy", "typed_config": values::any(TCP, fields)})
 }
 
 /// Reads `UdpProxyConfig`.
@@ -130,20 +149,32 @@ pub(super) fn udp_proxy(mut filter: MessageReader<'_>) -> Result<UdpProxy, Field
     }
 }
 
-/// The JSON form of a UDP listener filter.
-pub(super) fn udp_proxy_json(udp: &UdpProxy, source: SourceAddress) -> Value {
-    let route = values::any(UDP_ROUTE, json!({"cluster": &*udp.cluster}));
-    let mut fields = json!({
-        "stat_prefix": "udp",
-        "idle_timeout": values::duration(udp.idle_timeout),
-        "access_log": values::access_log_json(&udp.access_log),
-        "matcher": {"on_no_match": {"action": {"name": "route", "typed_config": route}}},
-    });
-    if udp.flow_key == FlowKey::SourceAddress {
-        fields["hash_policies"] = json!([{"source_ip": true}]);
-    }
-    if source == SourceAddress::Client {
-        fields["use_original_src_ip"] = json!(true);
-    }
-    json!({"name": "envoy.filters.udp_listener.udp_proxy", "typed_config": values::any(UDP, fields)})
+/// Encodes a UDP listener filter.
+pub(super) fn encode_udp_proxy(
+    proxy: &UdpProxy,
+    source: SourceAddress,
+) -> listener::ListenerFilter {
+    use udp::udp_proxy_config::hash_policy::PolicySpecifier;
+    use udp::udp_proxy_config::{HashPolicy, RouteSpecifier};
+    let action = TypedExtensionConfig {
+        name: "route".into(),
+        typed_config: Some(pack_any(udp::Route { cluster: proxy.cluster.to_string() })),
+    };
+    let otherwise = matcher::OnMatch {
+        on_match: Some(matcher::on_match::OnMatch::Action(action)),
+        ..matcher::OnMatch::default()
+    };
+    let route = Matcher { on_no_match: Some(otherwise.into()), ..Matcher::default() };
+    let by_source = HashPolicy { policy_specifier: Some(PolicySpecifier::SourceIp(true)) };
+    let is_by_source = proxy.flow_key == FlowKey::SourceAddress;
+    let config = udp::UdpProxyConfig {
+        stat_prefix: "udp".into(),
+        idle_timeout: Some(values::duration(proxy.idle_timeout)),
+        access_log: values::encode_access_log(&proxy.access_log),
+        route_specifier: Some(RouteSpecifier::Matcher(route)),
+        hash_policies: is_by_source.then_some(by_source).into_iter().collect(),
+        use_original_src_ip: source == SourceAddress::Client,
+        ..udp::UdpProxyConfig::default()
+    };
+    listener_filter("envoy.filters.udp_listener.udp_proxy", pack_any(config))
 }

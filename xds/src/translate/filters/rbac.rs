@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use envoy_types::util::pack_any;
 use weft_model::{
     Name, Permission, Principal, Rbac, RbacAction, RbacFilter, RbacPolicy, StringMatch,
 };
 
+use super::typed_config::{http_filter, network_filter};
+use crate::translate::pb::matcher::metadata_matcher::{PathSegment, path_segment};
+use crate::translate::pb::matcher::{
+    MetadataMatcher, PathMatcher, ValueMatcher, path_matcher, value_matcher,
+};
+use crate::translate::pb::{http, http_rbac, listener, network_rbac, rbac as pb, types};
 use crate::translate::{FieldError, MessageReader, route_match, values};
-
-const MESSAGE: &str = "envoy.extensions.filters.http.rbac.v3.RBAC";
-const NETWORK_MESSAGE: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 
 /// The filter whose metadata contains the claims of tokens.
 const TOKENS: &str = "envoy.filters.http.jwt_authn";
@@ -197,95 +200,104 @@ fn claim(mut metadata: MessageReader<'_>) -> Result<Principal, FieldError> {
     Ok(Principal::Claim(name, path, wanted))
 }
 
-/// The JSON form of the HTTP filter.
-pub(super) fn encode(filter: &RbacFilter) -> Value {
-    let fields = filter_json(filter);
-    json!({"name": "envoy.filters.http.rbac", "typed_config": values::any(MESSAGE, fields)})
-}
-
-/// The JSON form of the network filter.
-pub(crate) fn encode_network(filter: &RbacFilter) -> Value {
-    let mut fields = filter_json(filter);
-    fields["stat_prefix"] = json!("rbac");
-    json!({
-        "name": "envoy.filters.network.rbac",
-        "typed_config": values::any(NETWORK_MESSAGE, fields),
-    })
-}
-
-fn filter_json(filter: &RbacFilter) -> Value {
-    let mut fields = json!({});
-    if let Some(rules) = &filter.rules {
-        fields["rules"] = rules_json(rules);
-    }
-    if let Some(shadow) = &filter.shadow {
-        fields["shadow_rules"] = rules_json(shadow);
-    }
-    fields
-}
-
-fn rules_json(rules: &Rbac) -> Value {
-    let action = match rules.action {
-        RbacAction::Allow => "ALLOW",
-        RbacAction::Deny => "DENY",
-        RbacAction::Log => "LOG",
+/// Encodes the HTTP filter.
+pub(super) fn encode(filter: &RbacFilter) -> http::HttpFilter {
+    let config = http_rbac::Rbac {
+        rules: filter.rules.as_ref().map(encode_rules),
+        shadow_rules: filter.shadow.as_ref().map(encode_rules),
+        ..http_rbac::Rbac::default()
     };
-    let policies: BTreeMap<&str, Value> = rules
-        .policies
-        .iter()
-        .map(|(name, policy)| {
-            let permissions: Vec<Value> = policy.permissions.iter().map(permission_json).collect();
-            let principals: Vec<Value> = policy.principals.iter().map(principal_json).collect();
-            (&**name, json!({"permissions": permissions, "principals": principals}))
-        })
-        .collect();
-    json!({"action": action, "policies": policies})
+    http_filter("envoy.filters.http.rbac", pack_any(config))
 }
 
-fn permission_json(permission: &Permission) -> Value {
-    let list = |all: &[Permission]| all.iter().map(permission_json).collect::<Vec<_>>();
-    match permission {
-        Permission::Any => json!({"any": true}),
-        Permission::All(all) => json!({"and_rules": {"rules": list(all)}}),
-        Permission::OneOf(any) => json!({"or_rules": {"rules": list(any)}}),
-        Permission::Not(inner) => json!({"not_rule": permission_json(inner)}),
-        Permission::Path(path) => json!({"url_path": {"path": values::string_match_json(path)}}),
+/// Encodes the network filter.
+pub(crate) fn encode_network(filter: &RbacFilter) -> listener::Filter {
+    let config = network_rbac::Rbac {
+        rules: filter.rules.as_ref().map(encode_rules),
+        shadow_rules: filter.shadow.as_ref().map(encode_rules),
+        stat_prefix: "rbac".into(),
+        ..network_rbac::Rbac::default()
+    };
+    network_filter("envoy.filters.network.rbac", pack_any(config))
+}
+
+fn encode_rules(rules: &Rbac) -> pb::Rbac {
+    let action = match rules.action {
+        RbacAction::Allow => pb::rbac::Action::Allow,
+        RbacAction::Deny => pb::rbac::Action::Deny,
+        RbacAction::Log => pb::rbac::Action::Log,
+    };
+    let policy = |policy: &RbacPolicy| pb::Policy {
+        permissions: policy.permissions.iter().map(encode_permission).collect(),
+        principals: policy.principals.iter().map(encode_principal).collect(),
+        ..pb::Policy::default()
+    };
+    let policies = rules.policies.iter();
+    pb::Rbac {
+        action: action.into(),
+        policies: policies.map(|(name, rules)| (name.to_string(), policy(rules))).collect(),
+        ..pb::Rbac::default()
+    }
+}
+
+fn encode_permission(permission: &Permission) -> pb::Permission {
+    use pb::permission::{Rule, Set};
+    let set = |all: &[Permission]| Set { rules: all.iter().map(encode_permission).collect() };
+    let rule = match permission {
+        Permission::Any => Rule::Any(true),
+        Permission::All(all) => Rule::AndRules(set(all)),
+        Permission::OneOf(any) => Rule::OrRules(set(any)),
+        Permission::Not(inner) => Rule::NotRule(encode_permission(inner).into()),
+        Permission::Path(path) => Rule::UrlPath(encode_path(path)),
         Permission::PathTemplate(template) => {
-            json!({"uri_template": values::path_template_json(template)})
+            Rule::UriTemplate(values::encode_path_template(template))
         }
-        Permission::Header(header) => json!({"header": route_match::header_json(header)}),
-        Permission::DestinationAddress(range) => {
-            json!({"destination_ip": values::cidr_json(range)})
-        }
-        Permission::DestinationPort(port) => json!({"destination_port": port}),
+        Permission::Header(header) => Rule::Header(route_match::encode_header(header)),
+        Permission::DestinationAddress(range) => Rule::DestinationIp(values::encode_cidr(range)),
+        Permission::DestinationPort(port) => Rule::DestinationPort((*port).into()),
         Permission::DestinationPorts(start, end) => {
-            json!({"destination_port_range": {"start": start, "end": end}})
+            Rule::DestinationPortRange(types::Int32Range { start: *start, end: *end })
         }
-    }
+    };
+    pb::Permission { rule: Some(rule) }
 }
 
-fn principal_json(principal: &Principal) -> Value {
-    let list = |all: &[Principal]| all.iter().map(principal_json).collect::<Vec<_>>();
-    match principal {
-        Principal::Any => json!({"any": true}),
-        Principal::All(all) => json!({"and_ids": {"ids": list(all)}}),
-        Principal::OneOf(any) => json!({"or_ids": {"ids": list(any)}}),
-        Principal::Not(inner) => json!({"not_id": principal_json(inner)}),
-        Principal::Authenticated(None) => json!({"authenticated": {}}),
-        Principal::Authenticated(Some(name)) => authenticated_json(name),
-        Principal::Path(path) => json!({"url_path": {"path": values::string_match_json(path)}}),
-        Principal::RemoteAddress(range) => json!({"direct_remote_ip": values::cidr_json(range)}),
-        Principal::ClientAddress(range) => json!({"remote_ip": values::cidr_json(range)}),
-        Principal::Header(header) => json!({"header": route_match::header_json(header)}),
+#[expect(deprecated, reason = "`sourced_metadata` replaces `metadata`, but older Envoys lack it")]
+fn encode_principal(principal: &Principal) -> pb::Principal {
+    use pb::principal::{Authenticated, Identifier, Set};
+    let set = |all: &[Principal]| Set { ids: all.iter().map(encode_principal).collect() };
+    let identifier = match principal {
+        Principal::Any => Identifier::Any(true),
+        Principal::All(all) => Identifier::AndIds(set(all)),
+        Principal::OneOf(any) => Identifier::OrIds(set(any)),
+        Principal::Not(inner) => Identifier::NotId(encode_principal(inner).into()),
+        Principal::Authenticated(name) => Identifier::Authenticated(Authenticated {
+            principal_name: name.as_ref().map(values::encode_string_match),
+        }),
+        Principal::Path(path) => Identifier::UrlPath(encode_path(path)),
+        Principal::RemoteAddress(range) => Identifier::DirectRemoteIp(values::encode_cidr(range)),
+        Principal::ClientAddress(range) => Identifier::RemoteIp(values::encode_cidr(range)),
+        Principal::Header(header) => Identifier::Header(route_match::encode_header(header)),
         Principal::Claim(name, path, value) => {
-            let keys = std::iter::once(&**name).chain(path.iter().map(String::as_str));
-            let path: Vec<Value> = keys.map(|key| json!({"key": key})).collect();
-            let value = json!({"string_match": values::string_match_json(value)});
-            json!({"metadata": {"filter": TOKENS, "path": path, "value": value}})
+            Identifier::Metadata(encode_claim(name, path, value))
         }
-    }
+    };
+    pb::Principal { identifier: Some(identifier) }
 }
 
-fn authenticated_json(name: &StringMatch) -> Value {
-    json!({"authenticated": {"principal_name": values::string_match_json(name)}})
+fn encode_path(path: &StringMatch) -> PathMatcher {
+    let rule = path_matcher::Rule::Path(values::encode_string_match(path));
+    PathMatcher { rule: Some(rule) }
+}
+
+fn encode_claim(name: &str, path: &[String], value: &StringMatch) -> MetadataMatcher {
+    let keys = std::iter::once(name).chain(path.iter().map(String::as_str));
+    let segment = |key: &str| PathSegment { segment: Some(path_segment::Segment::Key(key.into())) };
+    let pattern = value_matcher::MatchPattern::StringMatch(values::encode_string_match(value));
+    MetadataMatcher {
+        filter: TOKENS.into(),
+        path: keys.map(segment).collect(),
+        value: Some(ValueMatcher { match_pattern: Some(pattern) }),
+        ..MetadataMatcher::default()
+    }
 }
