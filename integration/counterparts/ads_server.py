@@ -60,7 +60,9 @@ KIND_OF = {type_url(kind): kind for kind in KINDS}
 
 
 def report(**event):
-    print(json.dumps(event), flush=True)
+    # One write, because several threads report: print would write the line end separately.
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
 
 class World:

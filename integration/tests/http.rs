@@ -367,8 +367,12 @@ fn truncated_and_random_bytes_on_any_port_leave_sidecars_working() {
     for port in ports {
         for request in requests {
             for end in (1..=request.len()).step_by(7) {
-                let response = send_and_read_all(port, &request[..end]);
-                assert!(!response.starts_with(b"HTTP/1.1 200"), "an incomplete request was served");
+                let sent = &request[..end];
+                let response = send_and_read_all(port, sent);
+                // An endpoint may answer a whole head before the body is complete.
+                let has_head = sent.windows(4).any(|window| window == b"\r\n\r\n");
+                let is_served = response.starts_with(b"HTTP/1.1 200");
+                assert!(has_head || !is_served, "a request without a whole head was served");
             }
         }
         for bytes in content(64 * 1024).chunks(997) {

@@ -1,10 +1,9 @@
 //! The open connections of one worker, and their status, which ends them.
 //!
-//! Each accepted connection is registered and has a [`ConnectionStatus`]. Whoever wants to end connections (the
-//! shutdown of the process, an expired or revoked certificate) changes statuses; the task that serves a connection
-//! is woken, sees its status, and ends the connection in the way of its protocol. A changed policy is different: the
-//! task itself evaluates it and returns. A connection to an endpoint has a
-//! status too, but is not registered: draining does not wait for it.
+//! Each accepted connection is registered and has a [`ConnectionStatus`]. The shutdown of the process and expired or
+//! revoked certificates change statuses; the task that serves a connection is woken, sees its status, and ends the
+//! connection in the way of its protocol. A changed policy is different: the task itself evaluates it and returns. A
+//! connection to an endpoint has a status too, but is not registered: draining does not wait for it.
 //!
 //! Everything here belongs to one thread.
 

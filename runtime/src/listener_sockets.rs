@@ -18,7 +18,7 @@ use crate::socket::is_ipv6_unavailable;
 /// How long accepting pauses after an error, such as running out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
-/// What distinguishes a bound socket from others. A listener that changes in one of these is bound anew.
+/// What distinguishes a bound socket from others. A listener that changes in one of these gets a new socket.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ListenerKey {
     /// The name of the listener.

@@ -98,7 +98,7 @@ impl LoggedHead {
 }
 
 impl RequestLog {
-    /// The log of a request whose head was not read.
+    /// The log of a request without a usable head.
     pub(crate) fn unread(
         version: HttpVersion,
         desync: Option<DesyncReason>,

@@ -59,7 +59,7 @@ async fn serve_request(
     log.finish(result, started, connection, worker);
 }
 
-/// Counts and logs a request that was refused before its head was read.
+/// Counts and logs a request that was refused without a usable head.
 pub(crate) fn refused(
     denial: Denial,
     version: HttpVersion,

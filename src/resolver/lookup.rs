@@ -69,7 +69,8 @@ impl Lookups {
             return Ok(system.clone());
         }
         let system = Arc::new(System::read()?);
-        (self.stamps, self.system) = (stamps, Some(system.clone()));
+        self.stamps = stamps;
+        self.system = Some(system.clone());
         Ok(system)
     }
 }

@@ -1,7 +1,7 @@
 //! The clocks of the control plane. No other module of this crate reads them.
 //!
-//! Certificates and CRLs have dates, and peers refuse them outside these dates. So nothing is signed while the wall clock
-//! has just jumped.
+//! Certificates and CRLs have dates, and peers refuse them outside these dates. So no certificate is issued and no CRL
+//! renewed while the wall clock has just jumped. A new revocation does not wait.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime};

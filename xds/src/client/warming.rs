@@ -119,7 +119,8 @@ impl Warming {
         for name in missed {
             self.missed.entry(name).or_insert(now);
         }
-        (self.absent, self.blocking) = (absent, blocking);
+        self.absent = absent;
+        self.blocking = blocking;
         let began = *self.began.get_or_insert(now);
         let is_first = self.in_force.revision == 0;
         if is_first && !self.blocking.is_empty() && now < began + FIRST_TIMEOUT {

@@ -312,7 +312,8 @@ impl MeteredBody {
                 }
             }
             if self.remaining == 0 && self.prefix.is_empty() {
-                (self.reservation, self.deadline) = (None, None);
+                self.reservation = None;
+                self.deadline = None;
             }
         }
         let is_open = self.remaining > 0 || !self.prefix.is_empty();

@@ -261,7 +261,7 @@ impl Publisher {
         Ok(Arc::new(mesh))
     }
 
-    /// Publishes a mesh.
+    /// Builds the views of a mesh, which [`Self::watch`] publishes.
     ///
     /// # Errors
     /// The mesh cannot be encoded, or the store or the authority fails.
