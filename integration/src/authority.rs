@@ -85,7 +85,8 @@ impl TestAuthority {
     #[must_use]
     pub fn write_files(&self, service: &str, identity: &PemIdentity) -> IdentityFiles {
         let file = |extension| self.folder.path().join(service).with_extension(extension);
-        let (certificate, key) = (file("pem"), file("key"));
+        let certificate = file("pem");
+        let key = file("key");
         std::fs::write(&certificate, &identity.chain).expect("the folder is writable");
         std::fs::write(&key, &identity.key).expect("the folder is writable");
         let owner_only = std::fs::Permissions::from_mode(0o600);
@@ -129,7 +130,8 @@ impl TestAuthority {
         let lists = self.authority.crls(&revoked, number, now(), life);
         let mut lists = lists.expect("the authority signs CRLs");
         writeln!(lists, "# number {number}").expect("a String is writable");
-        let (new, file) = (self.file("revoked.new"), self.crl_file());
+        let new = self.file("revoked.new");
+        let file = self.crl_file();
         std::fs::write(&new, lists).expect("the folder is writable");
         std::fs::rename(new, file).expect("the file can be replaced");
     }

@@ -2,17 +2,15 @@
 //! resource, or a part of one, in the JSON form of its protobuf message.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::mesh_pki::{IdentityFiles, spiffe_id, text};
+use crate::mesh_pki::spiffe_id;
 
 const HTTP: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
 const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const UDP_PROXY: &str = "envoy.extensions.filters.udp.udp_proxy.v3";
-const TLS: &str = "envoy.extensions.transport_sockets.tls.v3";
 
 /// A message packed in an `Any`.
 #[must_use]
@@ -46,9 +44,15 @@ pub fn loopback(port: u16) -> Value {
 /// A listener with a TCP proxy; `proxy` is the rest of its `TcpProxy`.
 #[must_use]
 pub fn tcp_listener(name: &str, at: SocketAddr, proxy: Value) -> Value {
+    tcp_tls_listener(name, at, proxy, None)
+}
+
+/// The same with a transport socket, if one is given.
+#[must_use]
+pub fn tcp_tls_listener(name: &str, at: SocketAddr, proxy: Value, tls: Option<Value>) -> Value {
     let proxy = any(TCP_PROXY, with(proxy, "stat_prefix", json!("tcp")));
-    json!({"name": name, "address": address(at, "TCP"),
-        "filter_chains": [{"filters": [{"name": "tcp", "typed_config": proxy}]}]})
+    let chain = with_socket(json!({"filters": [{"name": "tcp", "typed_config": proxy}]}), tls);
+    json!({"name": name, "address": address(at, "TCP"), "filter_chains": [chain]})
 }
 
 /// A listener that proxies datagrams to a cluster; `proxy` is the rest of its `UdpProxyConfig`.
@@ -87,9 +91,29 @@ pub fn route_to(cluster: &str, timeout_seconds: u64) -> Value {
            "route": {"cluster": cluster, "timeout": format!("{timeout_seconds}s")}})
 }
 
-/// An `HttpConnectionManager` with one route for all requests.
+/// An `HttpConnectionManager` with one route.
 #[must_use]
 pub fn http(route: &Value, filters: &[Value]) -> Value {
+    http_with_routes(std::slice::from_ref(route), filters)
+}
+
+/// An `HttpConnectionManager` with these routes for all hosts. The router follows the `filters`.
+#[must_use]
+pub fn http_with_routes(routes: &[Value], filters: &[Value]) -> Value {
+    let hosts = json!([{"name": "all", "domains": ["*"], "routes": routes}]);
+    with(http_filters(filters), "route_config", json!({"name": "all", "virtual_hosts": hosts}))
+}
+
+/// An `HttpConnectionManager` whose `RouteConfiguration` of this name comes from the xDS server.
+#[must_use]
+pub fn http_with_named_routes(name: &str, filters: &[Value]) -> Value {
+    let source = json!({"ads": {}, "resource_api_version": "V3"});
+    let routes = json!({"route_config_name": name, "config_source": source});
+    with(http_filters(filters), "rds", routes)
+}
+
+/// An `HttpConnectionManager` without routes.
+fn http_filters(filters: &[Value]) -> Value {
     let router = json!({"name": "router", "typed_config":
         any("envoy.extensions.filters.http.router.v3.Router", json!({}))});
     let filters: Vec<&Value> = filters.iter().chain([&router]).collect();
@@ -102,21 +126,29 @@ pub fn http(route: &Value, filters: &[Value]) -> Value {
         "access_log": [{"name": "stdout", "typed_config":
             any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}],
         "http_filters": filters,
-        "route_config": {"name": "all", "virtual_hosts": [
-            {"name": "all", "domains": ["*"], "routes": [route]}]},
     })
 }
 
 /// A listener with one filter chain, which serves HTTP.
 #[must_use]
 pub fn listener(name: &str, port: u16, http: Value, tls: Option<Value>) -> Value {
-    let manager = json!({"name": "http", "typed_config": any(HTTP, http)});
-    let chain = json!({"filters": [manager]});
-    let chain = match tls {
-        Some(tls) => with(chain, "transport_socket", tls),
-        None => chain,
-    };
+    let chain = filter_chain(http, tls);
     json!({"name": name, "address": loopback(port), "filter_chains": [chain]})
+}
+
+/// A filter chain that serves HTTP; `tls` is its transport socket.
+#[must_use]
+pub fn filter_chain(http: Value, tls: Option<Value>) -> Value {
+    let manager = json!({"name": "http", "typed_config": any(HTTP, http)});
+    with_socket(json!({"filters": [manager]}), tls)
+}
+
+/// Adds a transport socket to a filter chain or a cluster.
+fn with_socket(message: Value, tls: Option<Value>) -> Value {
+    match tls {
+        Some(tls) => with(message, "transport_socket", tls),
+        None => message,
+    }
 }
 
 /// The HTTP version that a cluster's endpoints speak.
@@ -126,13 +158,27 @@ pub enum UpstreamHttp {
     Http1,
     /// HTTP/2.
     Http2,
-    /// The version that the client http.
+    /// The version that the client speaks.
     AsClient,
 }
 
 /// A cluster of ports on loopback.
 #[must_use]
 pub fn cluster(name: &str, ports: &[u16], http: UpstreamHttp, tls: Option<Value>) -> Value {
+    let cluster =
+        with(empty_cluster(name, "STATIC", http), "load_assignment", endpoints(name, ports));
+    with_socket(cluster, tls)
+}
+
+/// A cluster whose endpoints come from the xDS server.
+#[must_use]
+pub fn cluster_over_eds(name: &str, http: UpstreamHttp) -> Value {
+    let by_name = json!({"eds_config": {"ads": {}, "resource_api_version": "V3"}});
+    with(empty_cluster(name, "EDS", http), "eds_cluster_config", by_name)
+}
+
+/// A cluster of this `DiscoveryType`, without the source of its endpoints.
+fn empty_cluster(name: &str, kind: &str, http: UpstreamHttp) -> Value {
     let options = match http {
         UpstreamHttp::Http1 => json!({"explicit_http_config": {"http_protocol_options": {}}}),
         UpstreamHttp::Http2 => json!({"explicit_http_config": {"http2_protocol_options": {}}}),
@@ -140,17 +186,12 @@ pub fn cluster(name: &str, ports: &[u16], http: UpstreamHttp, tls: Option<Value>
             {"http_protocol_options": {}, "http2_protocol_options": {}}}),
     };
     let message = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-    let cluster = json!({
+    json!({
         "name": name,
-        "type": "STATIC",
+        "type": kind,
         "connect_timeout": "2s",
-        "load_assignment": endpoints(name, ports),
         "typed_extension_protocol_options": {message: any(message, options)},
-    });
-    match tls {
-        Some(tls) => with(cluster, "transport_socket", tls),
-        None => cluster,
-    }
+    })
 }
 
 /// The endpoints of a cluster, on ports of loopback.
@@ -159,48 +200,6 @@ pub fn endpoints(cluster: &str, ports: &[u16]) -> Value {
     let endpoint = |port: &u16| json!({"endpoint": {"address": loopback(*port)}});
     let members: Vec<Value> = ports.iter().map(endpoint).collect();
     json!({"cluster_name": cluster, "endpoints": [{"lb_endpoints": members}]})
-}
-
-fn certificate(identity: &IdentityFiles) -> Value {
-    json!({"certificate_chain": {"filename": text(&identity.certificate)},
-           "private_key": {"filename": text(&identity.key)}})
-}
-
-/// Verify Mode: clients must present a certificate that chains to `root` and that no CRL in `crls`
-/// revokes.
-#[must_use]
-pub fn verify_mode(own: &IdentityFiles, root: &Path, crls: &Path) -> Value {
-    let message = format!("{TLS}.DownstreamTlsContext");
-    let context = json!({
-        "require_client_certificate": true,
-        "common_tls_context": {
-            "alpn_protocols": ["h2", "http/1.1"],
-            "tls_certificates": [certificate(own)],
-            "validation_context": {
-                "trusted_ca": {"filename": text(root)},
-                "crl": {"filename": text(crls)},
-            },
-        },
-    });
-    json!({"name": "tls", "typed_config": any(&message, context)})
-}
-
-/// Mutual TLS to endpoints whose SPIFFE ID must be that of `service`.
-#[must_use]
-pub fn mutual_tls(own: &IdentityFiles, root: &Path, service: &str) -> Value {
-    let message = format!("{TLS}.UpstreamTlsContext");
-    let id = json!({"san_type": "URI", "matcher": {"exact": spiffe_id(service)}});
-    let context = json!({
-        "common_tls_context": {
-            "alpn_protocols": ["h2", "http/1.1"],
-            "tls_certificates": [certificate(own)],
-            "validation_context": {
-                "trusted_ca": {"filename": text(root)},
-                "match_typed_subject_alt_names": [id],
-            },
-        },
-    });
-    json!({"name": "tls", "typed_config": any(&message, context)})
 }
 
 /// An RBAC filter that allows only `service` to call paths with this prefix.

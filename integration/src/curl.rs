@@ -57,7 +57,8 @@ impl Curl {
     #[must_use]
     pub fn run(self) -> CurlResponse {
         let folder = TempDir::new().expect("a temporary folder can be created");
-        let (body, head) = (folder.path().join("body"), folder.path().join("head"));
+        let body = folder.path().join("body");
+        let head = folder.path().join("head");
         let mut curl = Command::new("curl");
         curl.args(["--silent", "--show-error", "--max-time", "30", "--output"]).arg(&body);
         curl.arg("--dump-header").arg(&head);

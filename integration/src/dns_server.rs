@@ -198,7 +198,8 @@ fn message(
 
 /// The name of a question in lower case, without the final dot, and the offset at which it ends.
 fn name(question: &[u8]) -> Option<(String, usize)> {
-    let (mut labels, mut at) = (Vec::new(), 12);
+    let mut labels = Vec::new();
+    let mut at = 12;
     loop {
         let length = usize::from(*question.get(at)?);
         at += 1;

@@ -14,7 +14,7 @@ pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frame types (RFC 9113, section 6).
 pub mod kind {
-    #![allow(missing_docs, reason = "the names of the RFC")]
+    #![expect(missing_docs, reason = "the names of the RFC")]
     pub const DATA: u8 = 0;
     pub const HEADERS: u8 = 1;
     pub const PRIORITY: u8 = 2;
@@ -31,7 +31,7 @@ pub mod kind {
 
 /// Frame flags.
 pub mod flag {
-    #![allow(missing_docs, reason = "the names of the RFC")]
+    #![expect(missing_docs, reason = "the names of the RFC")]
     pub const NONE: u8 = 0;
     pub const ACK: u8 = 1;
     pub const END_STREAM: u8 = 1;
@@ -44,7 +44,7 @@ pub mod flag {
 
 /// Error codes (RFC 9113, section 7).
 pub mod code {
-    #![allow(missing_docs, reason = "the names of the RFC")]
+    #![expect(missing_docs, reason = "the names of the RFC")]
     pub const NO_ERROR: u32 = 0;
     pub const PROTOCOL_ERROR: u32 = 1;
     pub const FLOW_CONTROL_ERROR: u32 = 3;

@@ -47,7 +47,8 @@ impl Http2Probe {
     pub fn new(name: &'static str, frames: &[Vec<u8>], wanted: Vec<StreamOutcome>) -> Self {
         let is_served = wanted.contains(&StreamOutcome::Answered(200));
         let reach = if is_served { Reached::Whole } else { Reached::Nothing };
-        let (before, frames) = (Vec::new(), frames.concat());
+        let before = Vec::new();
+        let frames = frames.concat();
         Self { name, before, frames, stream: 1, wanted, reach, allows_general_code: false }
     }
 
@@ -179,8 +180,10 @@ impl ProbedSidecar {
     /// Starts both with another `HttpConnectionManager`, whose routes lead to cluster `service`.
     #[must_use]
     pub fn serving(http: Value) -> Self {
-        let (pki, service) = (MeshPki::create(), RecordingServer::start());
-        let (port, admin) = (port::free(), port::free());
+        let pki = MeshPki::create();
+        let service = RecordingServer::start();
+        let port = port::free();
+        let admin = port::free();
         let inbound = listener("inbound", port, http, None);
         let cluster = cluster("service", &[service.port], UpstreamHttp::Http1, None);
         let config = bootstrap(admin, &[inbound], &[cluster]);

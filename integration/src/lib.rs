@@ -34,4 +34,5 @@ pub mod scripted_server;
 pub mod sidecar_pair;
 pub mod single_sidecar;
 pub mod tls_client;
+pub mod tls_contexts;
 pub mod wait;

@@ -67,7 +67,8 @@ impl LoadClient {
         ask: impl FnMut() -> Result<(), String> + Send + 'static,
     ) -> Self {
         let ask: Mutex<SendRequest> = Mutex::new(Box::new(ask));
-        let (answers, failures) = (AtomicU64::new(0), Mutex::default());
+        let answers = AtomicU64::new(0);
+        let failures = Mutex::default();
         Self { name, host: host.clone(), ask, answers, failures }
     }
 
@@ -119,7 +120,8 @@ impl BackgroundLoad {
         std::thread::scope(|scope| {
             let _stop = StopLoadOnDrop(&stop);
             for client in &self.0 {
-                let (host, stop) = (&client.host, &stop);
+                let host = &client.host;
+                let stop = &stop;
                 scope.spawn(move || {
                     host.on(|| client.run(stop)).expect("the host can be entered");
                 });

@@ -366,7 +366,8 @@ impl JoinParameters {
         token: &str,
         arguments: &[&str],
     ) -> RoleProcess {
-        let (root, state) = (self.pki.root(), self.pki.path(&format!("{name}-state")));
+        let root = self.pki.root();
+        let state = self.pki.path(&format!("{name}-state"));
         let token = self.pki.path(token).with_extension("token");
         let joined = ["--control", &self.control, "--trust", text(&root), "--workers", "2"];
         let own = ["--join-token-file", text(&token), "--state", text(&state)];

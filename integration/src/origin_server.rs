@@ -59,7 +59,8 @@ fn lock(seen: &Mutex<Vec<String>>) -> std::sync::MutexGuard<'_, Vec<String>> {
 fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> {
     let head = read_head(reader)?;
     let mut words = head.split(' ');
-    let (method, target) = (words.next()?, words.next()?);
+    let method = words.next()?;
+    let target = words.next()?;
     note(format!("head {method} {target}"));
     let say = |reader: &mut BufReader<TcpStream>, text: &str| {
         reader.get_mut().write_all(text.as_bytes()).ok()
@@ -101,7 +102,8 @@ fn one(reader: &mut BufReader<TcpStream>, note: &impl Fn(String)) -> Option<()> 
 
 /// Reads the complete body of a request, and its trailers.
 fn body(reader: &mut impl BufRead, head: &str) -> Option<(Vec<u8>, String)> {
-    let (mut body, mut trailers) = (Vec::new(), String::new());
+    let mut body = Vec::new();
+    let mut trailers = String::new();
     if header(head, "transfer-encoding").is_some() {
         chunked(reader, &mut body, &mut trailers)?;
     } else if let Some(length) = header(head, "content-length") {

@@ -135,7 +135,8 @@ impl Process {
         let output = child.stdout.take().expect("the stream is a pipe");
         // The receiver is closed when the test ends.
         each_line(output, move |line| drop(sender.send(line)));
-        let (kept, output) = (errors.clone(), child.stderr.take().expect("the stream is a pipe"));
+        let kept = errors.clone();
+        let output = child.stderr.take().expect("the stream is a pipe");
         each_line(output, move |line| {
             let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.push_back(line);

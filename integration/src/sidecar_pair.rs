@@ -4,14 +4,13 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::bootstrap::{
-    UpstreamHttp, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode, with,
-};
+use crate::bootstrap::{UpstreamHttp, bootstrap, cluster, http, listener, route_to, with};
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
 use crate::metrics::metric;
 use crate::port;
 use crate::process::{Process, tool, weft};
+use crate::tls_contexts::{mutual_tls, verify_mode};
 use crate::wait::eventually;
 
 /// A running sidecar.
@@ -200,7 +199,9 @@ impl PairConfig {
     #[must_use]
     pub fn http1(service: u16) -> Self {
         let speaks = UpstreamHttp::Http1;
-        let (filters, timeout_seconds, request_limit) = (Vec::new(), 15, None);
+        let filters = Vec::new();
+        let timeout_seconds = 15;
+        let request_limit = None;
         Self { service: vec![service], speaks, filters, timeout_seconds, request_limit }
     }
 
@@ -236,17 +237,20 @@ impl SidecarPair {
     #[must_use]
     pub fn start(config: &PairConfig) -> Self {
         let pki = MeshPki::create();
-        let (client, server) = (pki.issue("client"), pki.issue("server"));
+        let client = pki.issue("client");
+        let server = pki.issue("server");
         let route = route_to("next", config.timeout_seconds);
 
-        let (port, admin) = (port::free(), port::free());
+        let port = port::free();
+        let admin = port::free();
         let verify = verify_mode(&server, &pki.root(), &pki.crl_file());
         let inbound = listener("inbound", port, config.http(&route, &config.filters), Some(verify));
         let service = cluster("next", &config.service, config.speaks, None);
         let callee_config = bootstrap(admin, &[inbound], &[service]);
         let callee = TestSidecar::start("callee", &pki, port, admin, &callee_config);
 
-        let (port, admin) = (port::free(), port::free());
+        let port = port::free();
+        let admin = port::free();
         let outbound = listener("outbound", port, config.http(&route, &[]), None);
         let tls = mutual_tls(&client, &pki.root(), "server");
         let next = cluster("next", &[callee.port], UpstreamHttp::AsClient, Some(tls));

@@ -5,7 +5,9 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::bootstrap::{bootstrap, cluster, http, listener, route_to, with};
+use crate::bootstrap::{
+    bootstrap, cluster, filter_chain, http_with_routes, loopback, route_to, with,
+};
 use crate::curl::Curl;
 use crate::mesh_pki::MeshPki;
 use crate::origin_server::OriginServer;
@@ -21,7 +23,11 @@ pub use crate::bootstrap::UpstreamHttp;
 pub struct SingleSidecarConfig {
     /// The clusters; the first is the service.
     pub clusters: Vec<Value>,
-    /// The `HttpConnectionManager`.
+    /// The routes, in order. By default one route of all paths to the service.
+    pub routes: Vec<Value>,
+    /// The HTTP filters before the router.
+    pub filters: Vec<Value>,
+    /// Further fields of the `HttpConnectionManager`.
     pub http: Value,
     /// HTTP settings of the filter chain's metadata, for which Envoy has no field.
     pub weft_metadata: Value,
@@ -36,10 +42,11 @@ impl SingleSidecarConfig {
     #[must_use]
     pub fn for_upstream(port: u16, upstream_http: UpstreamHttp) -> Self {
         let clusters = vec![cluster("service", &[port], upstream_http, None)];
-        let http = http(&route_to("service", 15), &[]);
         Self {
             clusters,
-            http,
+            routes: vec![route_to("service", 15)],
+            filters: Vec::new(),
+            http: json!({}),
             weft_metadata: json!({}),
             tls: None,
             launch: SidecarLaunch::default(),
@@ -50,6 +57,38 @@ impl SingleSidecarConfig {
     #[must_use]
     pub fn with(mut self, field: &str, value: Value) -> Self {
         self.http = with(self.http, field, value);
+        self
+    }
+
+    /// Replaces the routes by this one.
+    #[must_use]
+    pub fn with_route(mut self, route: Value) -> Self {
+        self.routes = vec![route];
+        self
+    }
+
+    /// Sets a field of the `RouteAction` of every route.
+    #[must_use]
+    pub fn with_route_action(mut self, field: &str, value: &Value) -> Self {
+        for route in &mut self.routes {
+            let action = with(route["route"].take(), field, value.clone());
+            *route = with(route.take(), "route", action);
+        }
+        self
+    }
+
+    /// Makes every route also match requests without a path.
+    #[must_use]
+    pub fn matching_empty_path(mut self) -> Self {
+        let change = |route| with(route, "match", json!({"prefix": ""}));
+        self.routes = self.routes.into_iter().map(change).collect();
+        self
+    }
+
+    /// Adds an HTTP filter, after those added before.
+    #[must_use]
+    pub fn with_filter(mut self, filter: Value) -> Self {
+        self.filters.push(filter);
         self
     }
 
@@ -108,7 +147,9 @@ impl SingleSidecarConfig {
     /// If the sidecar does not reach that state.
     #[must_use]
     pub fn start_unready(self, reason: &str) -> SingleSidecar {
-        let (pki, port, admin) = (MeshPki::create(), port::free(), port::free());
+        let pki = MeshPki::create();
+        let port = port::free();
+        let admin = port::free();
         let config = self.config(port, admin, None);
         let sidecar = TestSidecar::start_without_waiting("sidecar", &pki, port, admin, &config);
         eventually(format!("the sidecar listens and is not ready: {reason}"), || {
@@ -125,7 +166,8 @@ impl SingleSidecarConfig {
     /// If the sidecar does not listen.
     #[must_use]
     pub fn start_with_command(self, pki: MeshPki, mut command: Command) -> SingleSidecar {
-        let (port, admin) = (port::free(), port::free());
+        let port = port::free();
+        let admin = port::free();
         let file = pki.path("sidecar.json");
         let config = self.config(port, admin, None);
         std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
@@ -138,7 +180,8 @@ impl SingleSidecarConfig {
     }
 
     fn start_all(self, pki: MeshPki, other: Option<&Value>) -> SingleSidecar {
-        let (port, admin) = (port::free(), port::free());
+        let port = port::free();
+        let admin = port::free();
         let launch = self.launch.clone();
         let config = self.config(port, admin, other);
         let sidecar = TestSidecar::launch(&launch, &pki, [port, admin], &config);
@@ -146,16 +189,18 @@ impl SingleSidecarConfig {
     }
 
     fn config(self, port: u16, admin: u16, other: Option<&Value>) -> Value {
-        let mut inbound = listener("inbound", port, self.http, self.tls);
-        let chain =
-            inbound.pointer_mut("/filter_chains/0").expect("the listener has a filter chain");
-        *chain = with(
-            chain.take(),
-            "metadata",
-            json!({"filter_metadata": {"weft": self.weft_metadata}}),
-        );
-        let chains = json!([chain.clone()]);
-        let other = other.map(|other| with(other.clone(), "filter_chains", chains));
+        let mut manager = http_with_routes(&self.routes, &self.filters);
+        if let Value::Object(fields) = self.http {
+            for (field, value) in fields {
+                manager = with(manager, &field, value);
+            }
+        }
+        let metadata = json!({"filter_metadata": {"weft": self.weft_metadata}});
+        let chain = with(filter_chain(manager, self.tls), "metadata", metadata);
+        let chains = json!([chain]);
+        let other = other.map(|other| with(other.clone(), "filter_chains", chains.clone()));
+        let inbound =
+            json!({"name": "inbound", "address": loopback(port), "filter_chains": chains});
         let listeners: Vec<Value> = [inbound].into_iter().chain(other).collect();
         bootstrap(admin, &listeners, &self.clusters)
     }
@@ -243,15 +288,4 @@ impl SidecarPerHttpVersion {
     pub fn ports(&self) -> [(&'static str, u16); 2] {
         [("to HTTP/1.1", self.http1.1.port), ("to HTTP/2", self.http2.1.port)]
     }
-}
-
-/// Makes the route also match requests without a path.
-///
-/// # Panics
-/// If the configuration has no route.
-#[must_use]
-pub fn matching_empty_path(mut config: SingleSidecarConfig) -> SingleSidecarConfig {
-    let route = config.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/match");
-    *route.expect("the configuration has a route") = json!({"prefix": ""});
-    config
 }

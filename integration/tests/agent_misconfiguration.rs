@@ -173,7 +173,8 @@ fn endpoint_of_another_address_family_is_reported() {
         let filters = json!([{"name": "source", "typed_config": filter}]);
         with(to(name, name, at), "listener_filters", filters)
     };
-    let (own, strange) = (local(port::free()), local(port::free()));
+    let own = local(port::free());
+    let strange = local(port::free());
     let agent = TestAgent::start(
         |admin| {
             let listeners = [keeping("own", own), keeping("strange", strange)];

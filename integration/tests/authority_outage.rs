@@ -1,11 +1,7 @@
 //! Outages of the certificate authority and wrong clocks: requests are served meanwhile, or as soon
 //! as the cause is gone.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test may panic on unexpected values"
-)]
+#![expect(clippy::unwrap_used, reason = "a test may panic on unexpected values")]
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -19,7 +15,6 @@ use weft::demo::hosts::Host;
 use weft_certs::tls::{self, LoadedIdentity};
 use weft_certs::{TrustStore, validity};
 use weft_integration::authority::{PemIdentity, TestAuthority};
-use weft_integration::bootstrap::verify_mode;
 use weft_integration::fake_clock::FakeClock;
 use weft_integration::http1::Http1Client;
 use weft_integration::load::{
@@ -31,6 +26,7 @@ use weft_integration::origin_server::OriginServer;
 use weft_integration::process::{run, tool, weft};
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::tls_client::{TlsClient, client_config};
+use weft_integration::tls_contexts::verify_mode;
 use weft_integration::wait::{DEADLINE, eventually, pause, within_certificate_lifetime};
 use weft_model::{StringMatch, TlsParameters};
 
@@ -53,7 +49,8 @@ struct PresentedCertificate {
 fn presented_certificate(mesh: &TestMesh, at: SocketAddr) -> PresentedCertificate {
     let mut openssl = tool("openssl");
     openssl.args(["s_client", "-connect", &at.to_string(), "-alpn", "h2"]);
-    let (chain, key) = (text(&mesh.identity.certificate), text(&mesh.identity.key));
+    let chain = text(&mesh.identity.certificate);
+    let key = text(&mesh.identity.key);
     openssl.args(["-cert", chain, "-cert_chain", chain, "-key", key]);
     openssl.stdin(Stdio::null());
     let printed = mesh.client.on(|| run(&mut openssl)).unwrap();
@@ -85,7 +82,9 @@ fn issued(mesh: &TestMesh) -> usize {
 #[test]
 fn authority_outage_shorter_than_a_certificate_fails_no_request() {
     let mut mesh = start_mesh_with_short_certificates();
-    let (http, opaque, web) = (mesh.orders_at(80), mesh.orders_at(OPAQUE_PORT), mesh.web_at(80));
+    let http = mesh.orders_at(80);
+    let opaque = mesh.orders_at(OPAQUE_PORT);
+    let web = mesh.web_at(80);
     let caller = &mesh.web.host;
     let files = [&mesh.identity.certificate, &mesh.identity.key].map(|file| text(file).to_owned());
     let load = BackgroundLoad(vec![
@@ -175,7 +174,8 @@ impl Caller {
         let identity = LoadedIdentity::load(pem.chain.as_bytes(), pem.key.as_bytes()).unwrap();
         let roots = signer.roots().as_bytes();
         let trust = TrustStore::load(roots, None, Vec::new(), None, UnixTime::now()).unwrap();
-        let (names, alpn) = (vec![StringMatch::Exact(spiffe_id("server"))], ["http/1.1".into()]);
+        let names = vec![StringMatch::Exact(spiffe_id("server"))];
+        let alpn = ["http/1.1".into()];
         let resuming = tls::ClientTls::new(
             Some(&identity),
             Arc::new(trust),
@@ -223,7 +223,8 @@ impl Caller {
 
 /// Checks that an idle sidecar uses no CPU.
 fn assert_idle(callee: &SingleSidecar) {
-    let (before, begun) = (callee.sidecar.cpu_time(), now());
+    let before = callee.sidecar.cpu_time();
+    let begun = now();
     pause(Duration::from_secs(1));
     let took = callee.sidecar.cpu_time() - before;
     let of = now().duration_since(begun).unwrap();
@@ -232,7 +233,8 @@ fn assert_idle(callee: &SingleSidecar) {
 
 #[test]
 fn clock_set_ahead_rejects_expired_clients_until_it_is_corrected() {
-    let (signer, clock) = (TestAuthority::create(), FakeClock::create());
+    let signer = TestAuthority::create();
+    let clock = FakeClock::create();
     let mut callee = start_callee(&signer, &clock);
     let [brief, long] = [30 * MINUTE, DAY].map(|life| Caller::new(&signer, &callee, life));
     assert_eq!(brief.resume().zip(brief.resume()), Some((false, true)));
@@ -271,7 +273,8 @@ fn clock_set_ahead_rejects_expired_clients_until_it_is_corrected() {
 
 #[test]
 fn clock_set_back_rejects_not_yet_valid_clients_until_it_is_corrected() {
-    let (signer, clock) = (TestAuthority::create(), FakeClock::create());
+    let signer = TestAuthority::create();
+    let clock = FakeClock::create();
     let mut callee = start_callee(&signer, &clock);
     let brief = Caller::new(&signer, &callee, 30 * MINUTE);
     assert_eq!(brief.resume().zip(brief.resume()), Some((false, true)));
@@ -300,9 +303,11 @@ fn clock_set_back_rejects_not_yet_valid_clients_until_it_is_corrected() {
 
 #[test]
 fn crl_received_while_the_clock_is_back_applies_once_it_is_corrected() {
-    let (signer, clock) = (TestAuthority::create(), FakeClock::create());
+    let signer = TestAuthority::create();
+    let clock = FakeClock::create();
     let callee = start_callee(&signer, &clock);
-    let (revoked, other) = (signer.sign("web", DAY), signer.sign("web", DAY));
+    let revoked = signer.sign("web", DAY);
+    let other = signer.sign("web", DAY);
     let connect = |identity: &PemIdentity| {
         TlsClient::connect(callee.port, &client_config(&signer, identity, "server", "http/1.1"))
     };
@@ -320,7 +325,8 @@ fn crl_received_while_the_clock_is_back_applies_once_it_is_corrected() {
 
 #[test]
 fn caller_with_a_wrong_clock_renews_its_certificate_once_it_is_corrected() {
-    let (mut mesh, clock) = (start_mesh_with_short_certificates(), FakeClock::create());
+    let mut mesh = start_mesh_with_short_certificates();
+    let clock = FakeClock::create();
     let fresh = mesh.orders_at(OPAQUE_PORT);
     let ask_anew = |mesh: &TestMesh| mesh.web.host.on(|| curl(fresh, "http", &[])).unwrap();
     let asked = |mesh: &TestMesh, is_served: bool| {

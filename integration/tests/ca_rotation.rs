@@ -1,7 +1,7 @@
 //! CA rotation on an operator's command while requests are made: no request fails, and certificates
 //! of the former authority are rejected in the end.
 
-#![allow(
+#![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
     reason = "a test may panic on unexpected values"
@@ -115,7 +115,8 @@ fn await_presented(mesh: &TestMesh, intermediate: &Certificate, roots: usize) {
 
 /// Sends a request to `web` without a sidecar.
 fn call_web(mesh: &TestMesh, identity: &IdentityFiles) -> Result<(), String> {
-    let (certificate, key) = (text(&identity.certificate), text(&identity.key));
+    let certificate = text(&identity.certificate);
+    let key = text(&identity.key);
     let web = mesh.web_at(80);
     let files = ["--insecure", "--cert", certificate, "--key", key];
     mesh.client.on(|| curl(web, "https", &files)).unwrap()
@@ -131,7 +132,8 @@ fn steal_keys(mesh: &mut TestMesh) -> TestAuthority {
 }
 
 fn join(mesh: &mut TestMesh, name: &str) -> RoleProcess {
-    let (host, token) = (mesh.host(name), ca(mesh, "token", &[&spiffe_id("orders")]).unwrap());
+    let host = mesh.host(name);
+    let token = ca(mesh, "token", &[&spiffe_id("orders")]).unwrap();
     std::fs::write(mesh.file(name).with_extension("token"), token).unwrap();
     let role = mesh.join(name, &host, name, &["sidecar", "--service", "orders"]);
     role.wait_until_ready();
@@ -160,9 +162,13 @@ fn start() -> (TestMesh, TestAuthority) {
 
 /// The load clients. The persistent TCP connection is reopened when `renew` is set.
 fn load(mesh: &TestMesh, renew: &Arc<AtomicBool>) -> BackgroundLoad {
-    let (http, opaque, web) = (mesh.orders_at(80), mesh.orders_at(OPAQUE_PORT), mesh.web_at(80));
-    let (caller, orders) = (&mesh.web.host, &mesh.orders[0].host);
-    let (mut kept, renew) = (None, renew.clone());
+    let http = mesh.orders_at(80);
+    let opaque = mesh.orders_at(OPAQUE_PORT);
+    let web = mesh.web_at(80);
+    let caller = &mesh.web.host;
+    let orders = &mesh.orders[0].host;
+    let mut kept = None;
+    let renew = renew.clone();
     BackgroundLoad(vec![
         LoadClient::over_new_connections("new HTTP/1.1 connections", caller, http),
         LoadClient::over_one_connection("one HTTP/1.1 connection", caller, http),

@@ -81,17 +81,20 @@ impl ControlPlane {
                 serial: issued.serial,
             }
         };
-        let (valid, expired) = (sign(DAY, now()), sign(DAY / 24, now() - 2 * DAY / 24));
+        let valid = sign(DAY, now());
+        let expired = sign(DAY / 24, now() - 2 * DAY / 24);
         let brief = sign(Duration::from_secs(4), now());
-        let token = |wanted: &SpiffeId| {
+        let token_for = |wanted: &SpiffeId| {
             create_join_token(&store, wanted, now()).expect("the token can be created")
         };
         let foreign = id("spiffe://other.local/ns/default/sa/web");
-        let (token, foreign_token) = (token(&web()), token(&foreign));
+        let token = token_for(&web());
+        let foreign_token = token_for(&foreign);
         // Only one process may open the store.
         drop(store);
         write_mesh(folder.path(), &[]);
-        let (port, admin) = (port::free(), port::free());
+        let port = port::free();
+        let admin = port::free();
         let mut command = weft();
         command.args(["control", "--config"]).arg(folder.path().join("mesh.yaml"));
         command.arg("--state").arg(&state);
@@ -310,7 +313,8 @@ fn certificate_request_without_valid_proof_is_denied() {
     let control = ControlPlane::start();
     let ControlPlane { web: own, expired, token, foreign_token, .. } = &control;
     let stranger = weft_integration::authority::TestAuthority::create().sign("web", DAY);
-    let (good, admin) = (make_request(&web()), make_request(&id(&spiffe_id("admin"))));
+    let good = make_request(&web());
+    let admin = make_request(&id(&spiffe_id("admin")));
     let foreign = make_request(&id("spiffe://other.local/ns/default/sa/web"));
     let check = |name, identity, token, request: &str, wanted| {
         failure(name, &control.ask(identity, token, request), wanted)
@@ -497,7 +501,8 @@ fn ca_commands_apply_at_once_to_a_running_control_plane() {
         all.lines().find(|line| line.ends_with(web().as_str())).expect("the certificate is listed");
     let serial = mine.split(' ').next().expect("the line begins with the serial number").to_owned();
 
-    let (before, since) = (number(), now());
+    let before = number();
+    let since = now();
     let (code, printed) = ca(&control, &["revoke", "web"]);
     assert_eq!((code, printed.trim()), (Some(0), format!("{serial} revoked").as_str()));
     eventually("a new CRL is published", || (number() > before).then_some(()));

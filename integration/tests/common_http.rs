@@ -20,10 +20,9 @@ use weft_integration::wait::DEADLINE;
 
 /// Starts a sidecar whose only route has this timeout.
 fn with_route_timeout(port: u16, timeout: &str) -> SingleSidecar {
-    let mut config = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
-    let path = "/route_config/virtual_hosts/0/routes/0/route/timeout";
-    *config.http.pointer_mut(path).expect("the route has a timeout") = json!(timeout);
-    config.start()
+    SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
+        .with_route_action("timeout", &json!(timeout))
+        .start()
 }
 
 /// Sends a body of this many bytes, one every 100 ms, and returns the status line of the response.
@@ -89,10 +88,9 @@ fn assert_uploads_get(sidecar: &SingleSidecar, name: &str, status: u16) {
 
 #[test]
 fn policy_refusal_reaches_a_client_within_its_upload() {
-    let mut config =
-        SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1);
-    let filters = config.http["http_filters"].as_array_mut().expect("filters are a list");
-    filters.insert(0, allow_only("other", "/"));
+    let config =
+        SingleSidecarConfig::for_upstream(ScriptedServer::silent().port, UpstreamHttp::Http1)
+            .with_filter(allow_only("other", "/"));
     assert_uploads_get(&config.start(), "a policy that denies", 403);
 }
 
@@ -244,9 +242,7 @@ fn grpc_web_over_http2_reaches_an_http1_service() {
     for kind in ["application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text"]
     {
         let mut post = request("POST", "/x.Y/Z", &[("content-type", kind)]);
-        post.as_object_mut()
-            .expect("a request is a JSON object")
-            .insert("body".into(), json!("message"));
+        post["body"] = json!("message");
         let answer = http2::ask_one(sidecar.port, post);
         assert_eq!(answer.status(), 200, "{kind}: {answer:?}");
         assert!(answer.body().contains("message"), "{kind}: {answer:?}");

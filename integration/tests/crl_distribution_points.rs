@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_integration::authority::{PemIdentity, TestAuthority};
-use weft_integration::bootstrap::{UpstreamHttp, cluster, verify_mode};
+use weft_integration::bootstrap::{UpstreamHttp, cluster};
 use weft_integration::curl::Curl;
 use weft_integration::nginx::Nginx;
 use weft_integration::process::run;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig};
 use weft_integration::tls_client::{TlsClient, client_config};
+use weft_integration::tls_contexts::ListenerTls;
 use weft_integration::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -37,32 +38,25 @@ impl Publication {
         let signer = TestAuthority::create();
         let nginx = Nginx::start();
         let own = signer.write_files("server", &signer.sign("server", DAY));
-        let mut tls = verify_mode(&own, &signer.root(), &signer.crl_file());
         let point =
             json!({"uri": "http://lists.test/mesh.crl", "cluster": "lists", "refresh_seconds": 1});
         let settings = json!({"mode": mode, "distribution_points": [point]});
-        let kind = "type.googleapis.com/google.protobuf.Struct";
-        let context = &mut tls["typed_config"]["common_tls_context"]["validation_context"];
-        match other {
-            None => drop(context.as_object_mut().unwrap().remove("crl")),
+        let tls = match other {
+            None => ListenerTls::verifying(&own, &signer.root()),
             Some((other, crl)) => {
                 let roots = [signer.roots(), other.roots()].concat();
                 std::fs::write(signer.file("roots.pem"), roots).unwrap();
                 std::fs::write(signer.file("other.pem"), crl).unwrap();
-                context["trusted_ca"] = json!({"filename": signer.file("roots.pem")});
-                context["crl"] = json!({"filename": signer.file("other.pem")});
+                ListenerTls::verifying(&own, &signer.file("roots.pem"))
+                    .crls(&signer.file("other.pem"))
             }
-        }
-        context["custom_validator_config"] = json!({
-            "name": "weft.revocation",
-            "typed_config": {"@type": kind, "value": settings},
-        });
+        };
         let mut config = SingleSidecarConfig::for_upstream(
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
         );
         config.clusters.push(cluster("lists", &[nginx.port], UpstreamHttp::Http1, None));
-        config.tls = Some(tls);
+        config.tls = Some(tls.revocation_policy(&settings).socket());
         let sidecar = match mode {
             "strict" => config.start_unready("not fetched yet"),
             _ => config.start(),

@@ -15,9 +15,7 @@ use tempfile::TempDir;
 use weft_certs::TrustStore;
 use weft_certs::tls::{ClientTls, LoadedIdentity};
 use weft_integration::authority::PemIdentity;
-use weft_integration::bootstrap::{
-    UpstreamHttp, bootstrap, cluster, http, listener, route_to, verify_mode,
-};
+use weft_integration::bootstrap::{UpstreamHttp, bootstrap, cluster, http, listener, route_to};
 use weft_integration::crafted_pki::{
     CraftedCa, CraftedCrl, ExtensionCriticality, HOUR, URI, authority_params, crl_pem, der,
     distribution_point, extension, integer, intermediate, leaf, leaf_params, names, point, root,
@@ -28,6 +26,7 @@ use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
 use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
+use weft_integration::tls_contexts::verify_mode;
 use weft_integration::wait::eventually;
 
 /// The client that connects.

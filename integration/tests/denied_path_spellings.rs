@@ -88,13 +88,12 @@ fn ask(client: &mut Http1Client, port: u16, path: &str) -> http1::Http1Response 
 /// Sidecars in front of a service, with the settings of a bootstrap file and of a mesh.
 fn fronts(port: u16) -> Vec<(&'static str, SingleSidecar)> {
     let front = |settings: Value, normalize: bool| {
-        let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
+        let mut wanted =
+            SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1).with_filter(deny_admin());
         wanted.weft_metadata = settings;
         if normalize {
             wanted = wanted.with("normalize_path", json!(true)).with("merge_slashes", json!(true));
         }
-        let filters = wanted.http.get_mut("http_filters").and_then(Value::as_array_mut);
-        filters.expect("http_filters is a list").insert(0, deny_admin());
         wanted.start()
     };
     vec![
@@ -185,16 +184,13 @@ fn nginx_serves_no_spelling_of_a_denied_path() {
 #[test]
 fn token_is_required_where_any_reading_of_the_path_requires_it() {
     for settings in [json!({}), json!({"path": "as_sent"})] {
+        let filter = require_token_with_fetched_keys("issuer", "audience", "service", "/admin");
         let mut wanted = SingleSidecarConfig::for_upstream(
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
-        );
+        )
+        .with_filter(filter);
         wanted.weft_metadata = settings;
-        let filter = require_token_with_fetched_keys("issuer", "audience", "service", "/admin");
-        wanted.http["http_filters"]
-            .as_array_mut()
-            .expect("http_filters is a list")
-            .insert(0, filter);
         let front = wanted.start();
         for (path, status) in [
             ("/admin/x", 401),

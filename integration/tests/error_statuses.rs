@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use serde_json::json;
 use socket2::SockRef;
-use weft_integration::bootstrap::{allow_only, any, cluster, http, require_token, route_to};
+use weft_integration::bootstrap::{allow_only, any, cluster, require_token};
 use weft_integration::http1::{self, Http1Client};
 use weft_integration::http2::{self, request};
 use weft_integration::origin_server::OriginServer;
@@ -155,25 +155,22 @@ fn denied_client_gets_403() {
     let keys = r#"{"keys": [{"kty": "EC", "crv": "P-256", "alg": "ES256", "kid": "1",
         "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4",
         "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}"#;
-    let filters = [require_token("https://issuer", "service", keys)];
-    let mut wanted = before(ScriptedServer::echoing_heads().port);
-    wanted.http = http(&route_to("service", 15), &filters);
-    let sidecar = wanted.start();
+    let sidecar = before(ScriptedServer::echoing_heads().port)
+        .with_filter(require_token("https://issuer", "service", keys))
+        .start();
     check(&sidecar, "/", &[], ExpectedDenial::new(401, "16", "jwt_header_not_present"));
     let answer = http1::ask(sidecar.port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{answer:?}");
     drop(sidecar.access_line("jwt_header_not_present"));
 
-    let mut wanted = before(ScriptedServer::echoing_heads().port);
-    wanted.http = http(&route_to("service", 15), &[allow_only("other", "/")]);
+    let wanted = before(ScriptedServer::echoing_heads().port).with_filter(allow_only("other", "/"));
     check(&wanted.start(), "/", &[], ExpectedDenial::new(403, "7", "not_allowed"));
 }
 
 #[test]
 fn invalid_token_gets_401() {
-    let mut wanted = before(ScriptedServer::echoing_heads().port);
-    let filters = [require_token("https://issuer", "service", r#"{"keys": []}"#)];
-    wanted.http = http(&route_to("service", 15), &filters);
+    let filter = require_token("https://issuer", "service", r#"{"keys": []}"#);
+    let wanted = before(ScriptedServer::echoing_heads().port).with_filter(filter);
     let sidecar = wanted.start_unready("invalid key set with no key");
     let bad = [("authorization", "Bearer e30.e30.e30")];
     let answer = http2::ask_one(sidecar.port, request("GET", "/", &bad));
@@ -186,9 +183,8 @@ fn invalid_token_gets_401() {
 
 #[test]
 fn request_without_route_gets_404() {
-    let mut wanted = before(ScriptedServer::echoing_heads().port);
     let route = json!({"match": {"prefix": "/only"}, "route": {"cluster": "service"}});
-    wanted.http = http(&route, &[]);
+    let wanted = before(ScriptedServer::echoing_heads().port).with_route(route);
     check(&wanted.start(), "/other", &[], ExpectedDenial::new(404, "12", "no_route"));
 }
 
@@ -247,11 +243,10 @@ fn incomplete_request_gets_408() {
 
 #[test]
 fn body_within_the_timeout_is_accepted() {
-    let route =
-        json!({"match": {"prefix": "/"}, "route": {"cluster": "service", "timeout": "0.8s"}});
-    let mut wanted = before(ScriptedServer::silent().port).with("request_timeout", json!("0.3s"));
-    wanted.http["route_config"]["virtual_hosts"][0]["routes"][0] = route;
-    let sidecar = wanted.start();
+    let sidecar = before(ScriptedServer::silent().port)
+        .with("request_timeout", json!("0.3s"))
+        .with_route_action("timeout", &json!("0.8s"))
+        .start();
     let bytes = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nsent";
     check_bytes(&sidecar, bytes, ExpectedDenial::new(504, "4", "upstream_timeout"));
 }
@@ -414,11 +409,9 @@ fn single_endpoint_that_drops_connections_gives_504() {
 
 #[test]
 fn endpoint_that_does_not_respond_gives_504() {
-    let route =
-        json!({"match": {"prefix": "/"}, "route": {"cluster": "service", "timeout": "0.4s"}});
-    let (mut wanted, slow) =
-        (before(ScriptedServer::silent().port), ExpectedDenial::new(504, "4", "upstream_timeout"));
-    wanted.http["route_config"]["virtual_hosts"][0]["routes"][0] = route;
+    let mut wanted =
+        before(ScriptedServer::silent().port).with_route_action("timeout", &json!("0.4s"));
+    let slow = ExpectedDenial::new(504, "4", "upstream_timeout");
     check_bytes(&wanted.clone().start(), "GET / HTTP/1.1\r\nhost: a\r\n\r\n", slow);
     wanted.clusters = before_http2(ScriptedServer::silent().port).clusters;
     let sidecar = wanted.start();

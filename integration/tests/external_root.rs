@@ -7,13 +7,14 @@ use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
-use weft_integration::bootstrap::{UpstreamHttp, verify_mode};
+use weft_integration::bootstrap::UpstreamHttp;
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{IdentityFiles, TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::port;
 use weft_integration::process::{Process, run, weft};
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig};
+use weft_integration::tls_contexts::verify_mode;
 use weft_integration::wait::eventually;
 
 const CONFIG: &str = r"

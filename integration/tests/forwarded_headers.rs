@@ -1,13 +1,14 @@
 //! What a service learns about the client and the requested host: `x-forwarded-for`, `-proto`, `-port` and `host`.
 
 use serde_json::{Value, json};
-use weft_integration::bootstrap::{address, verify_mode, with};
+use weft_integration::bootstrap::{address, with};
 use weft_integration::http1::{self, Http1Client};
 use weft_integration::http2::{self, request};
 use weft_integration::mesh_pki::{MeshPki, text};
 use weft_integration::port;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
+use weft_integration::tls_contexts::verify_mode;
 
 fn config() -> SingleSidecarConfig {
     SingleSidecarConfig::for_upstream(ScriptedServer::echoing_heads().port, UpstreamHttp::Http1)

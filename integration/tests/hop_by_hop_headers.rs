@@ -16,20 +16,14 @@ fn rbac_on_mark(action: &str) -> Value {
     json!({"name": "rbac", "typed_config": any(message, json!({"rules": rules}))})
 }
 
-fn with_filter(mut config: SingleSidecarConfig, filter: Value) -> SingleSidecarConfig {
-    let filters = config.http.get_mut("http_filters").and_then(Value::as_array_mut);
-    filters.expect("filters are a list").insert(0, filter);
-    config
-}
-
 fn get(lines: &str) -> String {
     format!("GET /x HTTP/1.1\r\nhost: a\r\n{lines}\r\n\r\n")
 }
 
 #[test]
 fn header_named_by_connection_is_evaluated_by_policies_and_then_removed() {
-    let deny = SidecarPerHttpVersion::start(|config| with_filter(config, rbac_on_mark("DENY")));
-    let allow = SidecarPerHttpVersion::start(|config| with_filter(config, rbac_on_mark("ALLOW")));
+    let deny = SidecarPerHttpVersion::start(|config| config.with_filter(rbac_on_mark("DENY")));
+    let allow = SidecarPerHttpVersion::start(|config| config.with_filter(rbac_on_mark("ALLOW")));
     for (denying, allowing) in deny.ports().into_iter().zip(allow.ports()) {
         for connection in ["close, x-mark", "X-Mark", "keep-alive,x-mark", "x-other, x-mark"] {
             let marked = get(&format!("connection: {connection}\r\nx-mark: 1"));

@@ -4,15 +4,14 @@ use std::io::{BufReader, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
-use weft_integration::bootstrap::{
-    UpstreamHttp, bootstrap, cluster, http, listener, route_to, verify_mode,
-};
+use weft_integration::bootstrap::{UpstreamHttp, bootstrap, cluster, http, listener, route_to};
 use weft_integration::curl::{Curl, CurlResponse};
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, PythonPki, spiffe_id, text};
 use weft_integration::nginx::Nginx;
 use weft_integration::port;
 use weft_integration::scripted_server::{ScriptedServer, read_head, send_and_read_all};
 use weft_integration::sidecar_pair::{PairConfig, SidecarPair, TestSidecar};
+use weft_integration::tls_contexts::verify_mode;
 use weft_integration::wait::DEADLINE;
 
 /// curl's option for HTTP/2 without TLS, which the listener of the caller's sidecar accepts as well as HTTP/1.1.

@@ -2,16 +2,14 @@
 //! are in `upgrades`. Clients and services are raw sockets, `h2`, grpcio and websockets.
 
 use serde_json::json;
-use weft_integration::bootstrap::verify_mode;
 use weft_integration::http1::{self, Http1Client};
 use weft_integration::http2::{self, request};
 use weft_integration::mesh_pki::{MeshPki, text};
 use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
-use weft_integration::single_sidecar::{
-    SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp, matching_empty_path,
-};
+use weft_integration::single_sidecar::{SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp};
+use weft_integration::tls_contexts::verify_mode;
 
 /// The parts of a response that all HTTP versions have in common.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -133,7 +131,8 @@ fn request_body_and_trailers_reach_the_service_in_every_version() {
 #[test]
 fn http2_is_negotiated_by_alpn() {
     let pki = MeshPki::create();
-    let (server, client) = (pki.issue("server"), pki.issue("client"));
+    let server = pki.issue("server");
+    let client = pki.issue("client");
     let files =
         [text(&pki.root()), text(&client.certificate), text(&client.key)].map(str::to_owned);
     let (_process, http2_port) = OriginServer::start_http2();
@@ -308,7 +307,9 @@ fn check_options_of_the_server(both: &SidecarPerHttpVersion) {
 
 #[test]
 fn options_asterisk_reaches_the_service_by_a_route_without_path() {
-    check_options_of_the_server(&SidecarPerHttpVersion::start(matching_empty_path));
+    check_options_of_the_server(&SidecarPerHttpVersion::start(
+        SingleSidecarConfig::matching_empty_path,
+    ));
 }
 
 /// RFC 9110, section 9.3.7.

@@ -10,11 +10,10 @@ use rcgen::{
 use rustls::AlertDescription;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use serde_json::Value;
 use tempfile::TempDir;
 use weft_integration::authority::PemIdentity;
 use weft_integration::bootstrap::{
-    UpstreamHttp, allow_only, bootstrap, cluster, http, listener, route_to, verify_mode,
+    UpstreamHttp, allow_only, bootstrap, cluster, http, listener, route_to,
 };
 use weft_integration::crafted_pki::{
     CraftedCa, DNS, EMAIL, URI, authority_params, der, intermediate, leaf, leaf_params, names, root,
@@ -24,6 +23,7 @@ use weft_integration::port;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
+use weft_integration::tls_contexts::ListenerTls;
 
 const WEB: &[u8] = b"spiffe://mesh.local/ns/default/sa/web";
 
@@ -90,12 +90,10 @@ impl TestSetup {
             serial: String::new(),
         };
         let trusted = write("roots.pem", &roots);
-        let mut tls = verify_mode(&own, &trusted, &trusted);
-        let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
-        let validation =
-            validation.and_then(Value::as_object_mut).expect("the listener verifies clients");
-        validation.remove("crl");
-        let (guarded, open, admin) = (port::free(), port::free(), port::free());
+        let tls = ListenerTls::verifying(&own, &trusted).socket();
+        let guarded = port::free();
+        let open = port::free();
+        let admin = port::free();
         let route = route_to("service", 15);
         let listeners = [
             listener(
@@ -108,8 +106,8 @@ impl TestSetup {
         ];
         let backend = ScriptedServer::echoing_heads();
         let service = cluster("service", &[backend.port], UpstreamHttp::Http1, None);
-        let (pki, launch) =
-            (MeshPki::create(), SidecarLaunch { workers: 1, ..SidecarLaunch::default() });
+        let pki = MeshPki::create();
+        let launch = SidecarLaunch { workers: 1, ..SidecarLaunch::default() };
         let config = bootstrap(admin, &listeners, &[service]);
         let sidecar = TestSidecar::launch(&launch, &pki, [open, admin], &config);
         let ours = [ours, below];
@@ -140,7 +138,8 @@ impl TestSetup {
         identity: &PemIdentity,
         expected: ClientOutcome,
     ) -> Option<String> {
-        let (guarded, open) = (self.call(identity, self.guarded), self.call(identity, self.open));
+        let guarded = self.call(identity, self.guarded);
+        let open = self.call(identity, self.open);
         let id = match expected {
             ClientOutcome::Refused(alert) => {
                 let refused = Err(Some(alert));

@@ -80,7 +80,8 @@ impl JwksSetup {
             |name| std::fs::read_to_string(folder.path().join(name)).expect("the file exists");
 
         let behaviour = Arc::new(Mutex::new(behaviour));
-        let (keys, at) = (read("keys.json"), behaviour.clone());
+        let keys = read("keys.json");
+        let at = behaviour.clone();
         let fetches = Arc::<AtomicUsize>::default();
         let count = fetches.clone();
         let issuer = ScriptedServer::start(move |stream| {
@@ -91,7 +92,8 @@ impl JwksSetup {
 
         let filter =
             require_token_with_fetched_keys("https://issuer", "service", "issuer", "/private");
-        let (port, admin) = (port::free(), port::free());
+        let port = port::free();
+        let admin = port::free();
         let inbound = listener("inbound", port, http(&route_to("service", 15), &[filter]), None);
         let clusters = [
             cluster("service", &[service.port], UpstreamHttp::Http1, None),
@@ -100,7 +102,8 @@ impl JwksSetup {
         let pki = MeshPki::create();
         let config = bootstrap(admin, &[inbound], &clusters);
         let sidecar = TestSidecar::start("guarded", &pki, port, admin, &config);
-        let (good, forged) = (read("good.token"), read("forged.token"));
+        let good = read("good.token");
+        let forged = read("forged.token");
         Self { behaviour, sidecar, fetches, good, forged, _pki: pki }
     }
 
@@ -122,7 +125,8 @@ impl JwksSetup {
     /// Checks that a valid token is accepted and a forged one is rejected.
     #[track_caller]
     fn assert_only_valid_token_accepted(&self) {
-        let (good, forged) = (self.ask(&self.good), self.ask(&self.forged));
+        let good = self.ask(&self.good);
+        let forged = self.ask(&self.forged);
         assert_eq!((good.status, forged.status), (200, 401), "{good:?} {forged:?}");
     }
 }
@@ -220,7 +224,8 @@ fn token_of_one_issuer_is_not_verified_by_the_keys_of_another_with_the_same_uri(
         let mut issuer = counterpart("issuer.py");
         // Both sign as the first issuer, so that only the key differs.
         run(issuer.arg(folder.path()).args(["https://one", "service"]));
-        let (keys, behaviour) = (read(at, "keys.json"), behaviour.clone());
+        let keys = read(at, "keys.json");
+        let behaviour = behaviour.clone();
         let server = ScriptedServer::start(move |stream| serve(stream, &keys, &behaviour));
         clusters.push(cluster(name, &[server.port], UpstreamHttp::Http1, None));
     }
@@ -241,7 +246,8 @@ fn token_of_one_issuer_is_not_verified_by_the_keys_of_another_with_the_same_uri(
         },
         "rules": [rule("one"), rule("other"), rule("moved")],
     }))});
-    let (port, admin) = (port::free(), port::free());
+    let port = port::free();
+    let admin = port::free();
     let inbound = listener("inbound", port, http(&route_to("service", 15), &[filter]), None);
     let pki = MeshPki::create();
     let sidecar =

@@ -85,7 +85,9 @@ impl TlsIssuer {
     /// A sidecar that requires, below each name, a token of the provider of that name.
     fn guard(&self, providers: &[(&str, &str, &str, u8)], service: u16) -> SingleSidecar {
         let message = "envoy.extensions.filters.http.jwt_authn.v3.JwtAuthentication";
-        let (mut configs, mut rules, mut redirect_limits) = (json!({}), Vec::new(), json!({}));
+        let mut configs = json!({});
+        let mut rules = Vec::new();
+        let mut redirect_limits = json!({});
         for (name, cluster, path, redirects) in providers {
             configs = with(configs, name, self.provider(cluster, path));
             redirect_limits = with(redirect_limits, name, json!({"redirects": redirects}));
@@ -95,10 +97,8 @@ impl TlsIssuer {
         let filter = json!({"name": "jwt", "typed_config":
             any(message, json!({"providers": configs, "rules": rules}))});
         let mut wanted = SingleSidecarConfig::for_upstream(service, UpstreamHttp::Http1)
-            .with_weft_metadata("jwt", redirect_limits);
-        let filters = wanted.http.pointer_mut("/http_filters");
-        let filters = filters.and_then(Value::as_array_mut).expect("the configuration has filters");
-        filters.insert(0, filter);
+            .with_weft_metadata("jwt", redirect_limits)
+            .with_filter(filter);
         let file = |name: &str| json!({"trusted_ca": {"filename": self.file(name)}});
         wanted.clusters.extend([
             self.cluster("system", &json!({"system_root_certs": {}})),
@@ -133,7 +133,8 @@ fn key_set_is_fetched_over_https_by_system_or_given_roots_and_through_allowed_re
         ("plain", "system", "/plain", 5),
         ("circle", "system", "/loop", 5),
     ];
-    let (issuer, service) = (TlsIssuer::start("any"), ScriptedServer::echoing_heads());
+    let issuer = TlsIssuer::start("any");
+    let service = ScriptedServer::echoing_heads();
     let sidecar = issuer.guard(&[GOOD, BAD].concat(), service.port);
     for (provider, ..) in GOOD {
         eventually(provider, || (issuer.get_status(&sidecar, provider) == 200).then_some(()));

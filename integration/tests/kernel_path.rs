@@ -213,7 +213,8 @@ fn assert_parity(family: Family) {
         let counted = [count("weft_agent_connections"), count("weft_agent_flows")];
         (counted == [u64::from(TUPLES); 2]).then_some(())
     });
-    let (client, service) = (family.client(7), family.service());
+    let client = family.client(7);
+    let service = family.service();
     let explained = run(weft().args(["flow", "explain", "udp"]).args([
         client.to_string(),
         service.to_string(),

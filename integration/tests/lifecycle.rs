@@ -115,7 +115,8 @@ fn killed_sidecar_gives_503_and_serves_again_after_restart() {
 #[test]
 fn sidecar_is_not_ready_until_its_listener_is_bound() {
     let pki = MeshPki::create();
-    let (port, admin) = (port::free(), port::free());
+    let port = port::free();
+    let admin = port::free();
     let taken = TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
     let outbound = listener("outbound", port, http(&route_to("next", 1), &[]), None);
     let next = cluster("next", &[port::free()], UpstreamHttp::Http1, None);

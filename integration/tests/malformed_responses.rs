@@ -1,12 +1,12 @@
 //! Malformed responses of endpoints: the client gets 502, and the access log names the error.
 
-#![allow(clippy::indexing_slicing, reason = "a test may panic on unexpected values")]
+#![expect(clippy::indexing_slicing, reason = "a test may panic on unexpected values")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use socket2::SockRef;
 use weft_integration::bootstrap::cluster;
 use weft_integration::curl::Curl;
@@ -23,8 +23,7 @@ fn before(services: &[(&str, u16)], speaks: UpstreamHttp) -> SingleSidecar {
         json!({"match": {"prefix": format!("/{word}")},
             "route": {"cluster": word, "timeout": "15s"}})
     };
-    wanted.http["route_config"]["virtual_hosts"][0]["routes"] =
-        services.iter().map(route).collect::<Value>();
+    wanted.routes = services.iter().map(route).collect();
     wanted.start()
 }
 

@@ -67,7 +67,8 @@ fn workers_share_no_sockets_with_the_rest_of_the_process() {
             name.is_ok_and(|name| name.trim() == worker)
         };
         let task = tasks.find(is_worker).expect("the process has a worker").path();
-        let (own, rest) = (sockets(&task.join("fd")), sockets(&process.join("fd")));
+        let own = sockets(&task.join("fd"));
+        let rest = sockets(&process.join("fd"));
         assert!(!rest.is_empty(), "the admin port, and the connection to the control plane");
         let both: Vec<_> = own.intersection(&rest).collect();
         // Two sockets of signal handling exist before any thread is started.

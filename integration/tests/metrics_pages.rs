@@ -96,7 +96,8 @@ fn documentation(pages: &[(&'static str, String)]) -> String {
         for (name, metric) in metrics.iter().filter(|(_, metric)| roles(metric) == section) {
             let labels: Vec<String> =
                 metric.labels.iter().map(|label| format!("`{label}`")).collect();
-            let (kind, help) = (&metric.kind, &metric.help);
+            let kind = &metric.kind;
+            let help = &metric.help;
             let _ = writeln!(text, "| `{name}` | {kind} | {} | {help} |", labels.join(", "));
         }
     }

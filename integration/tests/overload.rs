@@ -260,7 +260,8 @@ fn begin_body(sidecar: &SingleSidecar) -> (Http2FrameClient, bool) {
         let finished = sidecar.metric("weft_sidecar_requests_total");
         finished + sidecar.metric("weft_sidecar_requests_open")
     };
-    let (refused, before) = (sidecar.metric(REFUSED), count(sidecar));
+    let refused = sidecar.metric(REFUSED);
+    let before = count(sidecar);
     let mut client = Http2FrameClient::connect(sidecar.port);
     client.send(&headers(END_HEADERS, 1, &POST));
     eventually("the request is counted", || (count(sidecar) > before).then_some(()));
@@ -283,7 +284,8 @@ fn use_up(sidecar: &SingleSidecar) -> Vec<Http2FrameClient> {
 /// The window of a connection and of each stream, from the sidecar's first frames; `None` if it
 /// closes the connection instead.
 fn windows(client: &mut Http2FrameClient) -> Option<(u32, u32)> {
-    let (mut connection, mut stream) = (SMALL_BYTES, SMALL_BYTES);
+    let mut connection = SMALL_BYTES;
+    let mut stream = SMALL_BYTES;
     let mut see = |frame: &Http2Frame| match (frame.kind, frame.stream) {
         (WINDOW_UPDATE, 0) => connection += frame.number(0),
         (SETTINGS, 0) => stream = initial_window(frame).unwrap_or(stream),

@@ -28,7 +28,8 @@ fn programs(mesh: &TestMesh) {
             let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, port));
             mesh.on(Some(&workload.host), bind).expect("the port is free")
         };
-        let (streams, bytes) = (listen(STREAMS_TARGET), listen(BYTES));
+        let streams = listen(STREAMS_TARGET);
+        let bytes = listen(BYTES);
         std::thread::spawn(move || streams.incoming().flatten().for_each(spawn(stream)));
         std::thread::spawn(move || bytes.incoming().flatten().for_each(spawn(echo)));
     }

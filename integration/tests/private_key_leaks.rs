@@ -13,9 +13,7 @@ use serde_json::{Value, json};
 use weft_certs::RootSigner;
 use weft_control::store::Store;
 use weft_integration::authority::{PemIdentity, TestAuthority};
-use weft_integration::bootstrap::{
-    UpstreamHttp, bootstrap, cluster, http, listener, mutual_tls, route_to, verify_mode,
-};
+use weft_integration::bootstrap::{UpstreamHttp, bootstrap, cluster, http, listener, route_to};
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{MeshPki, TRUST_DOMAIN, spiffe_id, text};
 use weft_integration::origin_server::OriginServer;
@@ -23,6 +21,7 @@ use weft_integration::port;
 use weft_integration::process::{Process, weft};
 use weft_integration::single_sidecar::{SingleSidecarConfig, UpstreamHttp as Single};
 use weft_integration::tls_client::{TlsClient, client_config};
+use weft_integration::tls_contexts::{ClusterTls, ListenerTls, verify_mode};
 use weft_integration::wait::eventually;
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
@@ -167,16 +166,6 @@ fn look_at_all(admin: u16, written: &mut CapturedOutput) {
     }
 }
 
-/// The TLS context with the certificate and key inline.
-fn in_place(mut tls: Value, identity: &PemIdentity) -> Value {
-    let own = tls.pointer_mut("/typed_config/common_tls_context/tls_certificates/0");
-    *own.expect("the context has a certificate") = json!({
-        "certificate_chain": {"inline_string": identity.chain},
-        "private_key": {"inline_string": identity.key},
-    });
-    tls
-}
-
 /// A sidecar configuration with a key file, inline keys, a key that does not match its certificate
 /// and a truncated key.
 struct KeyedSidecarConfig {
@@ -190,7 +179,8 @@ struct KeyedSidecarConfig {
 
 impl KeyedSidecarConfig {
     fn new() -> Self {
-        let (signer, origin) = (TestAuthority::create(), OriginServer::start());
+        let signer = TestAuthority::create();
+        let origin = OriginServer::start();
         let named = ["server", "second", "client", "other", "half"];
         let [server, second, client, other, half] = named.map(|name| signer.sign(name, DAY));
         let keys = named
@@ -198,30 +188,30 @@ impl KeyedSidecarConfig {
             .zip([&server, &second, &client, &other, &half])
             .map(|(name, identity)| KeyFragments::of(name, &identity.key))
             .collect();
-        let tls =
-            verify_mode(&signer.write_files("server", &server), &signer.root(), &signer.crl_file());
-        let upstream = mutual_tls(&signer.write_files("client", &client), &signer.root(), "server");
+        let tls = ListenerTls::verifying(&signer.write_files("server", &server), &signer.root())
+            .crls(&signer.crl_file());
+        let inline =
+            |identity: &PemIdentity| tls.clone().inline_certificate(&identity.chain, &identity.key);
+        let client_files = signer.write_files("client", &client);
+        let upstream = ClusterTls::to_service(&client_files, &signer.root(), "server")
+            .inline_certificate(&client.chain, &client.key);
         let mismatched = PemIdentity { key: other.key, ..second.clone() };
         let cut = half.key.len() - 40;
         let cut = PemIdentity { key: half.key.chars().take(cut).collect(), ..half };
-        let serve =
-            |name, port, tls| listener(name, port, http(&route_to("service", 15), &[]), Some(tls));
+        let serve = |name, port, tls: ListenerTls| {
+            listener(name, port, http(&route_to("service", 15), &[]), Some(tls.socket()))
+        };
         let listens = [port::free(), port::free()];
         let [first, next] = listens;
         let listeners = [
             serve("file", first, tls.clone()),
-            serve("in-place", next, in_place(tls.clone(), &second)),
-            serve("mismatched", port::free(), in_place(tls.clone(), &mismatched)),
-            serve("cut-off", port::free(), in_place(tls, &cut)),
+            serve("in-place", next, inline(&second)),
+            serve("mismatched", port::free(), inline(&mismatched)),
+            serve("cut-off", port::free(), inline(&cut)),
         ];
         let clusters = [
             cluster("service", &[origin.port], UpstreamHttp::Http1, None),
-            cluster(
-                "secured",
-                &[origin.port],
-                UpstreamHttp::Http1,
-                Some(in_place(upstream, &client)),
-            ),
+            cluster("secured", &[origin.port], UpstreamHttp::Http1, Some(upstream.socket())),
         ];
         let admin = port::free();
         let config = bootstrap(admin, &listeners, &clusters);
@@ -259,7 +249,8 @@ fn key_search_finds_every_encoding_of_a_key() {
 
 #[test]
 fn sidecar_output_contains_no_key_of_its_configuration() {
-    let (pki, configured) = (MeshPki::create(), KeyedSidecarConfig::new());
+    let pki = MeshPki::create();
+    let configured = KeyedSidecarConfig::new();
     let KeyedSidecarConfig { signer, keys, config, listens, admin, .. } = &configured;
     let file = pki.path("sidecar.json");
     std::fs::write(&file, format!("{config:#}")).expect("the folder is writable");
@@ -322,7 +313,8 @@ fn check_output(files: &[(&str, String)], pki: &MeshPki) -> CapturedOutput {
 
 #[test]
 fn error_message_contains_no_key_from_a_wrong_field() {
-    let (pki, configured) = (MeshPki::create(), KeyedSidecarConfig::new());
+    let pki = MeshPki::create();
+    let configured = KeyedSidecarConfig::new();
     let key = &configured.signer.sign("misplaced", DAY).key;
     let wrong = |source: Value| {
         let mut config = configured.config.clone();
@@ -405,7 +397,8 @@ fn read(path: &Path) -> String {
 #[test]
 fn control_plane_and_joined_sidecar_output_contains_no_key() {
     let pki = MeshPki::create();
-    let (state, mut written) = (pki.path("state"), CapturedOutput::default());
+    let state = pki.path("state");
+    let mut written = CapturedOutput::default();
     let issued = pki.issue("client");
     pki.join_token("web", &spiffe_id("web"));
     let store = Store::open(&state).expect("the authority exists");
@@ -427,7 +420,9 @@ fn control_plane_and_joined_sidecar_output_contains_no_key() {
         assert_eq!(written.run(&format!("ca {words:?}"), &mut command), Some(0));
     }
 
-    let (listen, admin, own) = (port::free(), port::free(), port::free());
+    let listen = port::free();
+    let admin = port::free();
+    let own = port::free();
     let [listen, admin_at, own_at] = [listen, admin, own].map(|port| format!("127.0.0.1:{port}"));
     let mut command = weft();
     command.args(["--log", "trace", "control", "--config", text(&control_file(&pki))]);

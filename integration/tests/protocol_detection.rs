@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
-use weft_integration::bootstrap::{allow_only, cluster, http, route_to};
+use weft_integration::bootstrap::{allow_only, cluster, route_to};
 use weft_integration::http1::Http1Client;
 use weft_integration::http2;
 use weft_integration::scripted_server::{ScriptedServer, read_head};
@@ -114,17 +114,17 @@ fn assert_not_connected(name: &str, alone: &SingleSidecar, connections: &AtomicU
 #[test]
 fn detection_does_not_bypass_policies_or_routing() {
     let (service, connections) = greeter();
-    let mut wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1);
-    wanted.http = http(&route_to("service", 15), &[allow_only("web", "/")]);
+    let wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
+        .with_filter(allow_only("web", "/"));
     assert_not_connected("a policy evaluates requests", &wanted.start(), &connections);
 
-    let mut wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1);
-    wanted.clusters.push(cluster("other", &[service.port], UpstreamHttp::Http1, None));
     let hosts = json!([
         {"name": "a", "domains": ["a"], "routes": [route_to("service", 15)]},
         {"name": "b", "domains": ["b"], "routes": [route_to("other", 15)]},
     ]);
-    wanted.http["route_config"]["virtual_hosts"] = hosts;
+    let mut wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http1)
+        .with("route_config", json!({"name": "all", "virtual_hosts": hosts}));
+    wanted.clusters.push(cluster("other", &[service.port], UpstreamHttp::Http1, None));
     assert_not_connected("routes depend on the host", &wanted.start(), &connections);
 
     let wanted = SingleSidecarConfig::for_upstream(service.port, UpstreamHttp::Http2);

@@ -103,13 +103,15 @@ fn no_packet_escapes_while_rules_are_reinstalled() {
 
     let wishes: [&[&str]; 2] = [&[], &["--exclude-outbound-ports", "25", "--strict"]];
     run(&mut redirect("apply", &host, wishes[0]));
-    let (stop, taken) = (AtomicBool::new(false), [const { AtomicU64::new(0) }; 2]);
+    let stop = AtomicBool::new(false);
+    let taken = [const { AtomicU64::new(0) }; 2];
     std::thread::scope(|scope| {
         scope.spawn(|| {
             host.on(|| accept_connections(&stop)).expect("the host's namespace can be entered")
         });
         for (service, taken) in SERVICES.into_iter().zip(&taken) {
-            let (host, stop) = (&host, &stop);
+            let host = &host;
+            let stop = &stop;
             scope.spawn(move || {
                 host.on(|| make_connections(service, stop, taken))
                     .expect("the host's namespace can be entered")
@@ -144,9 +146,10 @@ fn sidecar_file(folder: &Path, endpoint: SocketAddr) -> PathBuf {
 #[test]
 fn no_packet_escapes_while_the_proxy_starts_and_is_killed() {
     let mut network = Network::new().expect("the test has a network namespace");
-    let (host, server) = (network.host("app"), network.host("server"));
-    let (host, server) =
-        (host.expect("hosts can be created"), server.expect("hosts can be created"));
+    let host = network.host("app");
+    let server = network.host("server");
+    let host = host.expect("hosts can be created");
+    let server = server.expect("hosts can be created");
     watch(&host);
     let before = assert_escapes_are_counted(&host);
     // The rules are installed first; the program connects before the proxy starts and while it is
@@ -165,10 +168,13 @@ fn no_packet_escapes_while_the_proxy_starts_and_is_killed() {
             counter.fetch_add(u64::from(stream.is_ok()), Ordering::Relaxed);
         }
     });
-    let (stop, taken) = (AtomicBool::new(false), AtomicU64::new(0));
+    let stop = AtomicBool::new(false);
+    let taken = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for service in SERVICES {
-            let (host, stop, taken) = (&host, &stop, &taken);
+            let host = &host;
+            let stop = &stop;
+            let taken = &taken;
             scope.spawn(move || {
                 host.on(|| make_connections(service, stop, taken))
                     .expect("the host's namespace can be entered")

@@ -1,11 +1,5 @@
 //! Revocation: a revoked peer loses its connections at once, and other peers are not affected.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test may panic on unexpected values"
-)]
-
 use std::io::{BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
@@ -13,9 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use weft_integration::authority::{PemIdentity, TestAuthority};
-use weft_integration::bootstrap::{
-    bootstrap, cluster, http, listener, mutual_tls, route_to, tcp_listener, verify_mode, with,
-};
+use weft_integration::bootstrap::{bootstrap, cluster, http, listener, route_to, tcp_tls_listener};
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::origin_server::OriginServer;
@@ -25,6 +17,7 @@ use weft_integration::scripted_server::{ScriptedServer, read_head};
 use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::tls_client::{TlsClient, client_config, client_config_trusting};
+use weft_integration::tls_contexts::{ClusterTls, ListenerTls, verify_mode};
 use weft_integration::wait::{eventually, pause};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -50,7 +43,8 @@ fn connect(signer: &TestAuthority, identity: &PemIdentity, sidecar: &SingleSidec
 
 #[test]
 fn new_crl_closes_exactly_the_connections_of_revoked_clients_at_once() {
-    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
+    let signer = TestAuthority::create();
+    let origin = OriginServer::start();
     let sidecar = start(&signer, &origin);
     let holders: Vec<PemIdentity> =
         (0..1000).map(|n| signer.sign(&format!("web-{n}"), DAY)).collect();
@@ -120,14 +114,14 @@ fn endless() -> ScriptedServer {
 
 /// A sidecar in front of the same service in two ways: as HTTP and as TCP.
 fn start_both_ways(signer: &TestAuthority, service: ScriptedServer) -> (TestSidecar, u16) {
-    let (port, raw, admin) = (port::free(), port::free(), port::free());
+    let port = port::free();
+    let raw = port::free();
+    let admin = port::free();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let tls = verify_mode(&server, &signer.root(), &signer.crl_file());
     let web = listener("http", port, http(&route_to("service", 0), &[]), Some(tls.clone()));
     let at = (Ipv4Addr::LOCALHOST, raw).into();
-    let mut bytes = tcp_listener("raw", at, json!({"cluster": "service"}));
-    let chain = bytes.pointer_mut("/filter_chains/0").unwrap();
-    *chain = with(chain.take(), "transport_socket", tls);
+    let bytes = tcp_tls_listener("raw", at, json!({"cluster": "service"}), Some(tls));
     let clusters = [cluster("service", &[service.port], UpstreamHttp::Http1, None)];
     let config = bootstrap(admin, &[web, bytes], &clusters);
     (
@@ -220,19 +214,16 @@ fn every_kind_of_connection_of_a_revoked_client_is_closed() {
 
 #[test]
 fn revoked_endpoint_gets_no_new_requests_and_its_connection_is_closed() {
-    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
+    let signer = TestAuthority::create();
+    let origin = OriginServer::start();
     let server = signer.sign("server", DAY);
     let service = start_as(&signer, &origin, &server);
     let ours = signer.write_files("client", &signer.sign("client", DAY));
     let wanted = |speaks| {
-        let mut tls = mutual_tls(&ours, &signer.root(), "server");
-        let context = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
-        let context = context.unwrap();
-        let lists = signer.crl_file();
-        *context = with(context.take(), "crl", json!({"filename": lists.to_str().unwrap()}));
+        let tls = ClusterTls::to_service(&ours, &signer.root(), "server").crls(&signer.crl_file());
         let mut wanted =
             SingleSidecarConfig::for_upstream(service.port, speaks).with_one_worker(&[]);
-        wanted.clusters = vec![cluster("service", &[service.port], speaks, Some(tls))];
+        wanted.clusters = vec![cluster("service", &[service.port], speaks, Some(tls.socket()))];
         wanted.start()
     };
     let callers = [wanted(UpstreamHttp::Http1), wanted(UpstreamHttp::Http2)];
@@ -272,16 +263,14 @@ fn revoked_endpoint_gets_no_new_requests_and_its_connection_is_closed() {
 
 #[test]
 fn clients_of_a_removed_root_are_disconnected() {
-    let (signer, stranger, origin) =
-        (TestAuthority::create(), TestAuthority::create(), OriginServer::start());
+    let signer = TestAuthority::create();
+    let stranger = TestAuthority::create();
+    let origin = OriginServer::start();
     let roots = signer.file("roots.pem");
     std::fs::write(&roots, format!("{}{}", signer.roots(), stranger.roots())).unwrap();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let mut wanted = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::AsClient);
-    let mut tls = verify_mode(&server, &roots, &signer.crl_file());
-    let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
-    validation.unwrap().as_object_mut().unwrap().remove("crl");
-    wanted.tls = Some(tls);
+    wanted.tls = Some(ListenerTls::verifying(&server, &roots).socket());
     let sidecar = wanted.start();
     let call = |identity: &PemIdentity, signed: &TestAuthority| {
         let config = client_config_trusting(signer.roots(), identity, "server", "http/1.1");
@@ -300,12 +289,6 @@ fn clients_of_a_removed_root_are_disconnected() {
     );
 }
 
-/// weft's certificate validator extension, with these settings.
-fn policy(settings: &Value) -> Value {
-    json!({"name": "weft.revocation", "typed_config":
-        {"@type": "type.googleapis.com/google.protobuf.Struct", "value": settings}})
-}
-
 /// A sidecar in Verify Mode with a revocation policy, and CRLs from `lists`.
 fn start_with_policy(
     signer: &TestAuthority,
@@ -316,18 +299,17 @@ fn start_with_policy(
     let mut wanted =
         SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).with_one_worker(&[]);
     let server = signer.write_files("server", &signer.sign("server", DAY));
-    let mut tls = verify_mode(&server, &signer.root(), lists);
-    let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
-    let validation = validation.unwrap();
-    *validation = with(validation.take(), "custom_validator_config", policy(settings));
-    wanted.tls = Some(tls);
+    let tls = ListenerTls::verifying(&server, &signer.root()).crls(lists);
+    wanted.tls = Some(tls.revocation_policy(settings).socket());
     wanted.start()
 }
 
 #[test]
 fn revocation_policy_decides_on_certificates_without_a_crl() {
-    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
-    let (good, bad) = (signer.sign("good", DAY), signer.sign("bad", DAY));
+    let signer = TestAuthority::create();
+    let origin = OriginServer::start();
+    let good = signer.sign("good", DAY);
+    let bad = signer.sign("bad", DAY);
     signer.revoke(&[&bad.serial]);
     let whole = std::fs::read_to_string(signer.crl_file()).unwrap();
     // The CRL of the intermediate only: no CRL covers the intermediate itself.
@@ -341,7 +323,8 @@ fn revocation_policy_decides_on_certificates_without_a_crl() {
         let got = [&good, &bad].map(|identity| connect(&signer, identity, &sidecar).ask("/"));
         assert_eq!(got, expected, "{settings}");
     };
-    let (lists, served) = (signer.crl_file(), Some(200));
+    let lists = signer.crl_file();
+    let served = Some(200);
     check(&lists, json!({}), [served, None]);
     check(&lists, json!({"mode": "off"}), [served, served]);
     check(&intermediate_only, json!({}), [None, None]);
@@ -351,7 +334,8 @@ fn revocation_policy_decides_on_certificates_without_a_crl() {
 
 #[test]
 fn drain_seconds_lets_a_revoked_client_finish_open_requests() {
-    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
+    let signer = TestAuthority::create();
+    let origin = OriginServer::start();
     let settings = json!({"drain_seconds": 3});
     let sidecar = start_with_policy(&signer, &origin, &signer.crl_file(), &settings);
     let identity = signer.sign("web", DAY);
@@ -365,7 +349,8 @@ fn drain_seconds_lets_a_revoked_client_finish_open_requests() {
     signer.revoke(&[&identity.serial]);
     assert!(idle.ends_within(REVOCATION_DEADLINE), "an idle connection is closed at once");
     busy.send(b"lo");
-    let (since, mut answer) = (now(), busy.receive(1024));
+    let since = now();
+    let mut answer = busy.receive(1024);
     assert!(answer.starts_with(b"HTTP/1.1 200"), "an open request is finished");
     while !answer.is_empty() {
         answer = busy.receive(1024);
@@ -377,7 +362,8 @@ fn drain_seconds_lets_a_revoked_client_finish_open_requests() {
 
 #[test]
 fn crl_folder_and_symbolic_link_are_watched() {
-    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
+    let signer = TestAuthority::create();
+    let origin = OriginServer::start();
     let folder = |name: &str, revoked: &[&str]| {
         signer.revoke(revoked);
         let folder = signer.file(name);
@@ -389,7 +375,8 @@ fn crl_folder_and_symbolic_link_are_watched() {
         folder
     };
     let identity = signer.sign("web", DAY);
-    let (before, after) = (folder("before", &[]), folder("after", &[&identity.serial]));
+    let before = folder("before", &[]);
+    let after = folder("after", &[&identity.serial]);
     let link = signer.file("lists");
     std::os::unix::fs::symlink(&before, &link).unwrap();
     let sidecar = start_with_policy(&signer, &origin, &link, &json!({}));
@@ -410,7 +397,8 @@ fn crl_folder_and_symbolic_link_are_watched() {
 
 #[test]
 fn status_shows_the_crls_in_force_and_the_issuers_without_one() {
-    let (signer, origin) = (TestAuthority::create(), OriginServer::start());
+    let signer = TestAuthority::create();
+    let origin = OriginServer::start();
     signer.revoke(&["0a0b", "0c0d"]);
     let sidecar = start(&signer, &origin);
     assert_eq!(sidecar.metric("weft_sidecar_crl_revoked_certificates"), 2);
@@ -442,7 +430,8 @@ fn status_shows_the_crls_in_force_and_the_issuers_without_one() {
 fn connections_of_an_expired_client_are_drained() {
     let signer = TestAuthority::create();
     let (sidecar, raw) = start_both_ways(&signer, endless());
-    let (brief, long) = (signer.sign("web", Duration::from_secs(4)), signer.sign("web", DAY));
+    let brief = signer.sign("web", Duration::from_secs(4));
+    let long = signer.sign("web", DAY);
     let connect = |identity: &PemIdentity, port, alpn| {
         TlsClient::connect(port, &client_config(&signer, identity, "server", alpn))
     };

@@ -29,8 +29,11 @@ impl Program {
     /// Starts the program on the host whose namespace this thread is in.
     fn start(at: SocketAddr, name: &str) -> Self {
         let listener = TcpListener::bind(at).expect("the port is free");
-        let (stop, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let (stopping, counter, name) = (stop.clone(), served.clone(), name.to_owned());
+        let stop = Arc::new(AtomicBool::new(false));
+        let served = Arc::new(AtomicU64::new(0));
+        let stopping = stop.clone();
+        let counter = served.clone();
+        let name = name.to_owned();
         let thread = std::thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 if stopping.load(Ordering::Relaxed) {
@@ -142,17 +145,22 @@ fn assert_restarts_fail_no_connection(path: &str, with_notice: bool) {
         nft(host, "add table inet stop");
         nft(host, "add chain inet stop arriving { type filter hook input priority 10; }");
     }
-    let (stop, seen) = (AtomicBool::new(false), ClientResults::default());
-    let (service, client) = (mesh.sink(), mesh.client.clone());
+    let stop = AtomicBool::new(false);
+    let seen = ClientResults::default();
+    let service = mesh.sink();
+    let client = mesh.client.clone();
     std::thread::scope(|scope| {
         let _stop = StopOnDrop(&stop);
         for _ in 0..CLIENTS {
-            let (client, stop, seen) = (&client, &stop, &seen);
+            let client = &client;
+            let stop = &stop;
+            let seen = &seen;
             scope.spawn(move || client.on(|| make_connections(service, stop, seen)));
         }
         for _ in 0..RESTARTS {
             let [(stays, _), (leaves, _)] = &programs;
-            let (stays, leaves) = (*stays, *leaves);
+            let stays = *stays;
+            let leaves = *leaves;
             let [staying_host, host] =
                 [stays, leaves].map(|number| hosts.get(number).expect("orders has two hosts"));
             await_answers_of(&seen, &[&host.name, &staying_host.name]);

@@ -121,7 +121,8 @@ impl EnvoyInMesh {
 
     fn ask(&self, caller: &str) -> CurlResponse {
         let file = |end: &str| self.folder.path().join(format!("{caller}.{end}"));
-        let (certificate, key) = (file("pem"), file("key"));
+        let certificate = file("pem");
+        let key = file("key");
         let root = self.folder.path().join("root.pem");
         // The server proves a SPIFFE ID, which curl cannot verify.
         let words = [

@@ -76,7 +76,8 @@ fn explained(mesh: &TestMesh, host: &Host) -> (String, Value, usize) {
 
 fn assert_groups_hold(family: MeshIpFamily, path: &str) {
     let mut mesh = TestMesh::builder().family(family).agent_arguments(&["--path", path]).start();
-    let (client, stranger) = (mesh.client.clone(), mesh.host("stranger"));
+    let client = mesh.client.clone();
+    let stranger = mesh.host("stranger");
     assert!(connects(&mesh, &stranger), "without a group every client is accepted");
     let (mut flow, replica) = mesh.open_flow().expect("the echo service accepts the connection");
     let (group, range, endpoints) = explained(&mesh, &client);

@@ -94,7 +94,8 @@ fn explain(
     addresses: Addresses,
     sequence: Option<u32>,
 ) -> Result<Value, String> {
-    let (client, service) = (addresses.client.to_string(), addresses.service.to_string());
+    let client = addresses.client.to_string();
+    let service = addresses.service.to_string();
     let mut command = weft();
     command.args(["flow", "explain", "tcp", &client, &service, "--json"]);
     command.args(["--admin", &format!("127.0.0.1:{}", agent.admin)]);

@@ -65,7 +65,8 @@ fn with_head(bytes: usize, each: usize) -> String {
 
 /// The same for HTTP/2, where sizes are counted as in RFC 9113, section 10.5.1.
 fn with_head_over_http2(bytes: usize, each: usize) -> Value {
-    let (mut fields, mut left) = (Vec::new(), bytes);
+    let mut fields = Vec::new();
+    let mut left = bytes;
     while left > 0 {
         let now = if left > each && left - each < 40 { each - 40 } else { left.min(each) };
         fields.push("x".repeat(now - 33));

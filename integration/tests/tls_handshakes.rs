@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use weft_integration::authority::{PemIdentity, TestAuthority};
-use weft_integration::bootstrap::verify_mode;
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, PythonPki, text};
 use weft_integration::process::run;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::tls_client::{TlsClient, client_config, client_config_trusting};
+use weft_integration::tls_contexts::{ListenerTls, verify_mode};
 
 fn start(
     root: &std::path::Path,
@@ -117,26 +117,18 @@ fn service_receives_the_whole_client_certificate_where_configured() {
 fn unverified_client_certificate_is_forwarded_whole_and_is_no_identity() {
     let hands = PythonPki::create();
     let server = hands.identity("good");
-    let start = |required: bool, filters: Value| {
+    let start = |required: bool, filters: &[Value]| {
         let mut wanted = SingleSidecarConfig::for_upstream(
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
-        );
-        let mut tls = verify_mode(&server, &hands.root(), &hands.crl_file());
-        let context = &mut tls["typed_config"];
-        context["require_client_certificate"] = json!(required);
-        context["common_tls_context"]["validation_context"] =
-            json!({"trust_chain_verification": "ACCEPT_UNTRUSTED"});
-        wanted.tls = Some(tls);
-        wanted = wanted.with("forward_client_cert_details", json!("SANITIZE_SET"));
-        if let Value::Array(filters) = filters {
-            let router = wanted.http["http_filters"][0].clone();
-            let all = filters.into_iter().chain([router]).collect::<Vec<_>>();
-            wanted.http["http_filters"] = json!(all);
-        }
+        )
+        .with("forward_client_cert_details", json!("SANITIZE_SET"));
+        let tls = ListenerTls::verifying(&server, &hands.root()).unverified();
+        wanted.tls = Some(tls.requires_certificate(required).socket());
+        wanted.filters = filters.to_vec();
         wanted.start()
     };
-    let alone = start(true, Value::Null);
+    let alone = start(true, &[]);
     for client in
         [hands.identity("good"), hands.identity("revoked"), MeshPki::create().issue("web")]
     {
@@ -154,7 +146,7 @@ fn unverified_client_certificate_is_forwarded_whole_and_is_no_identity() {
     let line = alone.access_line("\"downstream_tls_result\":\"unverified\"");
     assert!(line["downstream_peer_uri_san"].is_null(), "{line}");
     assert_eq!(ask(&alone, None).0, 0, "a client certificate is required");
-    let optional = start(false, Value::Null);
+    let optional = start(false, &[]);
     let forged = ["--insecure", "-H", "X-Amzn-Mtls-Clientcert: forged"];
     let answer = Curl::to(format!("https://127.0.0.1:{}/", optional.port)).with(&forged).run();
     assert_eq!(
@@ -169,7 +161,7 @@ fn unverified_client_certificate_is_forwarded_whole_and_is_no_identity() {
         "permissions": [{"any": true}], "principals": [{"authenticated": {}}]}}});
     let kind = "type.googleapis.com/envoy.extensions.filters.http.rbac.v3.RBAC";
     let rbac = json!({"name": "rbac", "typed_config": {"@type": kind, "rules": authenticated}});
-    let guarded = start(true, json!([rbac]));
+    let guarded = start(true, &[rbac]);
     assert_eq!(ask(&guarded, Some(&server)).0, 403);
 
     // Sessions with unverified certificates are not resumed.
@@ -224,9 +216,8 @@ fn key_exchange_uses_the_configured_groups() {
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
         );
-        let mut tls = verify_mode(&server, &signer.root(), &signer.crl_file());
-        tls["typed_config"]["common_tls_context"]["tls_params"] = json!({"ecdh_curves": groups});
-        wanted.tls = Some(tls);
+        let tls = ListenerTls::verifying(&server, &signer.root()).crls(&signer.crl_file());
+        wanted.tls = Some(tls.parameters(json!({"ecdh_curves": groups})).socket());
         let alone = wanted.start();
         let logged_group = || {
             let line = alone.access_line("\"downstream_tls_result\":\"success\"");

@@ -1,11 +1,7 @@
 //! TLS 1.2 with peers outside the mesh (openssl, nginx, curl and Envoy), and only TLS 1.3 inside
 //! it.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test may panic on unexpected values"
-)]
+#![expect(clippy::unwrap_used, reason = "a test may panic on unexpected values")]
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -17,7 +13,7 @@ use serde_json::{Value, json};
 use weft_certs::TrustStore;
 use weft_certs::tls::{ClientTls, LoadedIdentity};
 use weft_integration::authority::{PemIdentity, TestAuthority};
-use weft_integration::bootstrap::{any, bootstrap, cluster, http, listener, route_to, verify_mode};
+use weft_integration::bootstrap::{any, bootstrap, cluster, http, listener, route_to};
 use weft_integration::curl::Curl;
 use weft_integration::mesh::TestMesh;
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id, text};
@@ -27,6 +23,7 @@ use weft_integration::process::{Process, python, run};
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::tls_client::TlsClient;
+use weft_integration::tls_contexts::ListenerTls;
 use weft_integration::wait::eventually;
 use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
@@ -39,15 +36,15 @@ fn listener_with(
     parameters: &Value,
     required: bool,
 ) -> SingleSidecar {
-    let mut tls = verify_mode(server, &signer.root(), &signer.crl_file());
-    let context = &mut tls["typed_config"];
-    context["require_client_certificate"] = json!(required);
-    context["common_tls_context"]["tls_params"] = parameters.clone();
+    let tls = ListenerTls::verifying(server, &signer.root())
+        .crls(&signer.crl_file())
+        .requires_certificate(required)
+        .parameters(parameters.clone());
     let mut wanted = SingleSidecarConfig::for_upstream(
         ScriptedServer::echoing_heads().port,
         UpstreamHttp::Http1,
     );
-    wanted.tls = Some(tls);
+    wanted.tls = Some(tls.socket());
     wanted.start()
 }
 
@@ -246,15 +243,15 @@ fn envoy_with_default_tls_parameters_interoperates_in_both_directions() {
     let caller = port::free();
     let callee = port::free();
     let admin = port::free();
-    let mut tls = verify_mode(&server, &signer.root(), &signer.crl_file());
-    tls["typed_config"]["require_client_certificate"] = json!(false);
-    tls["typed_config"]["common_tls_context"]["tls_params"] =
-        json!({"tls_maximum_protocol_version": "TLSv1_2"});
+    let tls = ListenerTls::verifying(&server, &signer.root())
+        .crls(&signer.crl_file())
+        .requires_certificate(false)
+        .parameters(json!({"tls_maximum_protocol_version": "TLSv1_2"}));
     let backend = ScriptedServer::echoing_heads();
     let socket = socket_to(&signer, &json!({}));
     let listeners = [
         listener("caller", caller, http(&route_to("weft", 15), &[]), None),
-        listener("callee", callee, http(&route_to("service", 15), &[]), Some(tls)),
+        listener("callee", callee, http(&route_to("service", 15), &[]), Some(tls.socket())),
     ];
     let clusters = [
         cluster("weft", &[called.port], UpstreamHttp::Http1, Some(socket)),

@@ -6,14 +6,14 @@ use std::process::Output;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft_integration::bootstrap::{
-    UpstreamHttp, bootstrap, cluster, http, listener, mutual_tls, route_to, tcp_listener,
-    udp_listener, verify_mode,
+    UpstreamHttp, bootstrap, cluster, http, listener, route_to, tcp_listener, udp_listener,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
 use weft_integration::port;
 use weft_integration::process::{Process, weft};
 use weft_integration::scripted_server::ScriptedServer;
+use weft_integration::tls_contexts::{mutual_tls, verify_mode};
 use weft_integration::wait::eventually;
 
 /// A role with a configuration file.
@@ -25,7 +25,8 @@ struct RoleWithConfig {
 
 impl RoleWithConfig {
     fn new(role: &'static str, listeners: &[Value], clusters: &[Value]) -> Self {
-        let (folder, admin) = (TempDir::new().expect("a temporary folder"), port::free());
+        let folder = TempDir::new().expect("a temporary folder");
+        let admin = port::free();
         let config = bootstrap(admin, listeners, clusters);
         std::fs::write(folder.path().join("c.json"), config.to_string())
             .expect("the folder is writable");

@@ -13,9 +13,7 @@ use weft_integration::origin_server::OriginServer;
 use weft_integration::port;
 use weft_integration::process::{Process, counterpart, run};
 use weft_integration::scripted_server::{ScriptedServer, read_head};
-use weft_integration::single_sidecar::{
-    SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp, matching_empty_path,
-};
+use weft_integration::single_sidecar::{SidecarPerHttpVersion, SingleSidecarConfig, UpstreamHttp};
 
 #[test]
 fn websocket_passes_between_all_http_versions() {
@@ -83,7 +81,7 @@ fn connect_is_rejected_by_default() {
 fn configured_connect_opens_a_tunnel() {
     let connects = json!([{"upgrade_type": "CONNECT"}]);
     let both = SidecarPerHttpVersion::start(|wanted| {
-        matching_empty_path(wanted).with("upgrade_configs", connects.clone())
+        wanted.matching_empty_path().with("upgrade_configs", connects.clone())
     });
     for (to, port) in both.ports() {
         let mut client = Http1Client::connect(port);
@@ -122,6 +120,17 @@ fn h2c_upgrade_is_ignored_and_not_forwarded() {
     }
 }
 
+/// A sidecar that terminates CONNECT tunnels, and forwards their bytes to a port.
+fn terminating_connect(port: u16) -> SingleSidecarConfig {
+    SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
+        .matching_empty_path()
+        .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]))
+        .with_route_action(
+            "upgrade_configs",
+            &json!([{"upgrade_type": "CONNECT", "connect_config": {}}]),
+        )
+}
+
 #[test]
 fn connect_tunnel_can_terminate_at_the_sidecar() {
     // The service does not speak HTTP.
@@ -130,13 +139,7 @@ fn connect_tunnel_can_terminate_at_the_sidecar() {
         drop(std::io::copy(&mut reading, &mut stream));
         drop(stream.shutdown(Shutdown::Write));
     });
-    let mut wanted =
-        matching_empty_path(SingleSidecarConfig::for_upstream(echo.port, UpstreamHttp::Http1))
-            .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
-    let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
-    route.expect("the configuration has a route")["upgrade_configs"] =
-        json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
-    let sidecar = wanted.start();
+    let sidecar = terminating_connect(echo.port).start();
     let mut client = Http1Client::connect(sidecar.port);
     let answer = client.ask(CONNECT);
     assert_eq!(answer.status, 200, "{answer:?}");
@@ -155,13 +158,7 @@ fn connect_tunnel_can_terminate_at_the_sidecar() {
 
 #[test]
 fn connect_tunnel_without_endpoint_is_rejected() {
-    let mut wanted =
-        matching_empty_path(SingleSidecarConfig::for_upstream(port::free(), UpstreamHttp::Http1))
-            .with("upgrade_configs", json!([{"upgrade_type": "CONNECT"}]));
-    let route = wanted.http.pointer_mut("/route_config/virtual_hosts/0/routes/0/route");
-    route.expect("the configuration has a route")["upgrade_configs"] =
-        json!([{"upgrade_type": "CONNECT", "connect_config": {}}]);
-    let sidecar = wanted.start();
+    let sidecar = terminating_connect(port::free()).start();
     assert_eq!(http1::ask(sidecar.port, CONNECT).status, 503);
     assert_eq!(http2::ask_one(sidecar.port, connect(None)).status(), 503);
 }
@@ -192,15 +189,13 @@ fn bytes_sent_before_the_upgrade_is_accepted_are_not_forwarded() {
         upgrade: websocket\r\nsec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
     for (opening, agreement) in [(upgrade, agreed), (CONNECT, "HTTP/1.1 200 OK\r\n\r\n")] {
         let (backend, sent) = accepting_server(agreement);
-        let sidecar = matching_empty_path(SingleSidecarConfig::for_upstream(
-            backend.port,
-            UpstreamHttp::Http1,
-        ))
-        .with(
-            "upgrade_configs",
-            json!([{"upgrade_type": "CONNECT"}, {"upgrade_type": "websocket"}]),
-        )
-        .start();
+        let sidecar = SingleSidecarConfig::for_upstream(backend.port, UpstreamHttp::Http1)
+            .matching_empty_path()
+            .with(
+                "upgrade_configs",
+                json!([{"upgrade_type": "CONNECT"}, {"upgrade_type": "websocket"}]),
+            )
+            .start();
         let answer = http1::ask(sidecar.port, &format!("{opening}early"));
         assert_eq!(answer.status, 400, "{opening}: {answer:?}");
         assert_eq!(answer.header("connection"), Some("close"), "{opening}: {answer:?}");

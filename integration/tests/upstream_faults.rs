@@ -337,10 +337,9 @@ fn hanging_service_affects_only_its_own_requests() {
         drop(std::io::copy(asked.stream, &mut std::io::sink()));
         false
     });
-    let mut wanted = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1);
-    wanted.http["route_config"]["virtual_hosts"][0]["routes"][0]["route"]["timeout"] =
-        json!("0.3s");
-    let sidecar = wanted.start();
+    let sidecar = SingleSidecarConfig::for_upstream(port, UpstreamHttp::Http1)
+        .with_route_action("timeout", &json!("0.3s"))
+        .start();
     let results = load(sidecar.port, "GET", (PACE, 50));
     assert_eq!((results.wrong.len(), results.broken), (0, 0), "{results:?}");
     // One request in ten.
@@ -416,7 +415,8 @@ fn data_after_a_response_is_not_sent_to_another_client() {
 fn late_data_service() -> (u16, Sender<()>, Receiver<()>) {
     let (arrived, go_on) = channel::<()>();
     let (send_notice, sent) = channel();
-    let (go_on, send_notice) = (Mutex::new(go_on), Mutex::new(send_notice));
+    let go_on = Mutex::new(go_on);
+    let send_notice = Mutex::new(send_notice);
     let first = AtomicUsize::new(0);
     let (port, _) = faulty(None, move |asked| {
         let is_open = asked.answer("");

@@ -1,11 +1,7 @@
 //! Failed TLS handshakes with endpoints: the access log and a metric have the same reason, for
 //! every kind of traffic. The endpoints are openssl servers, or servers that do not speak TLS.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test may panic on unexpected values"
-)]
+#![expect(clippy::unwrap_used, reason = "a test may panic on unexpected values")]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -15,9 +11,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use socket2::SockRef;
 use weft_integration::authority::TestAuthority;
-use weft_integration::bootstrap::{
-    any, bootstrap, cluster, mutual_tls, tcp_listener, verify_mode, with,
-};
+use weft_integration::bootstrap::{any, bootstrap, cluster, tcp_listener, tcp_tls_listener, with};
 use weft_integration::curl::Curl;
 use weft_integration::http2;
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, PythonPki, spiffe_id, text};
@@ -26,6 +20,7 @@ use weft_integration::process::Process;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
+use weft_integration::tls_contexts::{ListenerTls, mutual_tls};
 use weft_integration::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -143,8 +138,7 @@ fn start(cases: &[HandshakeCase], speaks: UpstreamHttp) -> SingleSidecar {
         json!({"match": {"prefix": format!("/{}", case.reason)},
             "route": {"cluster": case.reason, "timeout": "15s"}})
     };
-    wanted.http["route_config"]["virtual_hosts"][0]["routes"] =
-        cases.iter().map(route).collect::<Value>();
+    wanted.routes = cases.iter().map(route).collect();
     wanted.start()
 }
 
@@ -298,11 +292,10 @@ fn proxied_tcp_connection_is_logged_with_its_byte_counts() {
     let log = json!([{"name": "stdout", "typed_config":
         any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]);
     let proxy = json!({"cluster": "echo", "access_log": log});
-    let mut listener = tcp_listener("tcp", ([127, 0, 0, 1], at).into(), proxy);
-    let mut tls =
-        verify_mode(&python_pki.identity("good"), &python_pki.root(), &python_pki.crl_file());
-    tls["typed_config"]["require_client_certificate"] = json!(false);
-    listener["filter_chains"][0]["transport_socket"] = tls;
+    let tls = ListenerTls::verifying(&python_pki.identity("good"), &python_pki.root())
+        .crls(&python_pki.crl_file())
+        .requires_certificate(false);
+    let listener = tcp_tls_listener("tcp", ([127, 0, 0, 1], at).into(), proxy, Some(tls.socket()));
     let config =
         bootstrap(admin, &[listener], &[cluster("echo", &[echo.port], UpstreamHttp::Http1, None)]);
     let sidecar = TestSidecar::start("sidecar", &pki, at, admin, &config);

@@ -7,7 +7,8 @@ use std::net::TcpStream;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use weft_integration::bootstrap::{
-    UpstreamHttp, any, bootstrap, cluster, endpoints, http, listener, require_token, route_to, with,
+    UpstreamHttp, any, bootstrap, cluster, cluster_over_eds, endpoints, http,
+    http_with_named_routes, listener, require_token, route_to, with,
 };
 use weft_integration::curl::Curl;
 use weft_integration::mesh_pki::MeshPki;
@@ -147,32 +148,29 @@ fn serve(folder: &MeshPki, port: u16, resources: &ServedResources) -> Process {
     server
 }
 
+/// An `HttpConnectionManager` that responds to every request with a text.
+fn http_text(text: &str) -> Value {
+    let answer = json!({"status": 200, "body": {"inline_string": text}});
+    http(&json!({"match": {"prefix": "/"}, "direct_response": answer}), &[])
+}
+
 /// A listener that responds to every request with a text.
 fn text_listener(name: &str, port: u16, text: &str) -> Value {
-    let answer = json!({"status": 200, "body": {"inline_string": text}});
-    let route = json!({"match": {"prefix": "/"}, "direct_response": answer});
-    listener(name, port, http(&route, &[]), None)
+    listener(name, port, http_text(text), None)
 }
 
 /// The same listener with a setting that weft rejects: it would forward identity headers of
 /// clients.
 fn unsafe_text_listener(name: &str, port: u16, text: &str) -> Value {
-    let mut bad = text_listener(name, port, text);
-    let manager = bad.pointer_mut("/filter_chains/0/filters/0/typed_config");
-    let field = manager.and_then(|config| config.get_mut("forward_client_cert_details"));
-    *field.expect("the listener has the field") = json!("ALWAYS_FORWARD_ONLY");
-    bad
+    let unsafe_setting = json!("ALWAYS_FORWARD_ONLY");
+    let manager = with(http_text(text), "forward_client_cert_details", unsafe_setting);
+    listener(name, port, manager, None)
 }
 
 /// Resources with one listener, whose cluster gets its endpoints over EDS.
 fn forwarding(port: u16, service: &[u16]) -> ServedResources {
-    let by_name = json!({"eds_config": {"ads": {}, "resource_api_version": "V3"}});
-    let mut service_cluster = cluster("service", &[], UpstreamHttp::Http1, None);
-    let fields = service_cluster.as_object_mut().expect("the message is a JSON object");
-    fields.remove("load_assignment");
-    let eds = with(with(service_cluster, "type", json!("EDS")), "eds_cluster_config", by_name);
     ServedResources {
-        clusters: vec![eds],
+        clusters: vec![cluster_over_eds("service", UpstreamHttp::Http1)],
         endpoints: vec![endpoints("service", service)],
         listeners: vec![listener("web", port, http(&route_to("service", 5), &[]), None)],
         ..ServedResources::default()
@@ -200,7 +198,9 @@ fn wait_for_text(port: u16, expected: &str) {
 #[test]
 fn configuration_is_applied_and_endpoint_changes_are_followed() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
+        let port = port::free();
+        let one = text_server("one");
+        let two = text_server("two");
         let mut following =
             SidecarWithControl::start_ready(variant, &forwarding(port, &[one]), port);
         assert_eq!(ask(port), "one", "{variant:?}");
@@ -216,19 +216,15 @@ fn configuration_is_applied_and_endpoint_changes_are_followed() {
 
 /// A listener with a route configuration name that the server does not have.
 fn listener_without_routes(port: u16) -> Value {
-    let mut lost = text_listener("lost", port, "");
-    let manager = lost.pointer_mut("/filter_chains/0/filters/0/typed_config");
-    let manager = manager.and_then(Value::as_object_mut).expect("the listener has the field");
-    manager.remove("route_config");
-    let source = json!({"ads": {}, "resource_api_version": "V3"});
-    manager.insert("rds".into(), json!({"route_config_name": "lost", "config_source": source}));
-    lost
+    listener("lost", port, http_with_named_routes("lost", &[]), None)
 }
 
 #[test]
 fn changes_apply_at_once_despite_missing_endpoints_and_routes() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
+        let port = port::free();
+        let one = text_server("one");
+        let two = text_server("two");
         let mut following =
             SidecarWithControl::start_ready(variant, &forwarding(port, &[one]), port);
         let beside = |text: &str, service: u16| {
@@ -242,7 +238,7 @@ fn changes_apply_at_once_despite_missing_endpoints_and_routes() {
             resources
         };
         for (text, service) in [("a", two), ("b", one), ("c", two)] {
-            #[allow(clippy::disallowed_methods, reason = "the test measures elapsed time")]
+            #[expect(clippy::disallowed_methods, reason = "the test measures elapsed time")]
             let start = std::time::Instant::now();
             following.replace_resources(&beside(text, service));
             wait_for_text(port + 1, text);
@@ -260,7 +256,8 @@ fn changes_apply_at_once_despite_missing_endpoints_and_routes() {
 #[test]
 fn listener_is_added_and_removed_with_its_resource() {
     for variant in BOTH_VARIANTS {
-        let (stays, goes) = (port::free(), port::free());
+        let stays = port::free();
+        let goes = port::free();
         let only = ServedResources {
             listeners: vec![text_listener("a", stays, "a")],
             ..ServedResources::default()
@@ -283,7 +280,9 @@ fn listener_is_added_and_removed_with_its_resource() {
 #[test]
 fn invalid_listener_is_rejected_with_name_and_field_and_valid_ones_serve() {
     for variant in BOTH_VARIANTS {
-        let (good, bad, new) = (port::free(), port::free(), port::free());
+        let good = port::free();
+        let bad = port::free();
+        let new = port::free();
         let resources = |listeners| ServedResources { listeners, ..ServedResources::default() };
         let first = resources(vec![
             text_listener("good", good, "good 1"),
@@ -326,7 +325,8 @@ fn invalid_listener_is_rejected_with_name_and_field_and_valid_ones_serve() {
 fn garbage_and_duplicate_resources_are_rejected_without_effect() {
     for variant in BOTH_VARIANTS {
         for fault in ["garbage", "duplicates"] {
-            let (port, new) = (port::free(), port::free());
+            let port = port::free();
+            let new = port::free();
             let resources = |fault, listeners| ServedResources {
                 fault,
                 listeners,
@@ -374,7 +374,9 @@ fn sidecar_is_not_ready_while_the_server_is_silent() {
 #[test]
 fn traffic_continues_without_the_server_and_the_next_one_is_followed() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
+        let port = port::free();
+        let one = text_server("one");
+        let two = text_server("two");
         let mut following =
             SidecarWithControl::start_ready(variant, &forwarding(port, &[one]), port);
         following.accepted("endpoints");
@@ -397,7 +399,8 @@ fn traffic_continues_without_the_server_and_the_next_one_is_followed() {
 #[test]
 fn resource_deleted_while_disconnected_is_removed() {
     for variant in BOTH_VARIANTS {
-        let (stays, goes) = (port::free(), port::free());
+        let stays = port::free();
+        let goes = port::free();
         let resources = |listeners| ServedResources { listeners, ..ServedResources::default() };
         let both = resources(vec![text_listener("a", stays, "a"), text_listener("b", goes, "b")]);
         let mut following = SidecarWithControl::start_ready(variant, &both, stays);
@@ -493,7 +496,8 @@ fn issued() -> IssuerFiles {
 fn new_token_requirement_ends_exactly_the_streams_without_valid_token() {
     let IssuerFiles { keys, token } = issued();
     for variant in BOTH_VARIANTS {
-        let (port, service) = (port::free(), endless());
+        let port = port::free();
+        let service = endless();
         let resources = |filters: &[Value]| without_timeout(port, service, filters);
         let wants = |issuer, audience| [require_token(issuer, audience, &keys)];
         let following = SidecarWithControl::start_ready(
@@ -539,7 +543,8 @@ fn on_authorization(action: &str, policy: &str) -> Value {
 fn changed_policy_evaluates_the_token_header_that_is_not_forwarded() {
     let IssuerFiles { keys, token } = issued();
     for variant in BOTH_VARIANTS {
-        let (port, service) = (port::free(), endless());
+        let port = port::free();
+        let service = endless();
         let wants = require_token("https://issuer", "service", &keys);
         let resources = |rbac| without_timeout(port, service, &[wants.clone(), rbac]);
         let first = resources(on_authorization("ALLOW", "first"));
@@ -597,7 +602,9 @@ fn node_and_initial_metadata_reach_the_server() {
 #[test]
 fn settings_without_effect_are_logged_once_and_listed_in_the_dump() {
     for variant in BOTH_VARIANTS {
-        let (port, one, two) = (port::free(), text_server("one"), text_server("two"));
+        let port = port::free();
+        let one = text_server("one");
+        let two = text_server("two");
         let with_settings = |service: u16| {
             let mut resources = forwarding(port, &[service]);
             let overload = json!({"category": "x", "drop_percentage": {"numerator": 5}});

@@ -56,8 +56,9 @@ pub(super) fn run(arguments: &SdsArgs, log: &str) -> Result<(), CommandError> {
         role: Arc::new(SdsRole { served: served.subscribe() }),
     };
     let mut process = prepared.start(setup).map_err(CommandError::Failed)?;
-    let (socket, snapshots, drain) =
-        (arguments.socket.clone(), process.snapshots(), process.drain());
+    let socket = arguments.socket.clone();
+    let snapshots = process.snapshots();
+    let drain = process.drain();
     let listener = process.block_on(async { sds::listen(&socket) });
     let listener = listener
         .map_err(|error| CommandError::Failed(format!("--socket {}: {error}", socket.display())))?;

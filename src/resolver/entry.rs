@@ -287,7 +287,8 @@ mod tests {
 
     #[test]
     fn family_setting_selects_the_addresses() {
-        let (v4, v6) = (["10.0.0.1"], ["fd00::1"]);
+        let v4 = ["10.0.0.1"];
+        let v6 = ["fd00::1"];
         for (family, has_v4, has_v6, chosen) in [
             (DnsFamily::Auto, true, true, &["fd00::1"][..]),
             (DnsFamily::Auto, true, false, &["10.0.0.1"]),

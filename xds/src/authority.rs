@@ -17,11 +17,11 @@ use generated::istio_certificate_service_server::{
 };
 use generated::{IstioCertificateRequest, IstioCertificateResponse};
 
-#[allow(
-    missing_docs,
+#[expect(
     unreachable_pub,
     unused_qualifications,
     clippy::all,
+    clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]

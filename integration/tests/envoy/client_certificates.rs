@@ -4,13 +4,13 @@ use rcgen::{CertificateParams, DistinguishedName, DnType};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft_integration::authority::PemIdentity;
-use weft_integration::bootstrap::verify_mode;
 use weft_integration::crafted_pki::{
     CraftedCa, DNS, URI, authority_params, intermediate, leaf, leaf_params, names, root,
 };
 use weft_integration::http1::header;
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id};
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
+use weft_integration::tls_contexts::ListenerTls;
 
 use crate::comparison::{Service, Setup, serving};
 
@@ -107,12 +107,7 @@ fn client_certificate_header_equals_that_of_envoy() {
         serial: String::new(),
     };
     let trusted = write("roots.pem", &authority.pem());
-    let mut tls = verify_mode(&own, &trusted, &trusted);
-    let validation = tls.pointer_mut("/typed_config/common_tls_context/validation_context");
-    let validation = validation
-        .and_then(Value::as_object_mut)
-        .expect("the listener validates client certificates");
-    validation.remove("crl");
+    let tls = ListenerTls::verifying(&own, &trusted).socket();
     let service = Service::start();
     let setup = Setup::secured(&service, &listeners, Some(&tls));
     let clients = clients(&issuing);

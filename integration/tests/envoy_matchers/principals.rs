@@ -5,11 +5,12 @@ use std::sync::Arc;
 use rustls::ClientConfig;
 use serde_json::{Map, Value, json};
 use weft_integration::authority::PemIdentity;
-use weft_integration::bootstrap::{any, bootstrap, listener, verify_mode};
+use weft_integration::bootstrap::{any, bootstrap, listener};
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id};
 use weft_integration::port;
 use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
+use weft_integration::tls_contexts::verify_mode;
 
 use crate::comparison::{Case, Outcome, check, direct, envoy, host, manager};
 use crate::random::Random;

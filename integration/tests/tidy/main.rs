@@ -254,7 +254,8 @@ fn work_left_behind(files: &[File]) -> Vec<String> {
 /// Whether `word` stands in `line` with no identifier running into it from either side.
 fn holds_word(line: &str, word: &str) -> bool {
     line.match_indices(word).any(|(at, _)| {
-        let (before, after) = (&line.get(..at), &line.get(at + word.len()..));
+        let before = &line.get(..at);
+        let after = &line.get(at + word.len()..);
         !before.is_some_and(|text| text.ends_with(is_word))
             && (word.ends_with('!') || !after.is_some_and(|text| text.starts_with(is_word)))
     })
@@ -279,6 +280,24 @@ fn no_unfinished_work_is_left_in_the_tree() {
 #[test]
 fn an_ignored_test_says_why() {
     hold(&tests_ignored_without_a_reason(&tree()));
+}
+
+/// Several values bound at once by a tuple, as in `let (a, b) = (1, 2);`.
+fn bindings_on_one_line(files: &[File]) -> Vec<String> {
+    let rust: Vec<File> = files.iter().filter(|file| file.is_rust()).cloned().collect();
+    violations_by_line(&rust, |line| {
+        let code = code(line);
+        let (names, values) = code.trim().strip_prefix("let (")?.split_once(") = ")?;
+        // A pattern that may not match, as in `let (Some(a), None) = (..) else`, has no other form.
+        let is_plain = names.chars().all(|c| is_word(c) && !c.is_uppercase() || ", ".contains(c));
+        (is_plain && values.starts_with('('))
+            .then(|| "binds several values by a tuple: one statement for each".to_owned())
+    })
+}
+
+#[test]
+fn each_value_is_bound_by_its_own_statement() {
+    hold(&bindings_on_one_line(&tree()));
 }
 
 // ------------------------------------------------------------------ (f) no machine but yours

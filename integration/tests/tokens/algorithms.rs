@@ -11,7 +11,8 @@ use crate::issuer::{SigningKey, TokenIssuer, claims, unsigned, without};
 #[test]
 fn token_with_alg_none_is_rejected() {
     let issuer = TokenIssuer::new();
-    let (key, stranger) = (issuer.key("ES256"), SigningKey::ecdsa("ES256"));
+    let key = issuer.key("ES256");
+    let stranger = SigningKey::ecdsa("ES256");
     let spellings = [
         json!("none"),
         json!("None"),
@@ -87,7 +88,8 @@ fn token_with_an_algorithm_other_than_its_keys_is_rejected() {
     let mut cases: Vec<TokenCase> = Vec::new();
     let all = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"];
     for (signing, named) in all.iter().flat_map(|one| all.map(|other| (*one, other))) {
-        let (key, other) = (issuer.key(signing), issuer.key(named));
+        let key = issuer.key(signing);
+        let other = issuer.key(named);
         if signing == named {
             continue;
         }

@@ -12,7 +12,8 @@ use crate::issuer::{SigningKey, TokenIssuer, claims_with, unsigned};
 #[test]
 fn token_outside_the_authorization_bearer_scheme_is_ignored() {
     let issuer = TokenIssuer::new();
-    let (front, token) = (TokenFront::of(&issuer), issuer.key("ES256").good());
+    let front = TokenFront::of(&issuer);
+    let token = issuer.key("ES256").good();
     front.assert_lines_rejected(
         MISSING,
         &[
@@ -40,8 +41,10 @@ fn token_outside_the_authorization_bearer_scheme_is_ignored() {
 #[test]
 fn authorization_with_several_values_is_rejected() {
     let issuer = TokenIssuer::new();
-    let (front, token) = (TokenFront::of(&issuer), issuer.key("ES256").good());
-    let (line, bad) = (bearer(&token), bearer("e30.e30.e30"));
+    let front = TokenFront::of(&issuer);
+    let token = issuer.key("ES256").good();
+    let line = bearer(&token);
+    let bad = bearer("e30.e30.e30");
     front.assert_lines_rejected(
         INVALID,
         &[
@@ -87,7 +90,8 @@ fn bearer_scheme_without_token_is_rejected() {
 #[test]
 fn token_in_trailers_is_ignored() {
     let issuer = TokenIssuer::new();
-    let (front, token) = (TokenFront::of(&issuer), issuer.key("ES256").good());
+    let front = TokenFront::of(&issuer);
+    let token = issuer.key("ES256").good();
     let mut client = Http1Client::connect(front.sidecar.port);
     client.send(format!(
         "POST /refused/trailers HTTP/1.1\r\nhost: a.example\r\ntransfer-encoding: chunked\r\n\
@@ -121,7 +125,8 @@ fn of_length(key: &SigningKey, length: usize) -> String {
 #[test]
 fn token_as_long_as_the_header_limit_is_accepted() {
     let issuer = TokenIssuer::new();
-    let (front, key) = (TokenFront::of(&issuer), issuer.key("ES256"));
+    let front = TokenFront::of(&issuer);
+    let key = issuer.key("ES256");
     let check = |length| {
         let token = of_length(key, length);
         assert_eq!(token.len(), length);

@@ -164,8 +164,10 @@ fn token_with_a_sub_that_is_no_string_is_rejected() {
 fn token_with_a_duplicate_claim_is_rejected() {
     let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
-    let (later, earlier) = ((now() + 3600).to_string(), (now() - 7200).to_string());
-    let (us, issued) = (json!(AUDIENCE).to_string(), json!(ISSUER).to_string());
+    let later = (now() + 3600).to_string();
+    let earlier = (now() - 7200).to_string();
+    let us = json!(AUDIENCE).to_string();
+    let issued = json!(ISSUER).to_string();
     let twice = |name: &str, json: &str| {
         let payload = appended(&claims().to_string(), name, json);
         case(format!("{name} twice, then {json}"), key.claiming(payload))

@@ -98,8 +98,8 @@ fn token_without_exactly_three_parts_is_rejected() {
     let [header, payload, signature] = [parts[0], parts[1], parts[2]];
     let encrypted = encode(json!({"alg": "RSA-OAEP", "enc": "A256GCM"}).to_string());
     let nested = key.headed(key.header_with("cty", "JWT"));
-    let (signed, claims_json) =
-        (json!({"payload": payload, "protected": header}), &claims().to_string());
+    let signed = json!({"payload": payload, "protected": header});
+    let claims_json = &claims().to_string();
     let flat = appended(&signed.to_string(), "signature", &json!(signature).to_string());
     TokenFront::of(&issuer).assert_rejected(&[
         case("only the header", header),

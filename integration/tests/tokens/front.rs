@@ -1,7 +1,7 @@
 //! A sidecar that requires a token of the issuer, in front of a service that records requests.
 
 use serde_json::{Value, json};
-use weft_integration::bootstrap::{http, require_token, route_to};
+use weft_integration::bootstrap::require_token;
 use weft_integration::http1::{self, Http1Response};
 use weft_integration::http2::{self, request};
 use weft_integration::origin_server::OriginServer;
@@ -137,10 +137,9 @@ impl TokenFront {
 
 /// The configuration of a sidecar that requires a token signed by one of these keys.
 pub(crate) fn requiring_token(keys: &str, port: u16, speaks: UpstreamHttp) -> SingleSidecarConfig {
-    let mut wanted = SingleSidecarConfig::for_upstream(port, speaks);
-    wanted.http = http(&route_to("service", 15), &[require_token(ISSUER, AUDIENCE, keys)]);
     // Headers longer than the token limit must get as far as the check of the token.
-    wanted
+    SingleSidecarConfig::for_upstream(port, speaks)
+        .with_filter(require_token(ISSUER, AUDIENCE, keys))
         .with("max_request_headers_kb", json!(96))
         .with_weft_metadata("field_limit_bytes", json!(80 * 1024))
 }

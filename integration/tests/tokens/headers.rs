@@ -18,7 +18,8 @@ fn key_embedded_in_a_token_is_not_used() {
     let chain = json!([base64_of(&stranger.der)]);
     // Following a link would return the other party's keys.
     let visits = Arc::<AtomicUsize>::default();
-    let (counted, keys) = (visits.clone(), json!({"keys": [stranger.jwk]}).to_string());
+    let counted = visits.clone();
+    let keys = json!({"keys": [stranger.jwk]}).to_string();
     let home = ScriptedServer::start(move |stream| {
         counted.fetch_add(1, Ordering::Relaxed);
         let mut reader = BufReader::new(stream);

@@ -131,7 +131,9 @@ fn deeply_nested_json_and_lone_surrogates_are_rejected() {
 fn json_array_instead_of_an_object_is_rejected() {
     let issuer = TokenIssuer::new();
     let key = issuer.key("ES256");
-    let (issuer_name, us, end) = (ISSUER, AUDIENCE, now() + 3600);
+    let issuer_name = ISSUER;
+    let us = AUDIENCE;
+    let end = now() + 3600;
     TokenFront::of(&issuer).assert_rejected(&[
         case("claims as an array", key.claiming(json!(["visitor", end, 0]).to_string())),
         case(

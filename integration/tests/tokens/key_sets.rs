@@ -134,7 +134,8 @@ fn rewritten(key: SigningKey, part: &str, write: fn(&str) -> String) -> SigningK
 /// Keys of issuers that follow RFC 7518 loosely.
 #[test]
 fn key_in_an_unusual_form_verifies() {
-    let (rsa, ecdsa) = (|| SigningKey::rsa(&rsa_pair(), "RS256"), || SigningKey::ecdsa("ES256"));
+    let rsa = || SigningKey::rsa(&rsa_pair(), "RS256");
+    let ecdsa = || SigningKey::ecdsa("ES256");
     let other_base64 = |text: &str| text.replace('-', "+").replace('_', "/");
     type Changed = fn(SigningKey) -> SigningKey;
     let odd: [(&str, SigningKey, Changed); 12] = [
@@ -157,7 +158,8 @@ fn key_in_an_unusual_form_verifies() {
         ("no kid", ecdsa(), |key| key.with_member("kid", Value::Null)),
         ("an unknown member", ecdsa(), |key| key.with_member("issuer", json!({"a": [1]}))),
     ];
-    let (mut cases, mut published) = (Vec::new(), Vec::new());
+    let mut cases = Vec::new();
+    let mut published = Vec::new();
     for (name, key, change) in odd {
         cases.push(case(name, key.good()));
         published.push(change(key).jwk);

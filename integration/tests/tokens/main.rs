@@ -5,7 +5,7 @@
 //! The rules are those of RFC 7515, 7517, 7518, 7519 and 8725. Each table has the tokens of one
 //! rule.
 
-#![allow(clippy::indexing_slicing, reason = "a test may panic on unexpected values")]
+#![expect(clippy::indexing_slicing, reason = "a test may panic on unexpected values")]
 
 mod algorithms;
 mod authorization_header;

@@ -20,7 +20,8 @@ fn ecdsa_signature_with_out_of_range_values_is_rejected() {
     let issuer = TokenIssuer::new();
     let mut cases = Vec::new();
     for (algorithm, order) in ORDERS {
-        let (key, order) = (issuer.key(algorithm), from_hex(order));
+        let key = issuer.key(algorithm);
+        let order = from_hex(order);
         let text = unsigned(key.header().to_string(), claims().to_string());
         let good = key.signature(&text);
         let (r, s) = good.split_at(order.len());

@@ -90,7 +90,8 @@ fn every_valid_form_of_token_headers_is_accepted() {
 #[test]
 fn bearer_scheme_is_case_insensitive() {
     let issuer = TokenIssuer::new();
-    let (front, token) = (TokenFront::of(&issuer), issuer.key("ES256").good());
+    let front = TokenFront::of(&issuer);
+    let token = issuer.key("ES256").good();
     let check = |field: &str| {
         let answer = front.ask("/", field);
         assert_eq!(answer.status, 200, "{field:?}: {answer:?}");
