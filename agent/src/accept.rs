@@ -127,12 +127,12 @@ async fn receive_datagrams(
         let Some(listener) = worker.plan().listener(&name).cloned() else {
             return;
         };
-        let take = |taken: &[Datagram<'_>]| {
-            datagrams::forward_datagrams(taken, &listener, &socket, &worker);
+        let forward = |received: &[Datagram<'_>]| {
+            datagrams::forward_datagrams(received, &listener, &socket, &worker);
         };
-        let taken =
-            is_ready.and_then(|()| receiver.take(&mut worker.receive_buffer.borrow_mut(), take));
-        if let Err(error) = taken {
+        let received = is_ready
+            .and_then(|()| receiver.receive(&mut worker.receive_buffer.borrow_mut(), forward));
+        if let Err(error) = received {
             tracing::debug!(%error, "receiving datagrams failed");
             tokio::time::sleep(RECEIVE_PAUSE).await;
         }

@@ -74,7 +74,7 @@ fn start_flow(
     let endpoint = endpoint.map_err(|error| connect_refusal(&error))?;
     enable_gro(&endpoint);
     let response_socket = if listener.use_original_destination {
-        let socket = worker.reply_sockets.from(tuple.destination, mark);
+        let socket = worker.reply_sockets.socket_for(tuple.destination, mark);
         socket.map_err(|error| connect_refusal(&error))?
     } else {
         listening_socket.clone()

@@ -380,13 +380,14 @@ impl AgentPlan {
         flow: &FlowTuple,
         sequence: u32,
     ) -> Option<&Arc<AgentTarget>> {
+        // Another seed than that of the endpoint, so that each cluster gets flows for all its endpoints.
         let draw = flow.hash(tcp.flow_key, sequence, !self.seed);
         self.targets.get(&WeightedCluster::pick(&tcp.clusters, draw)?.name)
     }
 
     /// Whether connections accepted by this listener may be hashed with the sequence numbers of their SYNs.
     #[must_use]
-    pub fn takes_sequence(&self, taken_in_by: &Listener) -> bool {
+    pub fn takes_sequence(&self, accepted: &Listener) -> bool {
         let of = |listener: &Listener| {
             let mut chains = listener.all_chains();
             chains.any(|chain| match &chain.filter {
@@ -394,8 +395,8 @@ impl AgentPlan {
                 Filter::Http(_) => false,
             })
         };
-        let captures = taken_in_by.use_original_destination;
-        of(taken_in_by) || captures && self.by_destination.values().any(|service| of(service))
+        let captures = accepted.use_original_destination;
+        of(accepted) || captures && self.by_destination.values().any(|service| of(service))
     }
 
     /// The target with this name.

@@ -1,7 +1,7 @@
 //! The certificates and CAs that prove the identity of a peer, and the trust changes that invalidate the proof.
 //!
 //! A proof is valid until a CRL revokes a certificate of its path, or a new trust bundle removes all CAs of its path. Each
-//! certificate and CA has a [`LinkId`], by which a connection registry finds the affected connections without a scan.
+//! certificate and CA has a [`LinkId`], by which the certificate index of the sidecar finds the affected connections without a scan.
 
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -110,12 +110,13 @@ pub struct SessionTickets(Arc<Keys>);
 struct Keys {
     keys: Arc<dyn ProducesTickets>,
     /// The number of further tickets to decline.
-    untaken: AtomicU32,
+    declined: AtomicU32,
 }
 
 /// The number of tickets to decline after a resumed session was rejected. The client may have a new certificate
-/// although its session has the old one; in a full handshake it presents the new one.
-const UNTAKEN: u32 = 64;
+/// although its session has the old one; in a full handshake it presents the new one. More than the
+/// connections that a client usually opens at once.
+const DECLINED_TICKETS: u32 = 64;
 
 impl SessionTickets {
     /// Creates ticket keys.
@@ -125,7 +126,7 @@ impl SessionTickets {
     pub fn new() -> Result<Self, TlsError> {
         let keys =
             aws_lc_rs::Ticketer::new().map_err(|error| TlsError::Refused(error.to_string()))?;
-        Ok(Self(Arc::new(Keys { keys, untaken: AtomicU32::new(0) })))
+        Ok(Self(Arc::new(Keys { keys, declined: AtomicU32::new(0) })))
     }
 }
 
@@ -144,9 +145,9 @@ impl ProducesTickets for Keys {
 
     fn decrypt(&self, sealed: &[u8]) -> Option<Vec<u8>> {
         let plain = self.keys.decrypt(sealed)?;
-        let one_less = |untaken: u32| untaken.checked_sub(1);
-        let is_untaken = self.untaken.fetch_update(Relaxed, Relaxed, one_less).is_ok();
-        (!is_untaken).then_some(plain)
+        let one_less = |declined: u32| declined.checked_sub(1);
+        let is_declined = self.declined.fetch_update(Relaxed, Relaxed, one_less).is_ok();
+        (!is_declined).then_some(plain)
     }
 }
 
@@ -244,7 +245,7 @@ impl ServerTls {
         match session.peer_certificates() {
             Some(chain @ [leaf, above @ ..]) => {
                 if resumed && let Err(error) = clients.verify_client_cert(leaf, above, now) {
-                    self.tickets.0.untaken.store(UNTAKEN, Relaxed);
+                    self.tickets.0.declined.store(DECLINED_TICKETS, Relaxed);
                     return Err(error);
                 }
                 Ok(Some(chain))

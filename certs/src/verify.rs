@@ -195,6 +195,7 @@ impl Verifier {
         let above: Vec<CertificateDer<'_>> =
             path.intermediate_certificates().map(|certificate| certificate.der()).collect();
         let leaf = path.end_entity().der();
+        // A stored CRL is in force only once its issuer is known: these authorities are verified, and may be it.
         self.trust.learn(&above, now);
         let certificates: Vec<&[u8]> =
             std::iter::once(&leaf).chain(&above).map(AsRef::as_ref).collect();
@@ -343,6 +344,7 @@ fn refused_status(status: RevocationStatus) -> PeerRefusal {
         RevocationStatus::Unknown => {
             PeerFault::CrlProcessingError.because("no CRL covers the certificate")
         }
+        // `Good` is accepted by every policy, so it does not get here.
         RevocationStatus::Revoked | RevocationStatus::Good => {
             PeerFault::CrlHit.because("certificate is revoked")
         }

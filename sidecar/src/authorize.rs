@@ -1,15 +1,11 @@
 //! Authorizes requests and connections: evaluates RBAC filters over verified facts, and again when the policies
 //! change.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use weft_certs::VerifiedPeer;
-use weft_model::{
-    RbacDecision, RbacEvaluation, RbacFilter, RequestFacts, SpiffeId, evaluate_rbac,
-    evaluate_rbac_readings,
-};
+use weft_model::{RbacDecision, RbacEvaluation, RbacFilter, RequestFacts, evaluate_rbac_readings};
 
 use crate::authenticate::Authenticated;
 use crate::authenticate::verified::VerifiedTokens;
@@ -85,7 +81,7 @@ impl AuthorizationInputs {
             authority: self.authority.as_deref().unwrap_or(&head.authority),
             headers: self.headers.as_deref().unwrap_or(&head.headers),
             client,
-            proved: Some(&self.tokens),
+            tokens: Some(&self.tokens),
             reading: 0,
         }
     }
@@ -97,74 +93,4 @@ pub(crate) fn judge_again<'p>(
     rules: &'p RbacFilters,
 ) -> RbacDecision<'p> {
     evaluate_rbac_readings(&rules.iter().map(|filter| &**filter), facts.readings()).enforced
-}
-
-/// The facts about a connection proxied as TCP.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct ConnectionFacts<'a> {
-    pub(crate) peer: Option<&'a VerifiedPeer>,
-    pub(crate) client: SocketAddr,
-    pub(crate) destination: SocketAddr,
-}
-
-impl ConnectionFacts<'_> {
-    /// Evaluates the rules for the connection.
-    pub(crate) fn judge<'p>(&self, rules: &'p RbacFilters) -> RbacDecision<'p> {
-        evaluate_rbac(rules.iter().map(|filter| &**filter), self).enforced
-    }
-}
-
-/// Rules that match on parts of an HTTP request never match here.
-impl RequestFacts for ConnectionFacts<'_> {
-    fn method(&self) -> &str {
-        ""
-    }
-
-    fn path(&self) -> &str {
-        ""
-    }
-
-    fn target_fits(&self, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        false
-    }
-
-    fn scheme(&self) -> &str {
-        ""
-    }
-
-    fn authority(&self) -> &str {
-        ""
-    }
-
-    fn has_header(&self, _: &str, _: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        false
-    }
-
-    fn query(&self, _: &str) -> Option<&str> {
-        None
-    }
-
-    fn has_claim(&self, _: &str, _: &[String], _: &mut dyn FnMut(&str) -> bool) -> bool {
-        false
-    }
-
-    fn peer(&self) -> Option<&SpiffeId> {
-        self.peer.and_then(VerifiedPeer::identity)
-    }
-
-    fn remote_address(&self) -> IpAddr {
-        self.client.ip().to_canonical()
-    }
-
-    fn client_address(&self) -> IpAddr {
-        self.remote_address()
-    }
-
-    fn destination_address(&self) -> IpAddr {
-        self.destination.ip().to_canonical()
-    }
-
-    fn destination_port(&self) -> u16 {
-        self.destination.port()
-    }
 }

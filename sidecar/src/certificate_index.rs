@@ -33,7 +33,8 @@ const CLOSE_BATCH: usize = 2;
 #[derive(Debug, Default)]
 pub(crate) struct CertificateIndex {
     entries: RefCell<HashMap<u64, IndexEntry>>,
-    /// The connections by the certificates that their proofs depend on: leaves of one peer, and few authorities.
+    /// The connections by trust store (lineage) and certificate, for each certificate that a proof depends on: the
+    /// peer's own, and those of the authorities above it.
     by_link: RefCell<HashMap<(u64, LinkId), BTreeSet<u64>>>,
     /// The connections by the time of their next state change, in seconds since 1970.
     by_deadline: RefCell<BTreeSet<(u64, u64)>>,
@@ -48,6 +49,7 @@ pub(crate) struct CertificateIndex {
 struct IndexEntry {
     status: Rc<ConnectionStatus>,
     proof: Proof,
+    /// The trust store that verified the proof; all its versions have one lineage.
     lineage: u64,
     /// Whether a certificate that the proof depends on was revoked.
     revoked: bool,
@@ -200,12 +202,14 @@ impl CertificateIndex {
         let entries = self.entries.borrow();
         if let Some(links) = event.links.as_ref().filter(|all| all.len() < by_link.len()) {
             let held = links.links().filter_map(|link| by_link.get(&(lineage, *link)));
-            let is_closed = |id: &u64| entries.get(id).is_some_and(|m| links.invalidates(&m.proof));
-            return held.flatten().copied().filter(is_closed).collect();
+            let is_affected =
+                |id: &u64| entries.get(id).is_some_and(|entry| links.invalidates(&entry.proof));
+            return held.flatten().copied().filter(is_affected).collect();
         }
         // With a long list, for instance the first one of a store, visiting the connections is cheaper.
-        let gone =
-            entries.iter().filter(|(_, m)| m.lineage == lineage && event.invalidates(&m.proof));
+        let gone = entries
+            .iter()
+            .filter(|(_, entry)| entry.lineage == lineage && event.invalidates(&entry.proof));
         gone.map(|(id, _)| *id).collect()
     }
 

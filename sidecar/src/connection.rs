@@ -10,6 +10,7 @@ use weft_model::{AccessLogSinks, Name, TransportKind};
 use weft_runtime::access::ConnectionTraceId;
 use weft_runtime::connections::ConnectionStatus;
 
+use crate::connection_info::ConnectionInfo;
 use crate::forwarded::PreviousHop;
 use crate::header_mutation::HeaderVariables;
 use crate::identity_headers::ClientCertificateHeaders;
@@ -66,6 +67,17 @@ impl ClientConnection {
         self.tls_version.is_some()
     }
 
+    /// What the access log of TCP connections needs of it.
+    pub(crate) fn info(&self) -> ConnectionInfo<'_> {
+        ConnectionInfo {
+            peer: self.peer.as_ref(),
+            client: self.client,
+            destination: self.destination,
+            tls_version: self.tls_version,
+            trace: self.trace,
+        }
+    }
+
     /// The recorder of the headers that the listener drops.
     pub(crate) fn dropped(&self) -> &Rc<DroppedHeaders> {
         let new = || DroppedHeaders::new(self.metrics.clone(), self.listener.clone());
@@ -81,9 +93,9 @@ impl ClientConnection {
     pub(crate) fn header_variables<'a>(&'a self, route: &'a str) -> HeaderVariables<'a> {
         HeaderVariables {
             client: self.client.ip().to_canonical(),
-            peer: self.client,
+            peer_address: self.client,
             local: self.destination,
-            proof: self.peer.as_ref(),
+            peer: self.peer.as_ref(),
             is_tls: self.is_tls(),
             route,
             cluster: "",
@@ -102,8 +114,8 @@ impl ClientConnection {
     }
 
     /// The one cluster that serves every request of the connection, if there is such a cluster.
-    pub(crate) fn only_target(&self, worker: &SidecarWorker) -> Option<Arc<PlannedCluster>> {
+    pub(crate) fn only_cluster(&self, worker: &SidecarWorker) -> Option<Arc<PlannedCluster>> {
         let plan = worker.plan();
-        plan.target(self.service(&plan)?.only.as_ref()?).cloned()
+        plan.cluster(self.service(&plan)?.only.as_ref()?).cloned()
     }
 }

@@ -69,17 +69,17 @@ pub(crate) async fn transport_kind(stream: &TcpStream) -> Option<TransportKind> 
     }
 }
 
-/// Detects the protocol of a plaintext connection to `destination`. `target` is the only cluster that it can go to, if there
+/// Detects the protocol of a plaintext connection to `destination`. `cluster` is the only cluster that it can go to, if there
 /// is one.
 pub(crate) async fn protocol(
     client: &TcpStream,
     destination: SocketAddr,
-    target: Option<Arc<PlannedCluster>>,
+    cluster: Option<Arc<PlannedCluster>>,
     timeout: Duration,
     worker: &SidecarWorker,
 ) -> DetectedProtocol {
     let by_client = by_first_bytes(client, timeout);
-    let Some(target) = target else {
+    let Some(cluster) = cluster else {
         return by_client.await;
     };
     let known = worker.server_first.contains(destination);
@@ -89,7 +89,7 @@ pub(crate) async fn protocol(
         let may_probe = Rc::strong_count(&held) <= PROBE_LIMIT;
         if may_probe
             && let Ok(Some(upstream)) =
-                tokio::time::timeout(SERVICE_TIMEOUT, first_speaker(&target, worker)).await
+                tokio::time::timeout(SERVICE_TIMEOUT, first_speaker(&cluster, worker)).await
         {
             return DetectedProtocol::ServerFirst(upstream);
         }
@@ -158,24 +158,25 @@ pub(crate) fn report_unread(stream: TransportStream) -> io::Result<TransportStre
 
 /// Connects to an endpoint and waits for its first bytes. None when it sends nothing or speaks HTTP.
 async fn first_speaker(
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     worker: &SidecarWorker,
 ) -> Option<ServerFirstUpstream> {
     // HTTP/2 servers may speak first as well, and the ALPN protocols to offer over TLS are not known yet.
-    let (PlannedClusterTls::None, UpstreamProtocol::Http1) = (&target.tls, target.cluster.protocol)
+    let (PlannedClusterTls::None, UpstreamProtocol::Http1) =
+        (&cluster.tls, cluster.settings.protocol)
     else {
         return None;
     };
-    let address = target.balancer.choose(&[])?.address;
-    let slot = worker.pools.slots.take(target, address)?;
-    let connecting = worker.connector.connect(target, address, Alpn::None);
+    let address = cluster.balancer.choose(&[])?.address;
+    let slot = worker.pools.slots.take(cluster, address)?;
+    let connecting = worker.connector.connect(cluster, address, Alpn::None);
     let stream = Box::pin(connecting).await.ok()?;
     worker.metrics.upstream_connections.increment();
     let mut first = [0; 5];
     let peeked = stream.tcp().peek(&mut first).await.ok()?;
     let first = first.get(..peeked).filter(|first| !first.is_empty() && !is_http(first))?;
     tracing::debug!(%address, ?first, "server-first protocol detected");
-    let cluster = target.cluster.name.clone();
+    let cluster = cluster.settings.name.clone();
     Some(ServerFirstUpstream { stream, address, cluster, _slot: slot })
 }
 

@@ -26,7 +26,7 @@ use crate::tls::connector;
 pub(crate) struct FetchRequest {
     pub(crate) uri: String,
     /// The cluster that serves the URI.
-    pub(crate) target: Arc<PlannedCluster>,
+    pub(crate) cluster: Arc<PlannedCluster>,
     /// The limit for one endpoint's complete response.
     pub(crate) timeout: Duration,
     /// The media type to accept.
@@ -97,7 +97,7 @@ pub(crate) async fn fetch(
     let uri =
         uri.map_err(|_| FetchFailure::Failed(format!("invalid URI {:?}", fetch_request.uri)))?;
     let mut last = failed("the cluster has no endpoint");
-    for address in fetch_request.target.balancer.addresses() {
+    for address in fetch_request.cluster.balancer.addresses() {
         match tokio::time::timeout(
             fetch_request.timeout,
             follow(&uri, address, fetch_request, mark),
@@ -257,8 +257,8 @@ async fn get(
     mark: Option<Mark>,
 ) -> Result<ServerResponse, FetchFailure> {
     let text = |error: &dyn std::error::Error| FetchFailure::Failed(error.to_string());
-    let timeout = fetch_request.target.cluster.connect_timeout;
-    let io: Box<dyn FetchIo> = match &fetch_request.target.tls {
+    let timeout = fetch_request.cluster.settings.connect_timeout;
+    let io: Box<dyn FetchIo> = match &fetch_request.cluster.tls {
         PlannedClusterTls::None => {
             let tcp = weft_runtime::socket::connect_tcp(address, mark.into(), timeout).await;
             Box::new(tcp.map_err(|error| text(&error))?)

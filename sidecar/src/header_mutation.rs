@@ -25,11 +25,11 @@ pub(crate) struct HeaderVariables<'a> {
     /// The client address, after trusted hops.
     pub(crate) client: IpAddr,
     /// The address of the other end of the client connection.
-    pub(crate) peer: SocketAddr,
+    pub(crate) peer_address: SocketAddr,
     /// The destination address of the client connection.
     pub(crate) local: SocketAddr,
     /// The verified client certificate.
-    pub(crate) proof: Option<&'a VerifiedPeer>,
+    pub(crate) peer: Option<&'a VerifiedPeer>,
     pub(crate) is_tls: bool,
     pub(crate) route: &'a str,
     pub(crate) cluster: &'a str,
@@ -239,31 +239,33 @@ fn plain_value<'v>(
     variables: &HeaderVariables<'v>,
 ) -> Cow<'v, str> {
     let owned = |value: &dyn ToString| Cow::Owned(value.to_string());
+    let canonical =
+        |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+    let peer_address = canonical(variables.peer_address);
+    let local = canonical(variables.local);
     // An address from `x-forwarded-for` has no port.
-    let peer = SocketAddr::new(variables.peer.ip().to_canonical(), variables.peer.port());
-    let client_port = if variables.client == peer.ip() { peer.port() } else { 0 };
-    let local = SocketAddr::new(variables.local.ip().to_canonical(), variables.local.port());
+    let client_port = if variables.client == peer_address.ip() { peer_address.port() } else { 0 };
     match variable {
         PlainVariable::Protocol => Cow::Borrowed(request.version.word()),
         PlainVariable::ClientAndPort => owned(&SocketAddr::new(variables.client, client_port)),
         PlainVariable::Client => owned(&variables.client),
         PlainVariable::ClientPort => owned(&client_port),
-        PlainVariable::PeerAndPort => owned(&peer),
-        PlainVariable::Peer => owned(&peer.ip()),
-        PlainVariable::PeerPort => owned(&peer.port()),
+        PlainVariable::PeerAndPort => owned(&peer_address),
+        PlainVariable::Peer => owned(&peer_address.ip()),
+        PlainVariable::PeerPort => owned(&peer_address.port()),
         PlainVariable::LocalAndPort => owned(&local),
         PlainVariable::Local => owned(&local.ip()),
         PlainVariable::LocalPort => owned(&local.port()),
         PlainVariable::PeerUri => {
-            let identity = variables.proof.and_then(VerifiedPeer::identity);
+            let identity = variables.peer.and_then(VerifiedPeer::identity);
             identity.map_or(Cow::Borrowed(""), |identity| owned(&identity))
         }
         PlainVariable::PeerFingerprint => {
-            variables.proof.map_or(Cow::Borrowed(""), |proof| owned(&proof.fingerprint()))
+            variables.peer.map_or(Cow::Borrowed(""), |peer| owned(&peer.fingerprint()))
         }
         PlainVariable::PeerSerial => variables
-            .proof
-            .map_or(Cow::Borrowed(""), |proof| Cow::Owned(proof.serial_hex().to_lowercase())),
+            .peer
+            .map_or(Cow::Borrowed(""), |peer| Cow::Owned(peer.serial_hex().to_lowercase())),
         PlainVariable::RouteName => Cow::Borrowed(variables.route),
         PlainVariable::Cluster => Cow::Borrowed(variables.cluster),
         // `HeaderChanges::value` handles this variable, since it knows the endpoint.
@@ -281,10 +283,18 @@ mod tests {
     use crate::http::test_head::{buffered_headers, get, header_lines, header_map};
 
     fn variables<'a>() -> HeaderVariables<'a> {
-        let peer = ([10, 0, 0, 9], 7).into();
+        let peer_address = ([10, 0, 0, 9], 7).into();
         let local = ([10, 0, 0, 1], 80).into();
         let client = IpAddr::from([1, 1, 1, 1]);
-        HeaderVariables { client, peer, local, proof: None, is_tls: true, route: "r", cluster: "c" }
+        HeaderVariables {
+            client,
+            peer_address,
+            local,
+            peer: None,
+            is_tls: true,
+            route: "r",
+            cluster: "c",
+        }
     }
 
     fn head(headers: Headers) -> RequestHead {

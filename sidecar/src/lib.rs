@@ -12,6 +12,7 @@ mod buffers;
 mod certificate_index;
 mod config_map;
 mod connection;
+mod connection_info;
 mod crl_store;
 mod decide;
 mod decision_context;

@@ -19,8 +19,8 @@ use weft_runtime::connections::ConnectionStatus;
 use weft_runtime::metrics::GaugeGuard;
 use weft_runtime::socket::{PROBE_PORT, original_destination, reset_on_close};
 
-use crate::authorize::ConnectionFacts;
 use crate::connection::ClientConnection;
+use crate::connection_info::ConnectionInfo;
 use crate::denial::Denial;
 use crate::detect::{self, DetectedProtocol, ServerFirstUpstream};
 use crate::identity_headers::{ClientCertificateHeaders, HandshakeCertificates};
@@ -28,7 +28,7 @@ use crate::plan::{ChainTls, PlannedChain, PlannedListener, PlannedService};
 use crate::plan_changes::PlanSubscription;
 use crate::request_metrics::ConnectionSeries;
 use crate::stream::TransportStream;
-use crate::tcp_log::{TcpConnectionInfo, TcpLog};
+use crate::tcp_log::TcpLog;
 use crate::tls::Alpn;
 use crate::tls::handshake::{HandshakeContext, SecuredConnection, secure};
 use crate::worker::SidecarWorker;
@@ -108,8 +108,7 @@ async fn serve_connection(
     let SecuredConnection { stream, alpn, peer, is_unchecked, trace } =
         secure(&chain.tls, stream, handshake, worker).await?;
     let tls_version = stream.tls_version();
-    let facts = ConnectionFacts { peer: peer.as_ref(), client, destination };
-    let info = TcpConnectionInfo { facts, tls_version, trace };
+    let info = ConnectionInfo { peer: peer.as_ref(), client, destination, tls_version, trace };
     let decision = check_policies(&stream, info, &chain, worker)?;
     match &chain.service {
         PlannedService::Tcp(tcp) => {
@@ -118,7 +117,7 @@ async fn serve_connection(
             let place = ChainLocation { listener: &listener.listener.name, chain: &chain, kind };
             let denied = tokio::select! {
                 () = Box::pin(tcp_proxy::proxy(stream, tcp, &mut log, worker)) => None,
-                policy = until_connection_denied(facts, place, plan_changes, worker) => Some(policy),
+                policy = until_connection_denied(info, place, plan_changes, worker) => Some(policy),
             };
             if let Some(policy) = denied {
                 log.policy = policy;
@@ -153,15 +152,15 @@ async fn serve_connection(
 /// Evaluates the policies of a filter chain for a connection. None when the connection was refused.
 fn check_policies<'c>(
     stream: &TransportStream,
-    info: TcpConnectionInfo<'_>,
+    info: ConnectionInfo<'_>,
     chain: &'c PlannedChain,
     worker: &SidecarWorker,
 ) -> Option<RbacDecision<'c>> {
-    let decision = info.facts.judge(&chain.rules);
+    let decision = info.judge(&chain.rules);
     if !decision.refused {
         return Some(decision);
     }
-    tracing::debug!(client = %info.facts.client, "connection refused: no policy allows it");
+    tracing::debug!(client = %info.client, "connection refused: no policy allows it");
     let mut log = TcpLog::new(info, chain.service.access_log(), worker);
     log.policy = decision.policy.cloned();
     log.deny(Denial::NotAllowed);
@@ -169,7 +168,7 @@ fn check_policies<'c>(
     None
 }
 
-/// The headers that describe a verified peer, or those of a `is_unchecked` chain, which was not verified.
+/// The headers that describe a verified peer, or those of an unverified certificate chain.
 fn certificate_headers(
     peer: Option<&VerifiedPeer>,
     is_unchecked: bool,
@@ -177,16 +176,17 @@ fn certificate_headers(
     tls: &ChainTls,
     http: &HttpService,
 ) -> Option<ClientCertificateHeaders> {
-    let chain = stream.certificates();
+    let certificates = stream.certificates();
     let own = match tls {
         ChainTls::Terminate(server) => server.leaf(),
         ChainTls::None | ChainTls::Broken => None,
     };
     match peer {
-        Some(peer) => {
-            Some(ClientCertificateHeaders::new(HandshakeCertificates { peer, chain, own }, http))
-        }
-        None => is_unchecked.then(|| ClientCertificateHeaders::unverified(chain)),
+        Some(peer) => Some(ClientCertificateHeaders::new(
+            HandshakeCertificates { peer, chain: certificates, own },
+            http,
+        )),
+        None => is_unchecked.then(|| ClientCertificateHeaders::unverified(certificates)),
     }
 }
 
@@ -199,7 +199,7 @@ struct ChainLocation<'a> {
 
 /// Resolves when a new plan's policies no longer allow a TCP connection, with the policy that denies it.
 async fn until_connection_denied(
-    facts: ConnectionFacts<'_>,
+    info: ConnectionInfo<'_>,
     place: ChainLocation<'_>,
     mut plan_changes: PlanSubscription<'_>,
     worker: &SidecarWorker,
@@ -208,14 +208,14 @@ async fn until_connection_denied(
         plan_changes.next().await;
         let plan = worker.plan();
         let listener = plan.listener(place.listener);
-        let current = listener.and_then(|listener| listener.chain(facts.destination, place.kind));
+        let current = listener.and_then(|listener| listener.chain(info.destination, place.kind));
         let Some(current) = current else {
             continue;
         };
         if current.rules == place.chain.rules {
             continue;
         }
-        let decision = facts.judge(&current.rules);
+        let decision = info.judge(&current.rules);
         if decision.refused {
             worker.metrics.connections_policy_changed.increment();
             return decision.policy.cloned();
@@ -234,9 +234,9 @@ async fn serve_http(
         (Codec::Http2, _, _) | (Codec::Auto, Alpn::Http2, _) => true,
         (Codec::Auto, Alpn::None, TransportStream::Plain(tcp)) => {
             let destination = connection.destination;
-            let target = connection.only_target(worker);
+            let cluster = connection.only_cluster(worker);
             let timeouts = settings.timeouts.head;
-            let detecting = detect::protocol(tcp, destination, target, timeouts, worker);
+            let detecting = detect::protocol(tcp, destination, cluster, timeouts, worker);
             match Box::pin(detecting).await {
                 DetectedProtocol::Http1 => false,
                 DetectedProtocol::Http2 => true,
@@ -264,7 +264,8 @@ async fn serve_http(
     }
 }
 
-/// Relays a server-first connection to an HTTP port, and logs a TCP connection. The port has no policies.
+/// Relays a server-first connection to an HTTP port, and logs a TCP connection. Only a port
+/// without policies and token requirements gets here: elsewhere `only_cluster` has no cluster to connect to.
 async fn relay_server_first(
     stream: TransportStream,
     upstream: ServerFirstUpstream,
@@ -272,13 +273,6 @@ async fn relay_server_first(
     settings: &HttpService,
     worker: &SidecarWorker,
 ) {
-    let facts = ConnectionFacts {
-        peer: connection.peer.as_ref(),
-        client: connection.client,
-        destination: connection.destination,
-    };
-    let info =
-        TcpConnectionInfo { facts, tls_version: connection.tls_version, trace: connection.trace };
-    let mut log = TcpLog::new(info, &settings.access_log, worker);
+    let mut log = TcpLog::new(connection.info(), &settings.access_log, worker);
     tcp_proxy::relay_server_first(stream, upstream, &mut log, worker).await;
 }

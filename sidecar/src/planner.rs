@@ -183,7 +183,7 @@ impl FetchStores {
             PendingFetch::Crl(download) => {
                 let asked = FetchRequest {
                     uri: download.point.uri.clone(),
-                    target: download.target.clone(),
+                    cluster: download.cluster.clone(),
                     timeout: CRL_TIMEOUT,
                     accept: "application/pkix-crl, */*;q=0.1",
                     limit: download.limit,

@@ -28,7 +28,7 @@ impl From<Denial> for RefusedRequest<'_> {
 
 impl<'p> RefusedRequest<'p> {
     /// A request that its token or a policy refuses. Token claims are not available to route matching here.
-    pub(crate) fn by_route(
+    pub(crate) fn with_headers_of_route(
         denial: Denial,
         head: &RequestHead,
         client: ClientInfo<'p>,

@@ -35,13 +35,13 @@ pub(crate) struct HttpRequestFacts<'a> {
     /// The headers, in the same way.
     pub(crate) headers: &'a Headers,
     pub(crate) client: ClientInfo<'a>,
-    pub(crate) proved: Option<&'a VerifiedTokens>,
-    /// The index of the path interpretation, where the path is ambiguous.
+    pub(crate) tokens: Option<&'a VerifiedTokens>,
+    /// The index of the reading of the path, where the path is ambiguous.
     pub(crate) reading: usize,
 }
 
 impl<'a> HttpRequestFacts<'a> {
-    /// The same request under each interpretation of its path.
+    /// The same request with each reading of its path.
     pub(crate) fn readings(self) -> impl Iterator<Item = Self> {
         let count = self.head.readings.as_ref().map_or(1, |readings| readings.iter().count());
         (0..count).map(move |reading| Self { reading, ..self })
@@ -67,7 +67,7 @@ impl<'a> HttpRequestFacts<'a> {
     pub(crate) fn new(
         head: &'a RequestHead,
         client: ClientInfo<'a>,
-        proved: Option<&'a VerifiedTokens>,
+        tokens: Option<&'a VerifiedTokens>,
     ) -> Self {
         Self {
             head,
@@ -75,7 +75,7 @@ impl<'a> HttpRequestFacts<'a> {
             authority: &head.authority,
             headers: &head.headers,
             client,
-            proved,
+            tokens,
             reading: 0,
         }
     }
@@ -135,7 +135,7 @@ impl RequestFacts for HttpRequestFacts<'_> {
     }
 
     fn has_claim(&self, name: &str, way: &[String], fits: &mut dyn FnMut(&str) -> bool) -> bool {
-        self.proved.is_some_and(|tokens| tokens.has_claim(name, way, fits))
+        self.tokens.is_some_and(|tokens| tokens.has_claim(name, way, fits))
     }
 
     fn peer(&self) -> Option<&SpiffeId> {

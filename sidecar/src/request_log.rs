@@ -48,7 +48,7 @@ pub(crate) struct RequestLog {
     sinks: AccessLogSinks,
     head: Option<LoggedHead>,
     /// The policy that decided.
-    pub(crate) rule: Option<Name>,
+    pub(crate) policy: Option<Name>,
     /// Whether the policies in dry-run mode would deny the request.
     is_denied_by_dry_run: bool,
     /// The policy in dry-run mode that would deny the request; `Some(None)`: no policy would allow it.
@@ -128,7 +128,7 @@ impl RequestLog {
         let refusing = judgement.shadow.filter(|shadow| shadow.refused);
         self.is_denied_by_dry_run = refusing.is_some();
         if self.head.is_some() {
-            self.rule = judgement.enforced.policy.cloned();
+            self.policy = judgement.enforced.policy.cloned();
             self.dry_run = refusing.map(|shadow| shadow.policy.cloned());
         }
     }
@@ -200,7 +200,7 @@ impl RequestLog {
             route_name: self.route.as_deref(),
             upstream_cluster: self.cluster.as_deref(),
             upstream_host: self.endpoint,
-            matched_policy: self.rule.as_deref(),
+            matched_policy: self.policy.as_deref(),
             dry_run_denied: self.dry_run.as_ref().map(|_| true),
             dry_run_policy: self.dry_run.as_ref().and_then(|policy| policy.as_deref()),
             jwt_subject: self.subject.as_deref(),

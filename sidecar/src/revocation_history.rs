@@ -23,6 +23,7 @@ pub(crate) struct RevocationHistory {
 /// Certificates that one trust store stopped accepting at one time.
 #[derive(Debug, Clone)]
 pub(crate) struct RevocationEvent {
+    /// The trust store; all its versions have one lineage.
     pub(crate) lineage: u64,
     /// The first generation of the trust store that does not accept the certificates.
     pub(crate) generation: u64,

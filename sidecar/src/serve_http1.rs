@@ -49,12 +49,12 @@ pub(crate) async fn serve(
             Ok(request) => with_host(request, settings),
             Err(HeadError::Closed | HeadError::ConnectionLost(_)) => return,
             Err(HeadError::Refused(denial)) => {
-                serve_request::refused(denial, HttpVersion::Http11, &connection, worker);
+                serve_request::log_refused(denial, HttpVersion::Http11, &connection, worker);
                 return Box::pin(refuse(denial, reader, writer, settings)).await;
             }
         };
         let status = &*connection.status;
-        let is_last = allowance.is_spent_by_one_more() || status.is_draining();
+        let is_last = allowance.count_request() || status.is_draining();
         let mut reply = Responder::Http1(Http1Responder {
             writer: &mut writer,
             version: request.head.version,
@@ -113,7 +113,7 @@ impl ConnectionAllowance {
     }
 
     /// Counts one more request. Returns whether it is the last.
-    fn is_spent_by_one_more(&mut self) -> bool {
+    fn count_request(&mut self) -> bool {
         self.requests = self.requests.map(|left| left.saturating_sub(1));
         self.requests == Some(0) || self.until.is_some_and(|until| now() >= until)
     }
@@ -164,7 +164,7 @@ pub(crate) async fn refuse_incomplete(
 ) {
     let (read, write) = StreamHalf::pair(stream);
     let writer = Http1Writer::new(write, settings.timeouts.stall_limit());
-    serve_request::refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
+    serve_request::log_refused(Denial::HeadTimeout, HttpVersion::Http11, connection, worker);
     Box::pin(refuse(Denial::HeadTimeout, Http1Reader::new(read), writer, settings)).await;
 }
 

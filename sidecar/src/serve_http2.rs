@@ -90,7 +90,7 @@ pub(crate) async fn serve(
         match next {
             Some(Ok((request, mut respond))) => {
                 let is_new = monitor.note_accepted(respond.stream_id().as_u32());
-                if !is_new || !is_wanted(&mut respond, &connection, worker) {
+                if !is_new || !accept_request(&mut respond, &connection, worker) {
                     continue;
                 }
                 let (head, body) = http2::received_request(request, &settings.limits);
@@ -127,7 +127,7 @@ async fn close_with_goaway(mut streams: Box<Streams>, reason: h2::Reason) {
 /// Counts and logs a request that the h2 crate refused.
 fn note_refused(connection: &ClientConnection, worker: &SidecarWorker) {
     let denial = Denial::Malformed("the head of a request of HTTP/2 breaks its rules");
-    serve_request::refused(denial, HttpVersion::Http2, connection, worker);
+    serve_request::log_refused(denial, HttpVersion::Http2, connection, worker);
 }
 
 /// Counts a head that is too large as a protocol violation.
@@ -222,8 +222,9 @@ async fn ending(
     }
 }
 
-/// Whether a request should be served: its client has not reset it, and the connection may take requests.
-fn is_wanted(
+/// Whether a request is served. One that its client has reset is logged; one on a connection that takes no more
+/// requests is reset.
+fn accept_request(
     respond: &mut h2::server::SendResponse<bytes::Bytes>,
     connection: &ClientConnection,
     worker: &SidecarWorker,
@@ -231,7 +232,7 @@ fn is_wanted(
     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
     if respond.poll_reset(&mut cx).is_ready() {
         // An endpoint must not see the request: it would count the reset against a connection that many clients share.
-        serve_request::refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
+        serve_request::log_refused(Denial::ClientGone, HttpVersion::Http2, connection, worker);
         return false;
     }
     if connection.status.refuses_requests() {
@@ -270,7 +271,7 @@ fn refuse_body(connection: &ClientConnection, worker: &SidecarWorker) {
             "request bodies refused: the window limit (--window-limit) is in use"
         );
     }
-    serve_request::refused(Denial::Overloaded, HttpVersion::Http2, connection, worker);
+    serve_request::log_refused(Denial::Overloaded, HttpVersion::Http2, connection, worker);
 }
 
 /// One request stream of a connection.
@@ -318,7 +319,7 @@ impl Http2RequestStream {
                 serve_request::request(head, source, &mut reply, &self.connection, &worker).await;
             }
             Err(http2::RefusedHead { denial, is_grpc }) => {
-                serve_request::refused(denial, HttpVersion::Http2, &self.connection, &worker);
+                serve_request::log_refused(denial, HttpVersion::Http2, &self.connection, &worker);
                 reply.deny(denial, is_grpc, None).await;
             }
         }

@@ -39,11 +39,11 @@ pub(crate) fn request<'a>(
     worker: &'a SidecarWorker,
 ) -> Pin<Box<impl Future<Output = ()>>> {
     let room = Box::new_uninit();
-    Box::into_pin(Box::write(room, serve_request(head, source, reply, connection, worker)))
+    Box::into_pin(Box::write(room, serve_and_log(head, source, reply, connection, worker)))
 }
 
 #[expect(clippy::large_futures, reason = "all of it is one allocation, made by `request`")]
-async fn serve_request(
+async fn serve_and_log(
     mut head: RequestHead,
     source: BodySource<'_>,
     reply: &mut Responder<'_>,
@@ -60,7 +60,7 @@ async fn serve_request(
 }
 
 /// Counts and logs a request that was refused without a usable head.
-pub(crate) fn refused(
+pub(crate) fn log_refused(
     denial: Denial,
     version: HttpVersion,
     connection: &ClientConnection,
@@ -105,9 +105,9 @@ async fn perform(
     let decision = decide(head, has_body, context, log);
     let head = &*head;
     let result = match &decision {
-        Ok(RequestDecision::Forward(request)) => match plan.target(&request.cluster) {
-            Some(target) => {
-                log.cluster = Some(target.cluster.name.clone());
+        Ok(RequestDecision::Forward(request)) => match plan.cluster(&request.cluster) {
+            Some(cluster) => {
+                log.cluster = Some(cluster.settings.name.clone());
                 let mut call = Call {
                     head,
                     request,
@@ -121,10 +121,10 @@ async fn perform(
                 let authorized = AuthorizedRequest { inputs, head, plan: &plan };
                 tokio::select! {
                     biased;
-                    result = exchange(&mut call, target, worker, &mut log.endpoint) => result,
+                    result = exchange(&mut call, cluster, worker, &mut log.endpoint) => result,
                     denial = request.timeouts.expired(started, progress) => Err(denial),
-                    (denial, rule) = until_denied(authorized, connection, plan_changes, worker) => {
-                        log.rule = rule;
+                    (denial, policy) = until_denied(authorized, connection, plan_changes, worker) => {
+                        log.policy = policy;
                         Err(denial)
                     }
                 }

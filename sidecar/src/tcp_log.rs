@@ -6,25 +6,16 @@ use std::time::Instant;
 
 use weft_certs::VerifiedPeer;
 use weft_model::{AccessLogSinks, Name, SpiffeId};
-use weft_runtime::access::{AccessRecord, ConnectionTraceId, RecordKind, TerminationDetails};
+use weft_runtime::access::{AccessRecord, RecordKind, TerminationDetails};
 use weft_runtime::clock::{now, unix_ms};
 
-use crate::authorize::ConnectionFacts;
+use crate::connection_info::ConnectionInfo;
 use crate::denial::Denial;
 use crate::worker::SidecarWorker;
 
-/// A client connection, as its record describes it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TcpConnectionInfo<'a> {
-    pub(crate) facts: ConnectionFacts<'a>,
-    /// The TLS version; none without TLS.
-    pub(crate) tls_version: Option<&'static str>,
-    pub(crate) trace: Option<ConnectionTraceId>,
-}
-
 /// The access log record of a connection, written when it is dropped.
 pub(crate) struct TcpLog<'a> {
-    pub(crate) connection: TcpConnectionInfo<'a>,
+    pub(crate) connection: ConnectionInfo<'a>,
     sinks: &'a AccessLogSinks,
     started: Instant,
     worker: &'a SidecarWorker,
@@ -47,7 +38,7 @@ pub(crate) struct ByteCounts {
 
 impl<'a> TcpLog<'a> {
     pub(crate) fn new(
-        connection: TcpConnectionInfo<'a>,
+        connection: ConnectionInfo<'a>,
         sinks: &'a AccessLogSinks,
         worker: &'a SidecarWorker,
     ) -> Self {
@@ -78,13 +69,13 @@ impl Drop for TcpLog<'_> {
         if self.sinks.is_off() {
             return;
         }
-        let TcpConnectionInfo { facts, tls_version, trace } = self.connection;
-        let peer = facts.peer.and_then(VerifiedPeer::identity);
+        let ConnectionInfo { peer, client, destination, tls_version, trace } = self.connection;
+        let peer = peer.and_then(VerifiedPeer::identity);
         let duration = now() - self.started;
-        let record = AccessRecord::new(RecordKind::Tcp, unix_ms(), duration, facts.client);
+        let record = AccessRecord::new(RecordKind::Tcp, unix_ms(), duration, client);
         let details = self.denial.map_or_else(|| self.end.word(), |denial| denial.info().details);
         let record = AccessRecord {
-            downstream_local_address: Some(facts.destination),
+            downstream_local_address: Some(destination),
             protocol: Some("TCP"),
             response_flags: self.denial.map_or_else(|| self.end.flag(), Denial::flag),
             connection_termination_details: Some(details),

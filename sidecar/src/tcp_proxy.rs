@@ -35,16 +35,16 @@ pub(crate) async fn proxy(
     log: &mut TcpLog<'_>,
     worker: &SidecarWorker,
 ) {
-    let from = log.connection.facts.client;
-    let destination = log.connection.facts.destination;
+    let from = log.connection.client;
+    let destination = log.connection.destination;
     let plan = worker.plan();
-    let cluster = WeightedCluster::pick(&tcp.clusters, fastrand::u32(..));
-    let Some(target) = cluster.and_then(|cluster| plan.target(&cluster.name)).cloned() else {
+    let picked = WeightedCluster::pick(&tcp.clusters, fastrand::u32(..));
+    let Some(cluster) = picked.and_then(|picked| plan.cluster(&picked.name)).cloned() else {
         return log.deny(Denial::NoEndpoint);
     };
     drop(plan);
-    log.service = Some(target.cluster.name.clone());
-    let upstream = match connect(&target, destination, &mut log.endpoint, worker).await {
+    log.service = Some(cluster.settings.name.clone());
+    let upstream = match connect(&cluster, destination, &mut log.endpoint, worker).await {
         Ok(upstream) => upstream,
         Err(denial) => {
             tracing::debug!(%from, ?denial, "connection refused: no endpoint reachable");
@@ -76,7 +76,7 @@ async fn relay(
     log: &mut TcpLog<'_>,
     worker: &SidecarWorker,
 ) {
-    let from = log.connection.facts.client;
+    let from = log.connection.client;
     let address = log.endpoint;
     let client_status = client.status().cloned();
     let endpoint_status = upstream.status().cloned();
@@ -209,22 +209,22 @@ struct UpstreamConnection {
     _chosen: Option<ChosenEndpoint>,
 }
 
-/// Connects to an endpoint of `target`. When an endpoint cannot be connected to, the next one is tried: no byte of the client
+/// Connects to an endpoint of `cluster`. When an endpoint cannot be connected to, the next one is tried: no byte of the client
 /// was sent to the first.
 ///
 /// # Errors
 /// When the cluster has no endpoint, its connection limit is reached, or the connection to the last tried endpoint failed.
 async fn connect(
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     destination: SocketAddr,
     endpoint: &mut Option<SocketAddr>,
     worker: &SidecarWorker,
 ) -> Result<UpstreamConnection, Denial> {
-    let passes_through = target.cluster.discovery == Discovery::OriginalDestination;
+    let passes_through = cluster.settings.discovery == Discovery::OriginalDestination;
     let mut tried = Vec::new();
     let mut failed = Denial::NoEndpoint;
     for _ in 0..=MORE_ATTEMPTS {
-        let chosen = target.balancer.choose(&tried);
+        let chosen = cluster.balancer.choose(&tried);
         let address = match &chosen {
             _ if passes_through => destination,
             Some(chosen) => chosen.address,
@@ -234,11 +234,11 @@ async fn connect(
         if !tried.is_empty() {
             worker.metrics.upstream_retries.increment();
         }
-        let Some(slot) = worker.pools.slots.take(target, address) else {
+        let Some(slot) = worker.pools.slots.take(cluster, address) else {
             tracing::debug!(%address, "connection limit of the cluster reached (max_connections)");
             return Err(Denial::Overloaded);
         };
-        match worker.connector.connect(target, address, Alpn::None).await {
+        match worker.connector.connect(cluster, address, Alpn::None).await {
             Ok(endpoint) => {
                 return Ok(UpstreamConnection { endpoint, _slot: slot, _chosen: chosen });
             }

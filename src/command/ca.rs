@@ -200,9 +200,9 @@ pub(super) fn run(arguments: CaArgs) -> Result<(), CommandError> {
         }
         CaCommand::List { state } => execute(&state.state, &AdminCommand::List),
         CaCommand::Rotate { state, external: Some(external), .. } => {
-            let ExternalCaFiles { root, certificate, key, crls: lists } = external.read()?;
+            let ExternalCaFiles { root, certificate, key, crls } = external.read()?;
             let key = PrivateKey(key.to_string());
-            execute(&state.state, &AdminCommand::Follow { root, certificate, key, lists })
+            execute(&state.state, &AdminCommand::RotateToExternal { root, certificate, key, crls })
         }
         CaCommand::Rotate { state, step, external: None } => {
             execute(&state.state, &AdminCommand::Rotate(step.unwrap_or(RotationStep::Status)))
@@ -353,12 +353,12 @@ fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
 
 fn crl(state: &Path) -> Result<(), CommandError> {
     let store = open(state)?;
-    let lists = admin_socket::sign_crls(&store, wall_clock()).map_err(CommandError::Failed)?;
-    for line in describe_crl(&lists) {
+    let crls = admin_socket::sign_crls(&store, wall_clock()).map_err(CommandError::Failed)?;
+    for line in describe_crl(&crls) {
         // Standard error may be closed; standard output gets the CRLs.
         drop(writeln!(std::io::stderr(), "{line}"));
     }
-    print_line(lists.trim_end());
+    print_line(crls.trim_end());
     Ok(())
 }
 

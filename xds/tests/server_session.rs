@@ -491,7 +491,7 @@ fn a_stream_that_asks_for_too_many_names_ends() {
             resource_names: names(count),
             ..DiscoveryRequest::default()
         };
-        ServerSession::new(StateOfTheWorld).on_state(request, &Arc::default()).is_ok()
+        ServerSession::new(StateOfTheWorld).on_state_of_the_world(request, &Arc::default()).is_ok()
     };
     assert!(delta(100_000) && state(100_000));
     assert!(!delta(100_001) && !state(100_001));

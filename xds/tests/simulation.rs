@@ -211,7 +211,9 @@ impl World {
         stream.answered(&request);
         let responses = match request {
             XdsRequest::Delta(request) => server.on_delta(*request, &self.set),
-            XdsRequest::StateOfTheWorld(request) => server.on_state(*request, &self.set),
+            XdsRequest::StateOfTheWorld(request) => {
+                server.on_state_of_the_world(*request, &self.set)
+            }
         };
         stream.send(responses.expect("within the limit"));
     }
@@ -221,7 +223,7 @@ impl World {
         let Some(response) = stream.down.pop_front() else { return };
         let outcome = match response {
             XdsResponse::Delta(response) => self.client.on_delta(*response),
-            XdsResponse::StateOfTheWorld(response) => self.client.on_state(*response),
+            XdsResponse::StateOfTheWorld(response) => self.client.on_state_of_the_world(*response),
         };
         assert_eq!(outcome.rejections, [], "the server sends what the client takes");
         stream.up.extend(outcome.requests);

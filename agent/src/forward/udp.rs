@@ -189,23 +189,23 @@ impl UdpReceiver {
         self.socket.readable().await
     }
 
-    /// Receives pending datagrams and passes them to `take` together.
-    pub(crate) fn take(
+    /// Receives pending datagrams and passes them to `forward` together.
+    pub(crate) fn receive(
         &mut self,
         buffer: &mut ReceiveBuffer,
-        take: impl FnOnce(&[Datagram<'_>]),
+        forward: impl FnOnce(&[Datagram<'_>]),
     ) -> io::Result<()> {
         let socket = &self.socket;
         let own = self.own;
-        let take = |messages: &[ReceivedMessage<'_, SockaddrStorage>]| {
+        let pass_on = |messages: &[ReceivedMessage<'_, SockaddrStorage>]| {
             let datagrams = messages.iter().filter_map(|message| {
                 let client = message.from.as_ref().and_then(address)?;
                 let destination = message.destination.unwrap_or(own);
                 Some(message.datagrams().map(move |bytes| Datagram { client, destination, bytes }))
             });
-            take(&datagrams.flatten().collect::<Vec<_>>());
+            forward(&datagrams.flatten().collect::<Vec<_>>());
         };
-        match buffer.receive(socket, &mut self.batch_size, take) {
+        match buffer.receive(socket, &mut self.batch_size, pass_on) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,
         }
@@ -319,7 +319,7 @@ pub(crate) struct ReplySockets(RefCell<HashMap<SocketAddr, Rc<UdpSocket>>>);
 
 impl ReplySockets {
     /// Returns a socket bound to `address`, the virtual address of a service.
-    pub(crate) fn from(
+    pub(crate) fn socket_for(
         &self,
         address: SocketAddr,
         mark: Option<Mark>,
@@ -380,7 +380,7 @@ mod tests {
                 assert!(datagrams.iter().all(|datagram| datagram.destination == to));
                 arrived.extend(datagrams.iter().map(|datagram| datagram.bytes.to_vec()));
             };
-            receiver.take(&mut buffer, take).expect("the socket is readable");
+            receiver.receive(&mut buffer, take).expect("the socket is readable");
         }
         assert_eq!(arrived, wanted);
     }

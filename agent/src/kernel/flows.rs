@@ -109,7 +109,8 @@ impl FlowTracker {
         let Some((key, service)) = self.service_of(flow) else { return FlowAction::Ignore };
         let is_translated = endpoint != flow.destination;
         match flow.transport {
-            // A removed endpoint has a drain time, which `expired` watches. Redirected connections are our own.
+            // A connection to a removed endpoint has until the end of its drain time, which `expired` watches; one that
+            // was redirected to the agent is forwarded by it. Neither loses its entry.
             Transport::Tcp => FlowAction::Keep,
             // On a port of any host address there are flows of other programs too. Only those to a removed
             // endpoint are known to be ours.
@@ -121,7 +122,8 @@ impl FlowTracker {
                 }
             }
             Transport::Udp if is_translated && self.retains(key, endpoint) => FlowAction::Keep,
-            // Flows that the agent captured before the kernel carried the service go nowhere.
+            // The endpoint is gone; or the entry is older than the kernel rules of the service, which apply to new
+            // entries only. Without the entry, the next datagram gets an endpoint.
             Transport::Udp if is_translated || service.is_some() => FlowAction::Evict,
             Transport::Udp => FlowAction::Keep,
         }

@@ -132,8 +132,9 @@ pub(super) fn service_rule(service: &KernelService, map: &str) -> Vec<Expression
 
 /// The base chains that these services need.
 pub(super) fn base_chains(desired: DesiredTable<'_>) -> Vec<KernelChain> {
-    // Just before our redirects, which are at -101, and those of iptables, at -150.
+    // Our redirects of connections are at -101.
     const BEFORE_NAT: i32 = -102;
+    // The UDP redirects of iptables are at -150.
     const BEFORE_CAPTURE: i32 = -160;
     const BEFORE_SOURCE_NAT: i32 = 99;
     const AS_FILTERS: i32 = 0;

@@ -22,7 +22,7 @@ pub(super) enum RedirectHook {
     Arriving,
     /// The first packet of a connection from a program on this host: its destination may be changed.
     Leaving,
-    /// Every arriving packet: packets for a transparent socket of ours are delivered locally.
+    /// Every arriving packet: answers to sockets that have the address of a client are delivered locally.
     Answers,
     /// Every arriving packet: it may be handed to a socket.
     ArrivingUdp,
@@ -193,7 +193,7 @@ fn arriving_udp(redirect: &RedirectConfig) -> Vec<RedirectRule> {
     };
     let mut rules: Vec<RedirectRule> = from_excluded_interfaces(redirect).collect();
     if redirect.forwarded.is_some() {
-        // Packets that the kernel path carries have our mark (`kernel/table.rs`).
+        // While iptables has redirects, packets that the kernel path carries have our mark (`kernel/table.rs`).
         rules.push(skip([RuleMatch::Mark(redirect.mark)]));
         let from_others = [from_loopback(false), RuleMatch::Protocol(Transport::Udp)];
         rules.extend(to_services(redirect, &from_others, RuleAction::Mark(LOCAL_DELIVERY_MARK)));

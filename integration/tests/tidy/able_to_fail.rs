@@ -172,6 +172,30 @@ fn unsafe_code_in_another_place_is_found() {
 }
 
 #[test]
+fn a_tuple_that_binds_several_values_is_found() {
+    let rule = bindings_on_one_line;
+    let bound = |line: &str| [File::new("a.rs", format!("fn f() {{\n    {line}\n}}\n"))];
+    check(rule, &bound("let (a, mut b) = (1, 2);"), &["a.rs:2: "]);
+    check(rule, &bound("let (a, b) = (f(), vec!["), &["a.rs:2: "]);
+    check(rule, &bound("let (a, b) = f(1, 2);"), &[]);
+    check(rule, &bound("let (Some(a), None) = (f(), g()) else {"), &[]);
+    check(rule, &bound("if let (Some(a), Ok(b)) = (f(), g()) {"), &[]);
+}
+
+#[test]
+fn a_file_of_the_map_that_does_not_exist_is_found() {
+    let check = |map: &str, violations: &[&str]| {
+        let map = File::new("ARCHITECTURE.md", map);
+        let tree = ["a/src/one.rs", "a/src/below/two.rs"].map(|path| File::new(path, ""));
+        check(links::unknown_files_of_the_map, &[&tree[..], &[map]].concat(), violations);
+    };
+    check("`a/src/one.rs`, `below/two.rs`, then `a/src/below/`: `two.rs`\n", &[]);
+    check("1. `a/src/one.rs`\n2. `one.rs`\n", &["`one.rs`"]);
+    check("| `a/src/below/two.rs` | `one.rs` |\n", &["`one.rs`"]);
+    check("`a/src/three.rs`\n", &["`a/src/three.rs`"]);
+}
+
+#[test]
 fn a_marker_of_unfinished_work_is_found() {
     let rule = work_left_behind;
     for marker in LEFT_BEHIND {

@@ -1,4 +1,4 @@
-//! Relative links of Markdown files lead to files of the tree.
+//! Links of Markdown files and the file names of ARCHITECTURE.md lead to files of the tree.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -42,6 +42,37 @@ fn resolve(file: &str, target: &str) -> String {
         }
     }
     resolved.to_string_lossy().into_owned()
+}
+
+/// Files and folders that ARCHITECTURE.md names and that do not exist. A name without a folder is in the folder of
+/// the path before it in the same step, row or paragraph.
+pub(crate) fn unknown_files_of_the_map(files: &[File]) -> Vec<String> {
+    let name = Regex::new(r"`([A-Za-z0-9_./-]+(?:\.rs|/))`").expect("the expression is valid");
+    let unit = Regex::new(r"\n(?:\d+\. |\| |\n|- )").expect("the expression is valid");
+    let maps = files.iter().filter(|file| file.path == "ARCHITECTURE.md");
+    let mut unknown = Vec::new();
+    for text in maps.flat_map(|map| unit.split(&map.text)) {
+        let mut folder = String::new();
+        for named in name.captures_iter(text).filter_map(|found| found.get(1)) {
+            let named = named.as_str();
+            let path = named.trim_end_matches('/');
+            let beside = format!("{folder}/{path}");
+            if named.contains('/') && exists(path, files) {
+                let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
+                folder = if named.ends_with('/') { path } else { parent }.to_owned();
+            } else if folder.is_empty() || !exists(&beside, files) {
+                unknown.push(format!(
+                    "ARCHITECTURE.md: `{named}`: not in the tree, nor in {folder:?}: write the whole path"
+                ));
+            }
+        }
+    }
+    unknown
+}
+
+#[test]
+fn files_of_the_map_exist() {
+    super::hold(&unknown_files_of_the_map(&super::tree()));
 }
 
 #[test]

@@ -16,11 +16,11 @@ pub(crate) async fn fetch_keys(
     download: &KeySetDownload,
     mark: Option<Mark>,
 ) -> Result<FetchedKeySet, KeyFetchError> {
-    let target = download.target.clone();
+    let cluster = download.cluster.clone();
     let timeout = download.timeout;
     let request = FetchRequest {
         uri: download.origin.uri.clone(),
-        target,
+        cluster,
         timeout,
         accept: "application/json",
         limit: KEY_SET_LIMIT_BYTES,

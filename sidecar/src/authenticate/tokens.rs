@@ -45,7 +45,7 @@ pub(crate) struct PlannedProvider {
     pub(crate) refetch: Option<RefetchFlag>,
 }
 
-/// The token rules that match the interpretations of a path. Does not allocate for one rule.
+/// The token rules that match the readings of a path. Does not allocate for one rule.
 #[derive(Debug, Default)]
 pub(crate) struct RuleIndexes {
     first: Option<usize>,
@@ -53,7 +53,7 @@ pub(crate) struct RuleIndexes {
 }
 
 impl RuleIndexes {
-    /// Adds the rule that matches one more interpretation; none: no token is required.
+    /// Adds the rule that matches one more reading; none: no token is required.
     pub(crate) fn add(&mut self, rule: Option<usize>) {
         let Some(rule) = rule else { return };
         match self.first {
@@ -108,7 +108,7 @@ impl TokenPolicy {
         self.headers.iter().map(String::as_str)
     }
 
-    /// Verifies the tokens of a request for each rule that matches an interpretation of its path, and writes their claims to
+    /// Verifies the tokens of a request for each rule that matches a reading of its path, and writes their claims to
     /// headers for the service.
     ///
     /// # Errors
@@ -124,19 +124,19 @@ impl TokenPolicy {
         let rules = rules.iter().filter_map(|index| self.policy.rules.get(index));
         let mut good: Vec<AcceptedToken<'_>> = Vec::new();
         for requirement in rules.filter_map(|rule| rule.requires.as_ref()) {
-            self.meets(requirement, head, context, &mut good)?;
+            self.verify_required(requirement, head, context, &mut good)?;
         }
-        let mut proved = VerifiedTokens::default();
+        let mut tokens = VerifiedTokens::default();
         for (index, AcceptedToken { planned, checked }) in good.iter().enumerate() {
             let before = good.iter().take(index);
             // Several rules may require the same token.
             if before.clone().any(|good| good.planned.number == planned.number) {
                 continue;
             }
-            proved.take(planned, checked);
+            tokens.add(planned, checked);
             write_claims(head, &planned.provider, checked);
         }
-        Ok(proved)
+        Ok(tokens)
     }
 
     /// The index of the rule that matches a request.
@@ -149,10 +149,10 @@ impl TokenPolicy {
     pub(crate) fn remove_verified(
         &self,
         head: &mut RequestHead,
-        proved: &VerifiedTokens,
+        tokens: &VerifiedTokens,
     ) -> OriginalHead {
         let mut before = OriginalHead::default();
-        let is_verified = |number| proved.tokens.iter().any(|token| token.provider == number);
+        let is_verified = |number| tokens.tokens.iter().any(|token| token.provider == number);
         let concealed =
             |planned: &&PlannedProvider| !planned.provider.forward && is_verified(planned.number);
         for planned in self.providers.values().filter(concealed) {
@@ -173,20 +173,20 @@ impl TokenPolicy {
     /// When a required token is missing or no longer accepted.
     pub(crate) fn recheck(
         &self,
-        proved: &VerifiedTokens,
+        tokens: &VerifiedTokens,
         facts: HttpRequestFacts<'_>,
         peer: Option<&VerifiedPeer>,
     ) -> Result<(), TokenRejection> {
         facts.readings().try_for_each(|facts| {
             let rule = self.rule(&facts).and_then(|index| self.policy.rules.get(index));
             let requirement = rule.and_then(|rule| rule.requires.as_ref());
-            requirement.map_or(Ok(()), |requirement| self.are_enough(proved, requirement, peer))
+            requirement.map_or(Ok(()), |requirement| self.satisfy(tokens, requirement, peer))
         })
     }
 
-    fn are_enough(
+    fn satisfy(
         &self,
-        proved: &VerifiedTokens,
+        tokens: &VerifiedTokens,
         requirement: &JwtRequirement,
         peer: Option<&VerifiedPeer>,
     ) -> Result<(), TokenRejection> {
@@ -195,7 +195,7 @@ impl TokenPolicy {
                 let missing = TokenRejection::MISSING;
                 let planned = self.providers.get(name).ok_or(missing)?;
                 let fits = |checked: &VerifiedToken| {
-                    planned.takes(&checked.claims)?;
+                    planned.check_issuer(&checked.claims)?;
                     claims::check(&checked.claims, &planned.provider)?;
                     planned.check_binding(checked, peer)?;
                     match audiences.is_empty() || claims::is_for(&checked.claims, audiences) {
@@ -204,7 +204,7 @@ impl TokenPolicy {
                     }
                 };
                 let mut worst = missing;
-                for token in &proved.tokens {
+                for token in &tokens.tokens {
                     match fits(&token.checked) {
                         Ok(()) => return Ok(()),
                         Err(refused) => worst = worst.or(refused),
@@ -215,7 +215,7 @@ impl TokenPolicy {
             JwtRequirement::Any(all) => {
                 let mut worst = TokenRejection::MISSING;
                 for one in all {
-                    match self.are_enough(proved, one, peer) {
+                    match self.satisfy(tokens, one, peer) {
                         Ok(()) => return Ok(()),
                         Err(refused) => worst = worst.or(refused),
                     }
@@ -223,16 +223,17 @@ impl TokenPolicy {
                 Err(worst)
             }
             JwtRequirement::All(all) => {
-                all.iter().try_for_each(|one| self.are_enough(proved, one, peer))
+                all.iter().try_for_each(|one| self.satisfy(tokens, one, peer))
             }
-            JwtRequirement::Missing if proved.tokens.is_empty() => Ok(()),
+            JwtRequirement::Missing if tokens.tokens.is_empty() => Ok(()),
             JwtRequirement::Missing => {
                 Err(TokenRejection::format("unexpected token: no token is accepted here"))
             }
         }
     }
 
-    fn meets<'t>(
+    /// Verifies the tokens that `requirement` requires, and adds them to `good`.
+    fn verify_required<'t>(
         &'t self,
         requirement: &JwtRequirement,
         head: &RequestHead,
@@ -259,7 +260,7 @@ impl TokenPolicy {
                         continue;
                     }
                     let before = good.len();
-                    match self.meets(one, head, context, good) {
+                    match self.verify_required(one, head, context, good) {
                         Ok(()) => return Ok(()),
                         Err(refused) => worst = worst.or(refused),
                     }
@@ -271,7 +272,7 @@ impl TokenPolicy {
                 if may_be_missing && is_missing { Ok(()) } else { Err(worst) }
             }
             JwtRequirement::All(all) => {
-                all.iter().try_for_each(|one| self.meets(one, head, context, good))
+                all.iter().try_for_each(|one| self.verify_required(one, head, context, good))
             }
             JwtRequirement::Missing => {
                 let none = |planned: &PlannedProvider| {
@@ -296,7 +297,7 @@ impl TokenPolicy {
 }
 
 impl VerifiedTokens {
-    fn take(&mut self, planned: &PlannedProvider, checked: &Rc<VerifiedToken>) {
+    fn add(&mut self, planned: &PlannedProvider, checked: &Rc<VerifiedToken>) {
         if self.subject.is_none() {
             self.subject = checked.claims.get("sub").and_then(Value::as_str).map(str::to_owned);
         }
@@ -373,7 +374,7 @@ impl PlannedProvider {
     }
 
     /// Rejects tokens of other issuers, whose signatures the keys of this one cannot verify.
-    fn takes(&self, claims: &Map<String, Value>) -> Result<(), TokenRejection> {
+    fn check_issuer(&self, claims: &Map<String, Value>) -> Result<(), TokenRejection> {
         let issuer = claims.get("iss").and_then(Value::as_str);
         match issuer.is_some_and(|issuer| issuer != self.provider.issuer) {
             true => Err(TokenRejection::OTHER_ISSUER),
@@ -384,7 +385,7 @@ impl PlannedProvider {
     /// Verifies a token, apart from its validity times and the client's certificate.
     fn verify(&self, text: &str) -> Result<VerifiedToken, TokenRejection> {
         let token = Token::read(text)?;
-        self.takes(&token.claims)?;
+        self.check_issuer(&token.claims)?;
         let keys = self.keys.as_ref();
         let keys = keys
             .map_err(|fault| TokenRejection::new(*fault, "the issuer's keys are not available"))?;

@@ -90,9 +90,10 @@ pub(crate) fn decide<'p>(
     let DecisionContext { connection, plan, time, random, .. } = context;
     let http = connection.service(plan).ok_or(Denial::NoEndpoint)?;
     let address = forwarded::client(&head.headers, http.http.forwarded, connection.previous_hop());
-    let header_filter = normalize_request(head, has_body, &http.http, connection);
+    let normalized = normalize_request(head, has_body, &http.http, connection);
+    // A refused request is logged with its deviation from the standard too.
     log.desync = head.desync;
-    let mut header_filter = header_filter?;
+    let mut header_filter = normalized?;
     if let Some(answer) = unescaping_redirect(http, head) {
         return Ok(RequestDecision::Answer { answer, changes: None });
     }
@@ -103,7 +104,7 @@ pub(crate) fn decide<'p>(
     let authorized = match allow(head, client, http, context, log) {
         Ok(authorized) => authorized,
         Err(denial) => {
-            return Err(RefusedRequest::by_route(denial, head, client, http, context));
+            return Err(RefusedRequest::with_headers_of_route(denial, head, client, http, context));
         }
     };
     let routed: Routed<'_, '_> = route(authorized, http.routes.as_ref())?;

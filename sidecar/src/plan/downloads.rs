@@ -8,7 +8,7 @@ use std::time::Duration;
 use weft_model::{Discovery, DistributionPoint, Name, Validation};
 use weft_runtime::problems::Problems;
 
-use super::target::PlannedCluster;
+use super::planned_cluster::PlannedCluster;
 use crate::authenticate::key_store::KeyOrigin;
 use crate::config_map::ConfigMap;
 
@@ -17,7 +17,7 @@ use crate::config_map::ConfigMap;
 pub(crate) struct KeySetDownload {
     pub(crate) origin: KeyOrigin,
     /// The cluster that serves the key set.
-    pub(crate) target: Arc<PlannedCluster>,
+    pub(crate) cluster: Arc<PlannedCluster>,
     pub(crate) timeout: Duration,
     pub(crate) cache: Duration,
 }
@@ -26,8 +26,8 @@ impl KeySetDownload {
     /// Whether an address belongs to the cluster. For DNS clusters every address does: successive answers may have different
     /// addresses without a change of the keys.
     pub(crate) fn has_endpoint(&self, address: SocketAddr) -> bool {
-        let PlannedCluster { cluster, balancer, .. } = &*self.target;
-        matches!(cluster.discovery, Discovery::Dns(_)) || balancer.has(address)
+        let PlannedCluster { settings, balancer, .. } = &*self.cluster;
+        matches!(settings.discovery, Discovery::Dns(_)) || balancer.has(address)
     }
 }
 
@@ -57,7 +57,7 @@ struct CrlSource {
 pub(crate) struct CrlDownload {
     pub(crate) point: DistributionPoint,
     /// The cluster that serves it.
-    pub(crate) target: Arc<PlannedCluster>,
+    pub(crate) cluster: Arc<PlannedCluster>,
     /// The largest size, in bytes.
     pub(crate) limit: usize,
 }
@@ -82,20 +82,20 @@ impl CrlSources {
         self.0.iter().filter(|(_, source)| source.is_refused).map(|(point, _)| point)
     }
 
-    /// The CRLs to fetch, where their clusters exist in `targets`. Where a cluster is missing, a CRL that `is_fetched` stays in
+    /// The CRLs to fetch, where their clusters exist in `clusters`. Where a cluster is missing, a CRL that `is_fetched` stays in
     /// force.
     pub(super) fn downloads(
         &self,
-        targets: &ConfigMap<Name, Arc<PlannedCluster>>,
+        clusters: &ConfigMap<Name, Arc<PlannedCluster>>,
         is_fetched: impl Fn(&DistributionPoint) -> bool,
         problems: &mut Problems,
     ) -> Vec<CrlDownload> {
         let mut downloads = Vec::with_capacity(self.0.len());
         for (point, CrlSource { limit, .. }) in &self.0 {
-            match targets.get(&point.cluster) {
-                Some(target) => downloads.push(CrlDownload {
+            match clusters.get(&point.cluster) {
+                Some(cluster) => downloads.push(CrlDownload {
                     point: point.clone(),
-                    target: target.clone(),
+                    cluster: cluster.clone(),
                     limit: *limit,
                 }),
                 None => {
@@ -124,8 +124,8 @@ mod tests {
         crl_sources.add(&validation(&point()), false);
         let problems = |is_fetched| {
             let mut problems = Problems::default();
-            let targets = ConfigMap::default();
-            assert!(crl_sources.downloads(&targets, |_| is_fetched, &mut problems).is_empty());
+            let clusters = ConfigMap::default();
+            assert!(crl_sources.downloads(&clusters, |_| is_fetched, &mut problems).is_empty());
             problems
         };
         let missing = "CRL \"http://crl.test/a\": cluster \"crl\" does not exist";

@@ -9,7 +9,7 @@ use weft_runtime::problems::Problems;
 
 use super::downloads::{KeySetDownload, KeySetSources};
 use super::files::WatchedFiles;
-use super::target::PlannedCluster;
+use super::planned_cluster::PlannedCluster;
 use crate::authenticate::key_store::{KeyOrigin, KeyStore, RefetchFlag};
 use crate::authenticate::{PlannedProvider, TokenFault, TokenPolicy};
 use crate::config_map::ConfigMap;
@@ -109,7 +109,7 @@ impl KnownIssuers {
 /// What the keys of issuers are read from, and where what they need is recorded.
 pub(super) struct KeyInputs<'a> {
     pub(super) files: &'a mut WatchedFiles,
-    pub(super) targets: &'a ConfigMap<Name, Arc<PlannedCluster>>,
+    pub(super) clusters: &'a ConfigMap<Name, Arc<PlannedCluster>>,
     /// The fetched key sets.
     pub(super) fetched: &'a KeyStore,
     pub(super) sources: &'a mut KeySetSources,
@@ -156,12 +156,12 @@ impl KeyInputs<'_> {
             redirects: *redirects,
             tls,
         };
-        let origin = match self.targets.get(cluster) {
-            Some(target) => {
-                let origin = origin(target.cluster.tls.clone());
+        let origin = match self.clusters.get(cluster) {
+            Some(cluster) => {
+                let origin = origin(cluster.settings.tls.clone());
                 self.sources.downloads.push(KeySetDownload {
                     origin: origin.clone(),
-                    target: target.clone(),
+                    cluster: cluster.clone(),
                     timeout: *timeout,
                     cache: *cache,
                 });

@@ -10,7 +10,7 @@ pub(crate) mod downloads;
 mod files;
 mod issuers;
 mod listener;
-mod target;
+mod planned_cluster;
 #[cfg(test)]
 pub(crate) mod test_model;
 #[cfg(test)]
@@ -19,7 +19,7 @@ mod trust;
 
 pub use crls_in_force::CrlsByTrustStore;
 pub(crate) use listener::{ChainTls, PlannedChain, PlannedHttp, PlannedListener, PlannedService};
-pub(crate) use target::{PlannedCluster, PlannedClusterTls};
+pub(crate) use planned_cluster::{PlannedCluster, PlannedClusterTls};
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -37,8 +37,8 @@ pub struct SidecarPlan {
     pub revision: u64,
     listeners: BTreeMap<Name, Arc<PlannedListener>>,
     by_destination: ConfigMap<SocketAddr, Arc<PlannedListener>>,
-    targets: ConfigMap<Name, Arc<PlannedCluster>>,
-    /// The numbers of all targets.
+    clusters: ConfigMap<Name, Arc<PlannedCluster>>,
+    /// The IDs of all clusters.
     ids: HashSet<u64>,
     /// The certificates that trust stores stopped accepting.
     pub(crate) revocations: RevocationHistory,
@@ -69,13 +69,13 @@ impl SidecarPlan {
         self.by_destination.get(&destination).unwrap_or(accepted)
     }
 
-    /// Whether connections to the target with this number may be reused.
+    /// Whether connections to the cluster with this ID may be reused.
     pub(crate) fn has_target(&self, id: u64) -> bool {
         self.ids.contains(&id)
     }
 
     /// The cluster with this name.
-    pub(crate) fn target(&self, name: &str) -> Option<&Arc<PlannedCluster>> {
-        self.targets.get(name)
+    pub(crate) fn cluster(&self, name: &str) -> Option<&Arc<PlannedCluster>> {
+        self.clusters.get(name)
     }
 }

@@ -80,10 +80,10 @@ fn stamps(
     files: &mut WatchedFiles,
     fetched: &CrlStore,
 ) -> [WatchedFileStamp; 2] {
-    let lists = validation.revocations.as_ref();
-    let lists = lists.map(|lists| files.stamp(lists)).unwrap_or_default();
+    let crls = validation.revocations.as_ref();
+    let crls = crls.map(|crls| files.stamp(crls)).unwrap_or_default();
     let fetched = validation.points.iter().map(|point| fetched.number(point));
-    [files.stamp(&validation.roots), fetched.fold(lists, WatchedFileStamp::with)]
+    [files.stamp(&validation.roots), fetched.fold(crls, WatchedFileStamp::with)]
 }
 
 /// What trust stores are loaded from, apart from the configuration.
@@ -111,16 +111,16 @@ impl TrustStores {
         let previous = self.stores.remove(id);
         let is_same =
             |entry: &TrustStoreEntry| entry.validation == *validation && entry.stamps == stamps;
-        let is_final = |entry: &TrustStoreEntry| {
-            entry.failed.as_ref().is_none_or(|(_, at)| now.as_secs() < *at)
+        let is_retry_due = |entry: &TrustStoreEntry| {
+            entry.failed.as_ref().is_some_and(|(_, at)| now.as_secs() >= *at)
         };
         let mut entry = match previous {
-            Some(entry) if is_same(&entry) && is_final(&entry) => entry,
+            Some(entry) if is_same(&entry) && !is_retry_due(&entry) => entry,
             previous => {
                 let previous =
                     previous.filter(|entry| id.may_follow(&entry.validation, validation));
                 let store = previous.and_then(|entry| entry.store);
-                self.load(validation, stamps, store, inputs)
+                self.replace(validation, stamps, store, inputs)
             }
         };
         entry.is_used = true;
@@ -156,7 +156,8 @@ impl TrustStores {
         self.stores.get(id).is_some_and(|entry| entry.failed.is_some())
     }
 
-    fn load(
+    /// Loads a new store, and adds what it no longer accepts to the revocations. If that fails, `before` stays.
+    fn replace(
         &mut self,
         validation: &Validation,
         stamps: [WatchedFileStamp; 2],
@@ -179,8 +180,8 @@ impl TrustStores {
         TrustStoreEntry { validation: validation.clone(), stamps, store, failed, is_used: true }
     }
 
-    /// Drops the stores that the plan does not use, whose connections are then drained, and computes when the clock alone results
-    /// in another plan.
+    /// Drops the stores that the plan does not use, whose connections are then drained, and computes when the clock
+    /// alone results in another plan.
     pub(crate) fn settle(&mut self, now: UnixTime) {
         let revocations = &mut self.revocations;
         self.stores.retain(|_, entry| {
@@ -192,15 +193,16 @@ impl TrustStores {
             std::mem::take(&mut entry.is_used)
         });
         let stores = self.stores.values().filter_map(|entry| entry.store.as_ref());
-        let lists = stores.filter_map(|store| store.revocations());
+        let indexes = stores.filter_map(|store| store.revocations());
         self.waiting = self.pending_crls();
-        let ends = lists.flat_map(CrlIndex::crl_infos).map(|list| list.next_update.as_secs());
+        let ends = indexes.flat_map(CrlIndex::crl_infos).map(|crl| crl.next_update.as_secs());
         let again =
             self.stores.values().filter_map(|entry| entry.failed.as_ref()).map(|(_, at)| *at);
         self.next_change = ends.filter(|end| *end > now.as_secs()).chain(again).min();
     }
 
-    /// Whether the clock, or a peer that presented the issuer of a waiting CRL, results in another plan since [`Self::settle`].
+    /// Whether the clock, or a peer that presented the issuer of a waiting CRL, results in another plan since
+    /// [`Self::settle`].
     pub(crate) fn is_outdated(&self, now: UnixTime) -> bool {
         self.next_change.is_some_and(|at| at <= now.as_secs())
             || self.waiting != self.pending_crls()
@@ -218,9 +220,9 @@ impl TrustStores {
 
     /// The CRLs of each store.
     pub(crate) fn coverage(&self) -> CrlsByTrustStore {
-        let lists =
+        let crls =
             |entry: &TrustStoreEntry| entry.store.as_ref()?.revocations().map(CrlIndex::crl_infos);
-        self.stores.iter().map(|(id, entry)| (id.text().to_owned(), lists(entry))).collect()
+        self.stores.iter().map(|(id, entry)| (id.text().to_owned(), crls(entry))).collect()
     }
 }
 
@@ -230,10 +232,10 @@ fn load(
     inputs: &mut ValidationInputs<'_>,
 ) -> Result<TrustStore, String> {
     let roots = inputs.files.read(&validation.roots)?;
-    let lists = crls(validation, inputs.files, inputs.crls)?;
+    let crls = crls(validation, inputs.files, inputs.crls)?;
     let parts = TrustParts {
         roots: &roots,
-        revocations: lists.as_deref(),
+        revocations: crls.as_deref(),
         names: validation.names.clone(),
         policy: validation.policy,
     };

@@ -11,8 +11,7 @@ use weft_certs::tls::ServerTls;
 use weft_runtime::connections::ConnectionStatus;
 
 use super::Alpn;
-use super::refused_handshake::RefusedHandshake;
-use super::stream::TlsStream;
+use super::server_handshake::{RefusedHandshake, server_handshake};
 use crate::stream::{RegisteredTlsStream, TransportStream};
 use crate::worker::SidecarWorker;
 
@@ -28,8 +27,9 @@ pub(crate) struct AcceptedTls {
     pub(crate) resumed: bool,
 }
 
-/// Performs the handshake. A `peer` in the result was verified: by the verifier, or again after a resumed session. From then on the connection is in the certificate index, and closed when the
-/// certificate is revoked.
+/// Performs the handshake. A `peer` in the result was verified: by rustls, which calls `verify_client_cert`
+/// (`certs/src/verify.rs`), or again here after a resumed session. From then on the connection is in the certificate
+/// index, and closed when the certificate is revoked.
 ///
 /// # Errors
 /// When the handshake fails, or the certificate of a resumed session has expired or was revoked. In the second case the
@@ -40,7 +40,7 @@ pub(crate) async fn accept(
     status: &Rc<ConnectionStatus>,
     worker: &SidecarWorker,
 ) -> Result<AcceptedTls, RefusedHandshake> {
-    let stream = TlsStream::accept(server.config().clone(), tcp).await?;
+    let stream = server_handshake(server.config().clone(), tcp).await?;
     let session = stream.session();
     let alpn = Alpn::of(session.alpn_protocol());
     let resumed = session.handshake_kind() == Some(HandshakeKind::Resumed);

@@ -40,11 +40,11 @@ impl Connector {
     /// error as a [`FailedHandshake`].
     pub(crate) async fn connect(
         &self,
-        target: &PlannedCluster,
+        cluster: &PlannedCluster,
         address: SocketAddr,
         alpn: Alpn,
     ) -> io::Result<TransportStream> {
-        let connected = attempt(target, address, alpn, self).await;
+        let connected = attempt(cluster, address, alpn, self).await;
         if let Some(failure) = connected.as_ref().err().and_then(TlsFailure::of_attempt) {
             self.metrics.count_upstream_handshake_failure(failure);
         }
@@ -59,14 +59,14 @@ pub(crate) fn server_name(tls: &UpstreamTls, address: SocketAddr) -> ServerName<
 }
 
 async fn attempt(
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     address: SocketAddr,
     alpn: Alpn,
     connector: &Connector,
 ) -> io::Result<TransportStream> {
     let mark = connector.mark;
-    let timeout: Duration = target.cluster.connect_timeout;
-    let (client, tls) = match &target.tls {
+    let timeout: Duration = cluster.settings.connect_timeout;
+    let (client, tls) = match &cluster.tls {
         PlannedClusterTls::None => {
             return Ok(TransportStream::Plain(connect_tcp(address, mark.into(), timeout).await?));
         }

@@ -4,7 +4,7 @@ pub(crate) mod acceptor;
 pub(crate) mod connector;
 pub(crate) mod failure;
 pub(crate) mod handshake;
-mod refused_handshake;
+mod server_handshake;
 pub(crate) mod stream;
 
 /// The protocol negotiated by ALPN.

@@ -502,6 +502,7 @@ mod tests {
     use weft_certs::{Authority, TrustStore};
 
     use super::*;
+    use crate::tls::server_handshake::server_handshake;
 
     const UNSPLIT: usize = usize::MAX;
 
@@ -610,7 +611,7 @@ mod tests {
             let other = tokio::spawn(async move {
                 echo(connector.connect(server_name(), far).await.unwrap()).await;
             });
-            let stream = *TlsStream::accept(configs.server.clone(), near).await.unwrap();
+            let stream = *server_handshake(configs.server.clone(), near).await.unwrap();
             let mut stream = exchange_with_echo(stream, bytes).await;
             assert!(owns_no_buffer(&stream), "after pieces of {size}");
             stream.shutdown().await.unwrap();
@@ -641,7 +642,7 @@ mod tests {
         let (near, far) = tcp().await;
         let connector = TlsConnector::from(configs.client.clone());
         let (ours, theirs) = tokio::join!(
-            TlsStream::accept(configs.server.clone(), near),
+            server_handshake(configs.server.clone(), near),
             connector.connect(server_name(), far)
         );
         (*ours.unwrap(), theirs.unwrap())
@@ -737,7 +738,7 @@ mod tests {
             to_client.write_all(&rest).await.unwrap();
             to_client
         };
-        let accepting = TlsStream::accept(configs.server.clone(), near);
+        let accepting = server_handshake(configs.server.clone(), near);
         let (ours, _client, _held) = tokio::join!(accepting, client, between);
         let mut received_bytes = Vec::new();
         ours.unwrap().read_to_end(&mut received_bytes).await.unwrap();
@@ -780,7 +781,7 @@ mod tests {
             let mut stream = connector.connect(server_name(), far).await?;
             stream.read_u8().await
         };
-        let (ours, theirs) = tokio::join!(TlsStream::accept(configs.server.clone(), near), other);
+        let (ours, theirs) = tokio::join!(server_handshake(configs.server.clone(), near), other);
         assert!(
             ours.unwrap_err().error.to_string().contains("no certificate"),
             "the error has the reason"
@@ -799,7 +800,7 @@ mod tests {
         let (near, far) = tcp().await;
         let connector = TlsConnector::from(Arc::new(client));
         let connecting = connector.connect(server_name(), far);
-        let (ours, theirs) = tokio::join!(TlsStream::accept(Arc::new(server), near), connecting);
+        let (ours, theirs) = tokio::join!(server_handshake(Arc::new(server), near), connecting);
         let ours = ours.unwrap_err().error.to_string();
         assert!(ours.contains("known protocol"), "{ours}");
         let theirs = theirs.unwrap_err().to_string();
@@ -820,7 +821,7 @@ mod tests {
         };
         let server = async {
             // The handshake fails after the client's last message has arrived.
-            let refused = TlsStream::accept(configs.server.clone(), near).await.unwrap_err();
+            let refused = server_handshake(configs.server.clone(), near).await.unwrap_err();
             refused.close().await;
         };
         let ((alert, end), ()) = tokio::join!(client, server);
@@ -840,7 +841,7 @@ mod tests {
             let (near, mut far) = tcp().await;
             far.write_all(bytes).await.unwrap();
             far.shutdown().await.unwrap();
-            assert!(TlsStream::accept(configs.server.clone(), near).await.is_err(), "{name}");
+            assert!(server_handshake(configs.server.clone(), near).await.is_err(), "{name}");
         }
     }
 }

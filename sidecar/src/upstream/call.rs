@@ -40,9 +40,9 @@ impl<'s, 'r, 'w> Call<'s, 'r, 'w> {
     ///
     /// # Errors
     /// When a gRPC call over HTTP/2 would be forwarded over HTTP/1.1.
-    pub(super) fn protocol(&self, target: &PlannedCluster) -> Result<Alpn, Denial> {
+    pub(super) fn protocol(&self, cluster: &PlannedCluster) -> Result<Alpn, Denial> {
         use weft_model::UpstreamProtocol;
-        let http2 = match target.cluster.protocol {
+        let http2 = match cluster.settings.protocol {
             UpstreamProtocol::Http1 => false,
             UpstreamProtocol::Http2 => true,
             UpstreamProtocol::AsDownstream => self.head.version == HttpVersion::Http2,

@@ -29,7 +29,8 @@ const MAX_RETRIES: usize = 2;
 /// How many times a request is retried that an endpoint did not process: many connections may be closed at the same
 /// time, and these retries are safe.
 const MAX_UNPROCESSED_RETRIES: usize = 8;
-/// Sends the request to an endpoint of `target` and forwards the response. Sets `endpoint` to the chosen endpoint.
+
+/// Sends the request to an endpoint of `cluster` and forwards the response. Sets `endpoint` to the chosen endpoint.
 ///
 /// When an endpoint cannot be reached, another is tried. A request that an endpoint may have processed is retried only
 /// when it is idempotent and has no body.
@@ -38,24 +39,25 @@ const MAX_UNPROCESSED_RETRIES: usize = 8;
 /// The denial to respond with, when no endpoint gave a valid response or a limit was reached.
 pub(crate) async fn exchange(
     call: &mut Call<'_, '_, '_>,
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     worker: &SidecarWorker,
     endpoint: &mut Option<SocketAddr>,
 ) -> Result<ExchangeOutcome, Denial> {
-    if target.balancer.open() >= target.cluster.request_limit {
+    if cluster.balancer.open() >= cluster.settings.request_limit {
         return Err(Denial::Overloaded);
     }
-    let alpn = call.protocol(target)?;
+    let alpn = call.protocol(cluster)?;
     let mut tried = Vec::new();
     let mut last = Denial::NoEndpoint;
     let mut retries = 0;
     let mut unprocessed = 0;
     let mut fresh = false;
     loop {
-        let pinned = PinnedConnection::take(call.pin, target).filter(|_| alpn != Alpn::Http2);
-        let pinned_endpoint = pinned.as_ref().and_then(|pinned| target.balancer.at(pinned.address));
+        let pinned = PinnedConnection::take(call.pin, cluster).filter(|_| alpn != Alpn::Http2);
+        let pinned_endpoint =
+            pinned.as_ref().and_then(|pinned| cluster.balancer.at(pinned.address));
         let pinned = pinned.filter(|_| pinned_endpoint.is_some());
-        let Some(chosen) = pinned_endpoint.or_else(|| target.balancer.choose(&tried)) else {
+        let Some(chosen) = pinned_endpoint.or_else(|| cluster.balancer.choose(&tried)) else {
             return Err(last);
         };
         *endpoint = Some(chosen.address);
@@ -67,15 +69,15 @@ pub(crate) async fn exchange(
         }
         let result = match alpn {
             _ if call.request.ends_tunnel => {
-                Box::pin(upgrade::terminate_tunnel(call, target, chosen.address, worker)).await
+                Box::pin(upgrade::terminate_tunnel(call, cluster, chosen.address, worker)).await
             }
-            Alpn::Http2 => http2_exchange::over_http2(call, target, chosen.address, worker).await,
+            Alpn::Http2 => http2_exchange::over_http2(call, cluster, chosen.address, worker).await,
             Alpn::Http1 | Alpn::None => {
                 let connection = match pinned {
                     Some(pinned) => Ok(pinned.connection),
-                    None => worker.pools.http1(target, chosen.address, fresh).await,
+                    None => worker.pools.http1(cluster, chosen.address, fresh).await,
                 };
-                over_http1(call, target, chosen.address, connection, worker).await
+                over_http1(call, cluster, chosen.address, connection, worker).await
             }
         };
         match result {
@@ -108,14 +110,14 @@ pub(crate) async fn exchange(
 
 async fn over_http1(
     call: &mut Call<'_, '_, '_>,
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     address: SocketAddr,
     connection: std::io::Result<Http1Connection>,
     worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     let mut connection = connection.map_err(|error| connect_failure(address, &error))?;
     let used = connection.used;
-    let limits = ResponseLimits::of(&target.cluster);
+    let limits = ResponseLimits::of(&cluster.settings);
     connection.writer.stall = call.request.timeouts.stall;
     connection.is_personal |= pinned::has_connection_login(call.head);
     let done = match call.head.upgrade {
@@ -146,8 +148,8 @@ async fn over_http1(
     })?;
     match call.pin {
         _ if !done.is_reusable || call.head.is_isolated => {}
-        _ if !connection.is_personal => worker.pools.return_idle(target, address, connection),
-        Some(pin) => drop(pin.replace(Some(PinnedConnection::new(target, address, connection)))),
+        _ if !connection.is_personal => worker.pools.return_idle(cluster, address, connection),
+        Some(pin) => drop(pin.replace(Some(PinnedConnection::new(cluster, address, connection)))),
         None => {
             tracing::debug!(%address, "closed upstream connection with NTLM login: its client connection is shared")
         }

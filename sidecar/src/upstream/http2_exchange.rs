@@ -30,35 +30,35 @@ use crate::worker::SidecarWorker;
 /// When the endpoint cannot be reached, no valid response arrives, or the client is gone.
 pub(super) async fn over_http2(
     call: &mut Call<'_, '_, '_>,
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     address: SocketAddr,
     worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
     let StreamLease { sender, settings, alert, open: _open } = worker
         .pools
-        .http2(target, address)
+        .http2(cluster, address)
         .await
         .map_err(|error| connect_failure(address, &error))?;
-    let scheme = if target.cluster.tls.is_some() { "https" } else { "http" };
+    let scheme = if cluster.settings.tls.is_some() { "https" } else { "http" };
     let result = match call.head.upgrade {
         Some(upgrade) => {
             if upgrade == Upgrade::WebSocket {
                 // The endpoint's SETTINGS say whether it supports WebSocket (RFC 8441, section 3).
-                let limit = target.cluster.connect_timeout;
+                let limit = cluster.settings.connect_timeout;
                 drop(tokio::time::timeout(limit, settings.wait()).await);
             }
             Box::pin(upgrade::over_http2(call, sender, upgrade, scheme)).await
         }
         None => match http2::to_request(call.head, scheme) {
             Ok(request) => {
-                let count = target.cluster.response_header_count;
+                let count = cluster.settings.response_header_count;
                 exchange_http2(call, sender, request, count).await
             }
             Err(denial) => Err(ExchangeFailure::Denied(denial)),
         },
     };
     if matches!(result, Err(ExchangeFailure::Stale(_) | ExchangeFailure::NotProcessed)) {
-        worker.pools.remove_http2(target, address);
+        worker.pools.remove_http2(cluster, address);
     }
     match (result, alert.get()) {
         (Err(ExchangeFailure::Stale(_)), Some(failure)) => {

@@ -14,29 +14,29 @@ use crate::plan::PlannedCluster;
 /// A pinned upstream connection, while it is idle.
 #[derive(Debug)]
 pub(crate) struct PinnedConnection {
-    target: u64,
+    cluster: u64,
     pub(super) address: SocketAddr,
     pub(super) connection: Http1Connection,
 }
 
 impl PinnedConnection {
     pub(super) fn new(
-        target: &PlannedCluster,
+        cluster: &PlannedCluster,
         address: SocketAddr,
         mut connection: Http1Connection,
     ) -> Self {
         connection.used = true;
         connection.reader.release_buffer();
         connection.writer.release_buffer();
-        Self { target: target.id, address, connection }
+        Self { cluster: cluster.id, address, connection }
     }
 
-    /// Takes the connection out of `pin` if it leads to `target` and is still open.
+    /// Takes the connection out of `pin` if it leads to `cluster` and is still open.
     pub(super) fn take(
         pin: Option<&RefCell<Option<Self>>>,
-        target: &PlannedCluster,
+        cluster: &PlannedCluster,
     ) -> Option<Self> {
-        let pinned = pin?.borrow_mut().take_if(|pinned| pinned.target == target.id)?;
+        let pinned = pin?.borrow_mut().take_if(|pinned| pinned.cluster == cluster.id)?;
         is_alive(&pinned.connection).then_some(pinned)
     }
 }

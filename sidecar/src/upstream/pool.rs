@@ -37,7 +37,7 @@ const RESETS_REMEMBERED: usize = 4_096;
 /// in both directions.
 const CLOSE_MARGIN: Duration = Duration::from_secs(1);
 
-/// Target ID and endpoint. The ID of a target changes with its TLS settings, so that no connection with old secrets is
+/// Target ID and endpoint. The ID of a cluster changes with its TLS settings, so that no connection with old secrets is
 /// reused.
 type PoolKey = (u64, SocketAddr);
 
@@ -175,34 +175,34 @@ impl Pools {
     /// When connecting fails, or no connection becomes free below the limit within the connect timeout.
     pub(crate) async fn http1(
         &self,
-        target: &PlannedCluster,
+        cluster: &PlannedCluster,
         address: SocketAddr,
         fresh: bool,
     ) -> io::Result<Http1Connection> {
         let mut deadline = None;
         let slot = loop {
-            while let Some(connection) = self.take((target.id, address)).filter(|_| !fresh) {
+            while let Some(connection) = self.take((cluster.id, address)).filter(|_| !fresh) {
                 if is_alive(&connection) {
                     return Ok(connection);
                 }
             }
-            match self.slots.take(target, address) {
+            match self.slots.take(cluster, address) {
                 Some(slot) => break slot,
                 None => {
-                    let timeout = || now() + target.cluster.connect_timeout;
-                    self.wait_for_slot(target, *deadline.get_or_insert_with(timeout)).await?;
+                    let timeout = || now() + cluster.settings.connect_timeout;
+                    self.wait_for_slot(cluster, *deadline.get_or_insert_with(timeout)).await?;
                 }
             }
         };
         // Boxed, because most requests reuse a connection.
-        let connecting = self.connector.connect(target, address, Alpn::Http1);
+        let connecting = self.connector.connect(cluster, address, Alpn::Http1);
         let stream = Box::pin(connecting).await?;
         self.connector.metrics.upstream_connections.increment();
         let (read, write) = StreamHalf::pair(stream);
         Ok(Http1Connection {
             reader: Http1Reader::new(read),
             // Each request sets its own stall timeout.
-            writer: Http1Writer::new(write, target.cluster.connect_timeout),
+            writer: Http1Writer::new(write, cluster.settings.connect_timeout),
             used: false,
             keep_alive_timeout: None,
             is_personal: false,
@@ -211,8 +211,8 @@ impl Pools {
     }
 
     /// Waits until a connection becomes idle or is closed, when the limit of connections is reached.
-    async fn wait_for_slot(&self, target: &PlannedCluster, deadline: Instant) -> io::Result<()> {
-        let freed = self.slots.freed(target);
+    async fn wait_for_slot(&self, cluster: &PlannedCluster, deadline: Instant) -> io::Result<()> {
+        let freed = self.slots.freed(cluster);
         let waiting = tokio::time::timeout_at(deadline.into(), freed);
         waiting.await.map_err(|_| limit_reached("max_connections"))
     }
@@ -227,7 +227,7 @@ impl Pools {
     /// Returns a connection whose response was read completely to the pool.
     pub(crate) fn return_idle(
         &self,
-        target: &PlannedCluster,
+        cluster: &PlannedCluster,
         address: SocketAddr,
         mut connection: Http1Connection,
     ) {
@@ -237,7 +237,7 @@ impl Pools {
         }
         let announced =
             connection.keep_alive_timeout.map(|timeout| timeout.saturating_sub(CLOSE_MARGIN));
-        let wait = announced.unwrap_or(Duration::MAX).min(target.cluster.idle_timeout);
+        let wait = announced.unwrap_or(Duration::MAX).min(cluster.settings.idle_timeout);
         if wait.is_zero() || connection.reader.half.is_draining() {
             return;
         }
@@ -245,7 +245,7 @@ impl Pools {
         connection.reader.release_buffer();
         connection.writer.release_buffer();
         let mut pools = self.http1.borrow_mut();
-        let idle = pools.entry((target.id, address)).or_default();
+        let idle = pools.entry((cluster.id, address)).or_default();
         if idle.len() < IDLE_LIMIT {
             connection.slot.notify_idle();
             idle.push(IdleConnection { until: now() + wait, connection });
@@ -259,10 +259,10 @@ impl Pools {
     /// When connecting fails, or the limit of connections or receive windows is reached.
     pub(crate) async fn http2(
         &self,
-        target: &PlannedCluster,
+        cluster: &PlannedCluster,
         address: SocketAddr,
     ) -> io::Result<StreamLease> {
-        let key = (target.id, address);
+        let key = (cluster.id, address);
         if let Some(lease) = self.http2_below_limit(key) {
             return Ok(lease);
         }
@@ -271,7 +271,7 @@ impl Pools {
         if let Some(lease) = self.http2_below_limit(key) {
             return Ok(lease);
         }
-        let slot = self.slots.take(target, address);
+        let slot = self.slots.take(cluster, address);
         if let Some(mut lease) = self.least_loaded(key, slot.is_some()) {
             // Ready when one of its streams has ended.
             lease.sender = lease.sender.ready().await.map_err(io::Error::other)?;
@@ -283,7 +283,7 @@ impl Pools {
         let receiving =
             window.receive().ok_or_else(|| limit_reached("limit of receive windows"))?;
         let connecting =
-            connect_http2(target, address, ConnectionPermits { slot, window }, &self.connector);
+            connect_http2(cluster, address, ConnectionPermits { slot, window }, &self.connector);
         let mut connection = Box::pin(connecting).await?;
         let lease = connection.lease_with(receiving);
         self.http2.borrow_mut().entry(key).or_default().push(connection);
@@ -329,15 +329,15 @@ impl Pools {
     }
 
     /// Removes the HTTP/2 connections to an endpoint after one has failed.
-    pub(crate) fn remove_http2(&self, target: &PlannedCluster, address: SocketAddr) {
-        self.http2.borrow_mut().remove(&(target.id, address));
+    pub(crate) fn remove_http2(&self, cluster: &PlannedCluster, address: SocketAddr) {
+        self.http2.borrow_mut().remove(&(cluster.id, address));
     }
 
-    /// Closes connections that were idle for too long or are draining, and those of targets for which `is_current` is
+    /// Closes connections that were idle for too long or are draining, and those of clusters for which `is_current` is
     /// false.
     pub(crate) fn sweep(&self, is_current: impl Fn(u64) -> bool) {
         let now = now();
-        self.http2.borrow_mut().retain(|(target, _), connections| {
+        self.http2.borrow_mut().retain(|(cluster, _), connections| {
             connections.retain_mut(|connection| {
                 if connection.open.get() > 0 {
                     connection.idle_since = None;
@@ -346,15 +346,15 @@ impl Pools {
                 let since = *connection.idle_since.get_or_insert(now);
                 now.saturating_duration_since(since) < HTTP2_IDLE
             });
-            is_current(*target) && !connections.is_empty()
+            is_current(*cluster) && !connections.is_empty()
         });
-        self.http1.borrow_mut().retain(|(target, _), idle| {
+        self.http1.borrow_mut().retain(|(cluster, _), idle| {
             idle.retain(|waiting| {
                 now < waiting.until && !waiting.connection.reader.half.is_draining()
             });
-            is_current(*target) && !idle.is_empty()
+            is_current(*cluster) && !idle.is_empty()
         });
-        self.connecting.borrow_mut().retain(|(target, _), _| is_current(*target));
+        self.connecting.borrow_mut().retain(|(cluster, _), _| is_current(*cluster));
         self.slots.sweep();
     }
 }
@@ -367,13 +367,13 @@ struct ConnectionPermits {
 
 /// Establishes an HTTP/2 connection and spawns the task that drives it.
 async fn connect_http2(
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     address: SocketAddr,
     permits: ConnectionPermits,
     connector: &Connector,
 ) -> io::Result<Http2Connection> {
     let ConnectionPermits { slot, window } = permits;
-    let stream = connector.connect(target, address, Alpn::Http2).await?;
+    let stream = connector.connect(cluster, address, Alpn::Http2).await?;
     let status = stream.status().cloned();
     connector.metrics.upstream_connections.increment();
     let alert = EndpointAlert::default();
@@ -383,7 +383,7 @@ async fn connect_http2(
         .enable_push(false)
         .max_header_list_size(
             // The limit of the h2 crate is the first size that is too large.
-            u32::try_from(target.cluster.response_head_bytes + 1).unwrap_or(u32::MAX),
+            u32::try_from(cluster.settings.response_head_bytes + 1).unwrap_or(u32::MAX),
         )
         .max_send_buffer_size(SEND_BUFFER_BYTES)
         // Many clients share the connection: what one of them cancels or reads slowly must not close it. What the

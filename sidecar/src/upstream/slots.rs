@@ -15,12 +15,12 @@ use tokio::sync::Notify;
 
 use crate::plan::PlannedCluster;
 
-/// The connections of a worker, by the ID of the target.
+/// The connections of a worker, by the ID of the cluster.
 #[derive(Debug, Default)]
-pub(crate) struct Slots(RefCell<HashMap<u64, Rc<TargetSlots>>>);
+pub(crate) struct Slots(RefCell<HashMap<u64, Rc<ClusterSlots>>>);
 
 #[derive(Debug, Default)]
-struct TargetSlots {
+struct ClusterSlots {
     /// The number of connections to each endpoint, without zeros.
     open: RefCell<HashMap<SocketAddr, u32>>,
     /// Notified when a connection becomes idle or is closed.
@@ -30,53 +30,53 @@ struct TargetSlots {
 /// The permission to have one connection open. Released when dropped.
 #[derive(Debug)]
 pub(crate) struct Slot {
-    target: Rc<TargetSlots>,
+    cluster: Rc<ClusterSlots>,
     address: SocketAddr,
     /// The connections of all workers to the cluster.
     total: Arc<AtomicU32>,
 }
 
 impl Slots {
-    /// Permission for one more connection to an endpoint of `target`. None at the limit.
-    pub(crate) fn take(&self, target: &PlannedCluster, address: SocketAddr) -> Option<Slot> {
-        let slots = self.of(target);
-        let total = target.balancer.connections();
+    /// Permission for one more connection to an endpoint of `cluster`. None at the limit.
+    pub(crate) fn take(&self, cluster: &PlannedCluster, address: SocketAddr) -> Option<Slot> {
+        let slots = self.of(cluster);
+        let total = cluster.balancer.connections();
         let mut open = slots.open.borrow_mut();
         let limit =
-            if open.contains_key(&address) { target.cluster.connection_limit } else { u32::MAX };
+            if open.contains_key(&address) { cluster.settings.connection_limit } else { u32::MAX };
         let one_more = |total: u32| if total < limit { Some(total + 1) } else { None };
         total.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).ok()?;
         *open.entry(address).or_default() += 1;
         drop(open);
-        Some(Slot { target: slots, address, total: total.clone() })
+        Some(Slot { cluster: slots, address, total: total.clone() })
     }
 
-    /// Resolves when a connection of this worker to the target becomes idle or is closed.
-    pub(crate) async fn freed(&self, target: &PlannedCluster) {
-        let slots = self.of(target);
+    /// Resolves when a connection of this worker to the cluster becomes idle or is closed.
+    pub(crate) async fn freed(&self, cluster: &PlannedCluster) {
+        let slots = self.of(cluster);
         slots.freed.notified().await;
     }
 
-    /// Removes targets without connections and waiters.
+    /// Removes clusters without connections and waiters.
     pub(crate) fn sweep(&self) {
         self.0.borrow_mut().retain(|_, slots| Rc::strong_count(slots) > 1);
     }
 
-    fn of(&self, target: &PlannedCluster) -> Rc<TargetSlots> {
-        self.0.borrow_mut().entry(target.id).or_default().clone()
+    fn of(&self, cluster: &PlannedCluster) -> Rc<ClusterSlots> {
+        self.0.borrow_mut().entry(cluster.id).or_default().clone()
     }
 }
 
 impl Slot {
     /// Notifies one waiter that the connection is idle.
     pub(crate) fn notify_idle(&self) {
-        self.target.freed.notify_one();
+        self.cluster.freed.notify_one();
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        let mut open = self.target.open.borrow_mut();
+        let mut open = self.cluster.open.borrow_mut();
         if let Some(count) = open.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -85,6 +85,6 @@ impl Drop for Slot {
         }
         drop(open);
         self.total.fetch_sub(1, Ordering::Relaxed);
-        self.target.freed.notify_one();
+        self.cluster.freed.notify_one();
     }
 }

@@ -217,13 +217,13 @@ pub(super) async fn over_http2(
 /// When the endpoint cannot be reached, or the connection limit is reached.
 pub(super) async fn terminate_tunnel(
     call: &mut Call<'_, '_, '_>,
-    target: &PlannedCluster,
+    cluster: &PlannedCluster,
     address: SocketAddr,
     worker: &SidecarWorker,
 ) -> Result<ExchangeOutcome, ExchangeFailure> {
-    let slot = worker.pools.slots.take(target, address);
+    let slot = worker.pools.slots.take(cluster, address);
     let _slot = slot.ok_or(ExchangeFailure::Denied(Denial::Overloaded))?;
-    let stream = worker.connector.connect(target, address, Alpn::None).await;
+    let stream = worker.connector.connect(cluster, address, Alpn::None).await;
     let (read, write) = StreamHalf::pair(stream.map_err(|error| connect_failure(address, &error))?);
     worker.metrics.upstream_connections.increment();
     let mut reader = Http1Reader::new(read);

@@ -47,7 +47,8 @@ pub enum AdminCommand {
     /// Begin or continue the rotation of the authority.
     Rotate(RotationStep),
     /// Rotate to an authority whose certificate was issued by an external root, PEM.
-    Follow {
+    #[serde(rename = "Follow")]
+    RotateToExternal {
         /// The root's certificate.
         root: String,
         /// The authority's certificate, and the intermediates between it and the root.
@@ -55,7 +56,8 @@ pub enum AdminCommand {
         /// The private key of the authority.
         key: PrivateKey,
         /// The CRLs of the root and of the intermediates; empty: those that are stored.
-        lists: String,
+        #[serde(rename = "lists")]
+        crls: String,
     },
     /// Replace the CRLs of an external root and of the intermediates below it, PEM.
     #[serde(rename = "RootLists")]
@@ -104,17 +106,17 @@ fn execute_with(
             Ok(vec![token])
         }
         AdminCommand::Rotate(step) => ca_rotation::rotate(store, *step, distribution, now),
-        AdminCommand::Follow { root, certificate, key, lists } => {
+        AdminCommand::RotateToExternal { root, certificate, key, crls } => {
             let given = ExternalCaFiles {
                 root: root.clone(),
                 certificate: certificate.clone(),
                 key: key.0.clone().into(),
-                crls: lists.clone(),
+                crls: crls.clone(),
             };
             ca_rotation::import(store, given, now)
         }
         AdminCommand::Check => check(store.check(), store.path()),
-        AdminCommand::RootCrls(lists) => ca_rotation::replace_root_crls(store, lists, now),
+        AdminCommand::RootCrls(crls) => ca_rotation::replace_root_crls(store, crls, now),
         AdminCommand::Roots => {
             let authority_set = store.authority_set().map_err(|error| error.to_string())?;
             let authorities =

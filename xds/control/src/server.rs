@@ -67,7 +67,7 @@ pub async fn run(
         clock: clock.clone(),
     };
     let mut publisher = Publisher::new(sources, status, revoked.clone());
-    let directory = watch::Sender::new(publisher.first()?);
+    let views = watch::Sender::new(publisher.first()?);
     memory::trim_heap();
 
     let life = options.certificate_life;
@@ -90,26 +90,23 @@ pub async fn run(
     status_of.send_modify(|status| status.is_listening = true);
     let config = AcceptConfig { tls: certificate.subscribe(), revoked: revoked.subscribe() };
     let accepting = tokio::spawn(accept(listener, config, connections, options.connections));
-    let receiver = directory.subscribe();
     let stop = drain.clone();
     let subscribers = Arc::new(trust_subscribers());
-    let served = ControlClients {
-        directory: directory.subscribe(),
-        subscribers: subscribers.clone(),
-        authorities,
-    };
-    let served: Arc<dyn TrustDistribution> = Arc::new(served);
-    let offered = XdsServerConfig { provider: receiver, subscribers, limits: options.requests };
-    let serving = tokio::spawn(serve(waiting, offered, issuer, async move {
+    let clients =
+        ControlClients { views: views.subscribe(), subscribers: subscribers.clone(), authorities };
+    let clients: Arc<dyn TrustDistribution> = Arc::new(clients);
+    let served =
+        XdsServerConfig { provider: views.subscribe(), subscribers, limits: options.requests };
+    let serving = tokio::spawn(serve(waiting, served, issuer, async move {
         stop.reached(Phase::Draining).await;
     }));
     let changed = Arc::new(Notify::new());
     if let Err(error) = file_watch::notify_changes(&path, Arc::downgrade(&changed)) {
         tracing::warn!(file = %path.display(), %error, "file watch failed, polling instead");
     }
-    let admin = admin_socket::serve(store, changed.clone(), served.clone());
+    let admin = admin_socket::serve(store, changed.clone(), clients.clone());
     let admin = tokio::spawn(admin.map_err(|error| format!("admin socket: {error}"))?);
-    let watching = tokio::spawn(publisher.watch(certificate, directory, changed, served));
+    let watching = tokio::spawn(publisher.watch(certificate, views, changed, clients));
     drain.reached(Phase::Draining).await;
     accepting.abort();
     watching.abort();
@@ -121,7 +118,7 @@ pub async fn run(
 
 /// The clients of this control plane.
 struct ControlClients {
-    directory: watch::Receiver<Arc<Views>>,
+    views: watch::Receiver<Arc<Views>>,
     subscribers: Arc<ResourceSubscribers>,
     authorities: Arc<CurrentAuthorities>,
 }
@@ -137,7 +134,7 @@ impl TrustDistribution for ControlClients {
                 "the control plane, which has not applied the new authority yet".to_owned(),
             ];
         }
-        let views = self.directory.borrow().clone();
+        let views = self.views.borrow().clone();
         let Some(version) = views.trust_version() else {
             return Vec::new();
         };

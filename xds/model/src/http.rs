@@ -211,11 +211,11 @@ pub enum EscapedSlashes {
     Redirect,
 }
 
-/// How a request is handled that is not strict HTTP/1.1. A request without a single valid interpretation is refused in
+/// How a request is handled that is not strict HTTP/1.1. A request without a single valid reading is refused in
 /// every mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DesyncMode {
-    /// It is counted, and forwarded in strict form where the standard gives it one interpretation.
+    /// It is counted, and forwarded in strict form where the standard gives it one reading.
     Monitor,
     /// Harmless deviations are forwarded; after an ambiguous request both connections are closed; severe deviations
     /// are refused.

@@ -1,10 +1,10 @@
-//! Request paths: their normalized form, and the other interpretations that services may have.
+//! Request paths: their normalized form, and the other readings that services may have.
 //!
 //! A service that gets a path as the client sent it may decode escapes once, twice or not at all, treat an escaped
 //! slash or a backslash as a slash, merge slashes, resolve dot segments, and remove path parameters.
-//! [`PathReadings`] are the resulting interpretations; a policy must allow each of them.
+//! [`PathReadings`] are the resulting readings; a policy must allow each of them.
 
-/// One interpretation of a path.
+/// A reading of a path: what a service may make of it, by the escapes, separators and dot segments that it resolves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathReading {
     /// Spellings of the same segments: the canonical one, and those that patterns may be written in.
@@ -24,7 +24,7 @@ impl PathReading {
     }
 }
 
-/// All interpretations of a path that has more than one.
+/// All readings of a path that has more than one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PathReadings(Vec<PathReading>);
 
@@ -102,7 +102,7 @@ impl PathReadings {
     }
 }
 
-/// Whether a path has only one interpretation: no escape, backslash, path parameter, empty segment, or segment that
+/// Whether a path has only one reading: no escape, backslash, path parameter, empty segment, or segment that
 /// starts with a dot.
 #[must_use]
 pub fn is_plain(path: &str) -> bool {

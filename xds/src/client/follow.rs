@@ -289,13 +289,13 @@ async fn run_stream(
         };
         let outcome = match arrived {
             Some(Ok(ServerMessage::Delta(response))) => session.on_delta(response),
-            Some(Ok(ServerMessage::State(response))) => session.on_state(response),
+            Some(Ok(ServerMessage::State(response))) => session.on_state_of_the_world(response),
             Some(Err(status)) => return Some(explain(&status)),
             None => return None,
         };
         *answered = true;
         follower.report(&outcome, session);
-        // Every accepted response is offered, including one that only reports removed names.
+        // While a change waits for names, a response that changes nothing may tell that a name is absent.
         follower.offer_if(outcome.changed || follower.warming.deadline().is_some(), session);
         if send(&outbox, outcome.requests).await.is_err() {
             return Some("stream closed before the ACK was sent".into());

@@ -147,7 +147,7 @@ impl ClientSession {
                 batch.take(&resource.name, any, resource.version);
             }
         }
-        self.state(kind).answered = true;
+        self.type_state(kind).answered = true;
         let mut outcome = ResponseOutcome::default();
         let error = self.accept(batch, &mut outcome);
         for name in response.removed_resources {
@@ -160,7 +160,7 @@ impl ClientSession {
     }
 
     /// Handles a state-of-the-world response.
-    pub fn on_state(&mut self, response: DiscoveryResponse) -> ResponseOutcome {
+    pub fn on_state_of_the_world(&mut self, response: DiscoveryResponse) -> ResponseOutcome {
         let Some(kind) = ResourceKind::from_type_url(&response.type_url) else {
             return self.refuse_type(&response.type_url, response.nonce, response.version_info);
         };
@@ -171,11 +171,11 @@ impl ClientSession {
         let present: BTreeSet<Name> = batch.names().collect();
         // A resource whose name could not be decoded may be any of the missing ones.
         let nameless = present.contains("");
-        self.state(kind).answered = true;
+        self.type_state(kind).answered = true;
         let mut outcome = ResponseOutcome::default();
         let error = self.accept(batch, &mut outcome);
         if kind.is_wildcard() && !nameless {
-            let state = self.state(kind);
+            let state = self.type_state(kind);
             let known: BTreeSet<&Name> =
                 state.accepted.keys().chain(state.refused.keys()).collect();
             let gone = known.into_iter().filter(|name| !present.contains(*name));
@@ -183,14 +183,14 @@ impl ClientSession {
                 self.remove(kind, &name, &mut outcome);
             }
         }
-        let state = self.state(kind);
+        let state = self.type_state(kind);
         state.nonce = response.nonce;
         if error.is_none() {
             state.version = response.version_info;
         }
         outcome.notes.extend(self.update_references());
         // Each request lists all names, so the ACK also carries a changed subscription.
-        outcome.requests.push(self.state_request(kind, error));
+        outcome.requests.push(self.state_of_the_world_request(kind, error));
         outcome.requests.extend(self.subscribe());
         outcome
     }
@@ -238,7 +238,7 @@ impl ClientSession {
     fn accept(&mut self, batch: Batch, outcome: &mut ResponseOutcome) -> Option<String> {
         let kind = batch.kind;
         let local = self.local_secrets.clone();
-        let state = self.state(kind);
+        let state = self.type_state(kind);
         state.refused.remove("");
         for (name, (version, accepted)) in batch.good {
             let is_subscribed = kind.is_wildcard() || state.subscribed.contains(&name);
@@ -266,7 +266,7 @@ impl ClientSession {
 
     /// Handles a removal by the server; see the rules of the module.
     fn remove(&mut self, kind: ResourceKind, name: &Name, outcome: &mut ResponseOutcome) {
-        let state = self.state(kind);
+        let state = self.type_state(kind);
         let in_use = state.wanted.contains(name);
         state.refused.remove(name);
         if in_use {
@@ -340,7 +340,7 @@ impl ClientSession {
             .into_iter()
             .flat_map(|kind| match self.variant {
                 XdsVariant::Delta => self.delta_subscription(kind),
-                XdsVariant::StateOfTheWorld => vec![self.state_request(kind, None)],
+                XdsVariant::StateOfTheWorld => vec![self.state_of_the_world_request(kind, None)],
             })
             .collect()
     }
@@ -349,7 +349,7 @@ impl ClientSession {
     /// report versions: the server sends the resources of later requests again.
     fn delta_subscription(&mut self, kind: ResourceKind) -> Vec<XdsRequest> {
         let mut node = self.first_node();
-        let state = self.state(kind);
+        let state = self.type_state(kind);
         let is_first = !std::mem::replace(&mut state.opened, true);
         let mut requests = Vec::new();
         let mut request = Subscription::new(kind);
@@ -401,9 +401,13 @@ impl ClientSession {
         })));
     }
 
-    fn state_request(&mut self, kind: ResourceKind, error: Option<String>) -> XdsRequest {
+    fn state_of_the_world_request(
+        &mut self,
+        kind: ResourceKind,
+        error: Option<String>,
+    ) -> XdsRequest {
         let node = self.first_node();
-        let state = self.state(kind);
+        let state = self.type_state(kind);
         state.subscribed = state.wanted.clone();
         state.opened = true;
         XdsRequest::StateOfTheWorld(Box::new(DiscoveryRequest {
@@ -462,7 +466,7 @@ impl ClientSession {
         Some(node)
     }
 
-    fn state(&mut self, kind: ResourceKind) -> &mut ClientTypeState {
+    fn type_state(&mut self, kind: ResourceKind) -> &mut ClientTypeState {
         self.types.entry(kind).or_default()
     }
 }

@@ -179,8 +179,8 @@ impl<'a> SnapshotMerge<'a> {
         merge
     }
 
-    /// Records missing names; whether one of them delays the resource.
-    fn is_held(&mut self, missing: Vec<MissingReference>) -> bool {
+    /// Records missing names. Returns whether one of them delays the resource.
+    fn record_missing(&mut self, missing: Vec<MissingReference>) -> bool {
         let mut is_held = false;
         for name in missing {
             if (self.blocks)(&name) {
@@ -194,7 +194,7 @@ impl<'a> SnapshotMerge<'a> {
 
     fn clusters(&mut self) {
         for (name, cluster) in &self.new.clusters {
-            let cluster = match self.is_held(self.new.missing_of_cluster(cluster)) {
+            let cluster = match self.record_missing(self.new.missing_of_cluster(cluster)) {
                 false => Some(cluster),
                 true => self.old.clusters.get(name),
             };
@@ -209,7 +209,7 @@ impl<'a> SnapshotMerge<'a> {
 
     fn tables(&mut self) {
         for (name, table) in &self.new.routes {
-            let table = match self.is_held(self.lacking_clusters(table.cluster_names())) {
+            let table = match self.record_missing(self.lacking_clusters(table.cluster_names())) {
                 false => Some(table),
                 true => {
                     self.held_tables.insert(name.clone());
@@ -233,7 +233,7 @@ impl<'a> SnapshotMerge<'a> {
                 .chain(self.new.missing_secrets(listener.secret_names()))
                 .chain(self.lacking_clusters(listener.cluster_names()))
                 .collect();
-            if !self.is_held(lacking) && held.is_empty() {
+            if !self.record_missing(lacking) && held.is_empty() {
                 self.next.listeners.insert(name.clone(), listener.clone());
                 continue;
             }

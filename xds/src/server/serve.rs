@@ -35,6 +35,7 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// The largest HTTP/2 header list, in bytes.
 const HEADERS_LIMIT: u32 = 16 * 1024;
+
 /// Provides the resources of each client.
 pub trait ResourceProvider: Send + Sync + 'static {
     /// The resources of a client.
@@ -218,7 +219,8 @@ impl<D: ResourceProvider> SecretDiscoveryService for DiscoveryServices<D> {
         let provider = self.provider.borrow().clone();
         let set = provider.resources(&node, peer.as_ref()).map_err(Status::permission_denied)?;
         let mut session = ServerSession::new(XdsVariant::StateOfTheWorld);
-        let answers = session.on_state(request, &set).map_err(Status::resource_exhausted)?;
+        let answers =
+            session.on_state_of_the_world(request, &set).map_err(Status::resource_exhausted)?;
         let of_this = |response| match response {
             XdsResponse::StateOfTheWorld(response) => Some(*response),
             XdsResponse::Delta(_) => None,
@@ -383,7 +385,7 @@ impl<D: ResourceProvider> StreamTask<D> {
         let set = self.resources()?;
         let answer = match request {
             IncomingRequest::Delta(request) => self.session.on_delta(*request, &set),
-            IncomingRequest::State(request) => self.session.on_state(*request, &set),
+            IncomingRequest::State(request) => self.session.on_state_of_the_world(*request, &set),
         };
         answer.map_err(Status::resource_exhausted)
     }

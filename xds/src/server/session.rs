@@ -240,7 +240,7 @@ impl ServerSession {
     ///
     /// # Errors
     /// When the stream subscribes to more names than the limit; the stream must be closed.
-    pub fn on_state(
+    pub fn on_state_of_the_world(
         &mut self,
         request: DiscoveryRequest,
         set: &Arc<ResourceSet>,

@@ -96,7 +96,7 @@ pub(crate) fn respond(session: &mut ClientSession, text: &str) -> ResponseOutcom
             removed_resources: removed,
             ..DeltaDiscoveryResponse::default()
         }),
-        StateOfTheWorld => session.on_state(DiscoveryResponse {
+        StateOfTheWorld => session.on_state_of_the_world(DiscoveryResponse {
             type_url,
             nonce: nonce.into(),
             version_info: version,

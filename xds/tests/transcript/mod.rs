@@ -42,7 +42,7 @@ pub(crate) fn check(variant: XdsVariant, script: &str) {
             }
             (_, text) => match variant {
                 XdsVariant::Delta => session.on_delta(delta(text), &set),
-                XdsVariant::StateOfTheWorld => session.on_state(state(text), &set),
+                XdsVariant::StateOfTheWorld => session.on_state_of_the_world(state(text), &set),
             },
         };
         transcript.push((*line).to_owned());

@@ -17,7 +17,7 @@ fn judged(setup: &Setup, head: RequestHead) -> String {
             Err(RefusedRequest { denial, .. }) => denial.reason(),
         };
         let by = |policy: Option<&Name>| policy.map_or("no policy", |name| &**name).to_owned();
-        let enforced = format!("{decision} by {}", by(log.rule.as_ref()));
+        let enforced = format!("{decision} by {}", by(log.policy.as_ref()));
         match log.dry_run_denial() {
             None => enforced,
             Some(policy) => format!("{enforced}, dry run denied by {}", by(policy)),

@@ -21,7 +21,7 @@ use super::downloads::{CrlDownload, CrlSources, KeySetSources};
 use super::files::{WatchedFileStamp, WatchedFiles};
 use super::issuers::{ChainPlace, KeyInputs, KnownIssuers};
 use super::listener::{ChainTls, PlannedChain, PlannedHttp, PlannedListener, PlannedService};
-use super::target::{PlannedCluster, PlannedClusterSecrets, PlannedClusterTls};
+use super::planned_cluster::{PlannedCluster, PlannedClusterSecrets, PlannedClusterTls};
 use super::trust::{SecretId, TrustStores, ValidationInputs};
 use crate::authenticate::TokenPolicy;
 use crate::authenticate::key_store::KeyStore;
@@ -43,8 +43,8 @@ pub(crate) struct Builder {
     files: WatchedFiles,
     /// The last good certificate of each secret.
     identities: HashMap<SecretId, KnownIdentity>,
-    targets: ConfigMap<Name, Arc<PlannedCluster>>,
-    next_target: u64,
+    clusters: ConfigMap<Name, Arc<PlannedCluster>>,
+    next_cluster_id: u64,
     issuers: KnownIssuers,
     /// The session ticket keys by listener and chain. They survive other changes, so that clients can resume sessions; the
     /// current plan's settings are checked on resumption.
@@ -103,11 +103,11 @@ impl Builder {
             crl_sources: CrlSources::default(),
         };
         for (name, cluster) in &snapshot.clusters {
-            let target = build.target(cluster);
-            plan.ids.insert(target.id);
-            plan.targets.insert(name.clone(), target);
+            let planned = build.cluster(cluster);
+            plan.ids.insert(planned.id);
+            plan.clusters.insert(name.clone(), planned);
         }
-        build.builder.targets.clone_from(&plan.targets);
+        build.builder.clusters.clone_from(&plan.clusters);
         let conflicts = snapshot.address_conflicts();
         build.problems.unserved.extend(conflicts.iter().map(ToString::to_string));
         for (name, listener) in &snapshot.listeners {
@@ -129,7 +129,7 @@ impl Builder {
         }
         let PlanBuild { key_sets, crl_sources, .. } = build;
         let is_fetched = |point: &DistributionPoint| fetched.crls.list(point).is_some();
-        let crl_downloads = crl_sources.downloads(&plan.targets, is_fetched, &mut problems);
+        let crl_downloads = crl_sources.downloads(&plan.clusters, is_fetched, &mut problems);
         self.trust.settle(now);
         self.identities.retain(|_, known| std::mem::take(&mut known.is_used));
         plan.revocations = self.trust.revocations().clone();
@@ -225,10 +225,10 @@ impl PlanBuild<'_> {
     }
 
     fn tokens(&mut self, chain: &ChainPlace, policy: &Arc<JwtPolicy>) -> TokenPolicy {
-        let Builder { issuers, files, targets, .. } = &mut *self.builder;
+        let Builder { issuers, files, clusters, .. } = &mut *self.builder;
         let inputs = &mut KeyInputs {
             files,
-            targets,
+            clusters,
             fetched: self.fetched.keys,
             sources: &mut self.key_sets,
             problems: self.problems,
@@ -239,7 +239,7 @@ impl PlanBuild<'_> {
     fn server_tls(&mut self, tls: &DownstreamTls, place: ChainPlace) -> Result<ChainTls, String> {
         let ChainPlace { listener, number: chain } = &place;
         let here = format!("listener {listener} chain {chain}");
-        // First, so that it stays current even if something else is wrong.
+        // The trust store first, so that it stays current even if the identity cannot be loaded.
         let clients = match &tls.client_certificates {
             ClientCertificateMode::NotRequested => ClientAuthentication::None,
             ClientCertificateMode::Verify { validation, names, required } => {
@@ -266,8 +266,8 @@ impl PlanBuild<'_> {
             .map_err(|error| error.to_string())
     }
 
-    fn target(&mut self, cluster: &Arc<Cluster>) -> Arc<PlannedCluster> {
-        let previous = self.builder.targets.get(&cluster.name).cloned();
+    fn cluster(&mut self, cluster: &Arc<Cluster>) -> Arc<PlannedCluster> {
+        let previous = self.builder.clusters.get(&cluster.name).cloned();
         let endpoints = self.snapshot.endpoints_of(cluster).map_or(&[][..], |set| &set.endpoints);
         if matches!(cluster.balance, Balance::Maglev { .. }) {
             self.problems.warn(format!(
@@ -283,9 +283,9 @@ impl PlanBuild<'_> {
             Some((_, Ok(secrets))) => secrets.clone(),
             Some((_, Err(_))) | None => PlannedClusterSecrets::default(),
         };
-        let same = previous.filter(|old| old.cluster == *cluster && old.secrets.is_as(&secrets));
-        let id = same.as_ref().map_or(self.builder.next_target + 1, |old| old.id);
-        self.builder.next_target = self.builder.next_target.max(id);
+        let same = previous.filter(|old| old.settings == *cluster && old.secrets.is_as(&secrets));
+        let id = same.as_ref().map_or(self.builder.next_cluster_id + 1, |old| old.id);
+        self.builder.next_cluster_id = self.builder.next_cluster_id.max(id);
         let made = match loaded {
             None => Ok(PlannedClusterTls::None),
             Some((_, Err(problem))) => Err(problem),
@@ -298,7 +298,7 @@ impl PlanBuild<'_> {
             self.problems.unreachable.push(format!("cluster {:?}: {problem}", &*cluster.name));
             PlannedClusterTls::Broken
         });
-        Arc::new(PlannedCluster { id, cluster: cluster.clone(), balancer, tls, secrets })
+        Arc::new(PlannedCluster { id, settings: cluster.clone(), balancer, tls, secrets })
     }
 
     fn client_tls(

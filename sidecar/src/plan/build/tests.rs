@@ -71,8 +71,8 @@ fn service(plan: &SidecarPlan) -> &PlannedHttp {
     }
 }
 
-fn target<'p>(plan: &'p SidecarPlan, name: &str) -> &'p PlannedCluster {
-    plan.target(name).expect("the plan has the cluster")
+fn planned_cluster<'p>(plan: &'p SidecarPlan, name: &str) -> &'p PlannedCluster {
+    plan.cluster(name).expect("the plan has the cluster")
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn missing_or_invalid_secret_serves_no_client_and_sends_no_request() {
     for (name, model, problem) in rows {
         let BuiltPlan { plan, problems, .. } = model.build(&mut Builder::new());
         let server = &chain(&plan).tls;
-        let client = &target(&plan, "web").tls;
+        let client = &planned_cluster(&plan, "web").tls;
         match problem {
             None => {
                 assert!(matches!(server, ChainTls::Terminate(_)), "{name}: {server:?}");
@@ -139,14 +139,14 @@ fn last_good_trust_bundle_stays_in_force_but_another_invalid_certificate_is_not_
     let BuiltPlan { plan, problems, .. } =
         good.clone().secret("trust", Secret::Validation(invalid_roots)).build(&mut builder);
     assert!(matches!(chain(&plan).tls, ChainTls::Terminate(_)));
-    assert!(matches!(target(&plan, "web").tls, PlannedClusterTls::Originate { .. }));
+    assert!(matches!(planned_cluster(&plan, "web").tls, PlannedClusterTls::Originate { .. }));
     let [warning] = &problems.warnings[..] else { panic!("{problems:?}") };
     assert!(warning.contains("the last good one stays in force"), "{warning}");
     // The key may have been replaced because it leaked.
     let invalid_key = TlsIdentity { key: DataSource::inline("no key"), ..certificate.identity() };
     let plan = good.secret("identity", Secret::Identity(invalid_key)).build(&mut builder).plan;
     assert!(matches!(chain(&plan).tls, ChainTls::Broken));
-    assert!(matches!(target(&plan, "web").tls, PlannedClusterTls::Broken));
+    assert!(matches!(planned_cluster(&plan, "web").tls, PlannedClusterTls::Broken));
 }
 
 #[test]
@@ -171,15 +171,15 @@ fn cluster_keeps_its_number_while_its_pooled_connections_may_be_reused() {
     ];
     for (change, model, is_kept) in rows {
         let mut builder = Builder::new();
-        let before = target(&good().build(&mut builder).plan, "web").id;
+        let before = planned_cluster(&good().build(&mut builder).plan, "web").id;
         let plan = model.build(&mut builder).plan;
-        assert_eq!(target(&plan, "web").id == before, is_kept, "{change}");
+        assert_eq!(planned_cluster(&plan, "web").id == before, is_kept, "{change}");
         assert_eq!(plan.has_target(before), is_kept, "{change}");
     }
     let mut builder = Builder::new();
-    let before = target(&good().build(&mut builder).plan, "web").id;
+    let before = planned_cluster(&good().build(&mut builder).plan, "web").id;
     assert!(!good().without("web").build(&mut builder).plan.has_target(before));
-    let again = target(&good().build(&mut builder).plan, "web").id;
+    let again = planned_cluster(&good().build(&mut builder).plan, "web").id;
     assert_ne!(again, before, "numbers are not reused");
 }
 
@@ -216,7 +216,8 @@ fn plan_carries_the_revocations_of_a_shrunken_trust_bundle() {
     for (change, model, is_revoked) in rows {
         let mut builder = Builder::new();
         let plan = good().build(&mut builder).plan;
-        let store = target(&plan, "web").secrets.trust.clone().expect("TLS has a trust store");
+        let store =
+            planned_cluster(&plan, "web").secrets.trust.clone().expect("TLS has a trust store");
         let proof = certificate.proof(&store).expect("the certificate is valid");
         assert!(!plan.revocations.invalidates(&proof, store.version()), "{change}");
         let plan = model.build(&mut builder).plan;

@@ -127,9 +127,9 @@ fn response_headers_name_the_endpoint_that_responded() {
         let level = HeaderMutations { response, ..HeaderMutations::default() };
         let variables = || HeaderVariables {
             client: [10, 0, 0, 9].into(),
-            peer: ([10, 0, 0, 9], 1).into(),
+            peer_address: ([10, 0, 0, 9], 1).into(),
             local: ([10, 0, 0, 1], 80).into(),
-            proof: None,
+            peer: None,
             is_tls: false,
             route: "",
             cluster: "web",
@@ -229,7 +229,7 @@ fn limit_of_requests_refuses_the_next_without_a_connection() {
     on_worker(async {
         let endpoint = TestEndpoint::start([&[Send(OK), Send(OK)]]).await;
         let sidecar = Sidecar::with(&[endpoint.address], |cluster| cluster.request_limit = 2);
-        let open = [sidecar.target.balancer.choose(&[]), sidecar.target.balancer.choose(&[])];
+        let open = [sidecar.cluster.balancer.choose(&[]), sidecar.cluster.balancer.choose(&[])];
         let sent = sidecar.send(get("/").into()).await;
         assert_eq!(sent.result(), "overloaded");
         assert_eq!(sent.endpoint, None);

@@ -179,7 +179,7 @@ fn last_chunk_end(body: &str) -> Option<usize> {
 /// A worker with the cluster `web`.
 struct Sidecar {
     worker: SidecarWorker,
-    target: Arc<PlannedCluster>,
+    cluster: Arc<PlannedCluster>,
 }
 
 impl Sidecar {
@@ -198,7 +198,7 @@ impl Sidecar {
             change(cluster);
         });
         let plan = Arc::new(model.build(&mut Builder::new()).plan);
-        let target = plan.target("web").expect("the plan has the cluster").clone();
+        let cluster = plan.cluster("web").expect("the plan has the cluster").clone();
         let access = Writer::start_with(|_| Ok(OpenedSink::stream(std::io::sink())));
         let shared = SidecarShared {
             plans: watch::channel(plan.clone()).1,
@@ -209,7 +209,7 @@ impl Sidecar {
             mark: None,
             reports: mpsc::unbounded_channel().0,
         };
-        Self { worker: SidecarWorker::new(shared, plan), target }
+        Self { worker: SidecarWorker::new(shared, plan), cluster }
     }
 
     fn to(endpoint: &TestEndpoint) -> Self {
@@ -264,7 +264,7 @@ impl Sidecar {
                 client.shutdown().await.expect("the connection is open");
             }
         };
-        let exchange = exchange(&mut call, &self.target, &self.worker, &mut endpoint);
+        let exchange = exchange(&mut call, &self.cluster, &self.worker, &mut endpoint);
         let (result, ()) = tokio::join!(Box::pin(exchange), leaving);
         drop(call);
         let Responder::Http1(Http1Responder { reuse, .. }) = responder else {

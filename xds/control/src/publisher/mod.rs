@@ -44,7 +44,7 @@ pub(crate) struct Publisher {
     /// The errors of the present file.
     errors: Vec<String>,
     status: watch::Sender<ControlStatus>,
-    revoked: watch::Sender<Arc<BTreeSet<String>>>,
+    revoked_serials: watch::Sender<Arc<BTreeSet<String>>>,
     last: Option<AppliedMesh>,
     views: Arc<Views>,
     /// The seed of the flow hash, once it was read.
@@ -99,11 +99,11 @@ pub(crate) struct PublisherSources {
 }
 
 impl Publisher {
-    /// A publisher that has published nothing yet. `revoked` receives the serial numbers of revoked certificates.
+    /// A publisher that has published nothing yet. `revoked_serials` receives those of the revoked certificates.
     pub(crate) fn new(
         PublisherSources { file, store, authorities, clock }: PublisherSources,
         status: watch::Sender<ControlStatus>,
-        revoked: watch::Sender<Arc<BTreeSet<String>>>,
+        revoked_serials: watch::Sender<Arc<BTreeSet<String>>>,
     ) -> Self {
         Self {
             file,
@@ -113,7 +113,7 @@ impl Publisher {
             pending: None,
             errors: Vec::new(),
             status,
-            revoked,
+            revoked_serials,
             last: None,
             views: Arc::default(),
             seed: None,
@@ -140,7 +140,7 @@ impl Publisher {
     pub(crate) async fn watch(
         mut self,
         mut own: ServerCertificate,
-        directory: watch::Sender<Arc<Views>>,
+        published: watch::Sender<Arc<Views>>,
         changed: Arc<Notify>,
         distribution: Arc<dyn TrustDistribution>,
     ) {
@@ -159,7 +159,7 @@ impl Publisher {
             let views = tokio::task::block_in_place(|| self.next());
             if let Some(views) = views {
                 let is_large = views.services() >= MANY_SERVICES;
-                directory.send_replace(views);
+                published.send_replace(views);
                 self.commit_authorities();
                 if is_large {
                     // After the change was passed to the clients' sessions.
@@ -175,7 +175,7 @@ impl Publisher {
     /// New views: of the file if it has changed and is valid, or else of the last valid mesh if revocations or authorities
     /// have changed or the CRL is due. None if nothing has changed.
     fn next(&mut self) -> Option<Arc<Views>> {
-        let is_due = self.is_due();
+        let is_due = self.check_store();
         self.read_changed_file();
         let mut failures = Vec::new();
         if let Some(mesh) = self.pending.take() {
@@ -220,9 +220,9 @@ impl Publisher {
         }
     }
 
-    /// Whether the last valid mesh has to be published again: revocations or authorities in the store have changed, or the
-    /// CRL is due. Updates the store's status as well.
-    fn is_due(&mut self) -> bool {
+    /// Loads changed authorities and revocations from the store, and updates its status. Returns whether the last valid
+    /// mesh has to be published again: something has changed, or the CRL is due.
+    fn check_store(&mut self) -> bool {
         let unreadable = self.store.revoked().err().map(|error| error.to_string());
         let problem = self.store.problem().or(unreadable);
         self.fresh = if problem.is_none() { self.changed_authorities() } else { None };
@@ -232,7 +232,7 @@ impl Publisher {
             changed
         });
         let Some(last) = &self.last else { return false };
-        let revoked = self.revoked(&last.mesh).unwrap_or_else(|_| last.listed.clone());
+        let revoked = self.merge_revocations(&last.mesh).unwrap_or_else(|_| last.listed.clone());
         self.fresh.is_some()
             || revoked != last.listed
             || self.clock.steady().is_ok_and(|now| is_crl_due(last.crl_signed_at, now))
@@ -267,7 +267,7 @@ impl Publisher {
     /// The mesh cannot be encoded, or the store or the authority fails.
     fn apply(&mut self, mesh: Arc<Mesh>) -> Result<Arc<Views>, PublishError> {
         let now = wall_clock();
-        let listed = self.revoked(&mesh)?;
+        let listed = self.merge_revocations(&mesh)?;
         let unchanged = self
             .last
             .as_ref()
@@ -307,7 +307,7 @@ impl Publisher {
             }
         }
         let serials: BTreeSet<String> = listed.iter().map(|entry| entry.serial.clone()).collect();
-        self.revoked.send_if_modified(|revoked| {
+        self.revoked_serials.send_if_modified(|revoked| {
             let is_new = **revoked != serials;
             if is_new {
                 *revoked = Arc::new(serials);
@@ -357,12 +357,12 @@ impl Publisher {
         }
     }
 
-    /// The revocations of the store and the file, ordered by serial number. If the store cannot be read, its last
-    /// revocations are used.
+    /// Stores the revocations of the file that are new. Returns all, ordered by serial number. If the store cannot be
+    /// read, its last revocations are used.
     ///
     /// # Errors
     /// The store cannot be read and never was, or a revocation of the file cannot be stored.
-    fn revoked(&self, mesh: &Mesh) -> Result<Vec<RevokedCertificate>, String> {
+    fn merge_revocations(&self, mesh: &Mesh) -> Result<Vec<RevokedCertificate>, String> {
         let mut revoked = match (self.store.revoked(), &self.last) {
             (Ok(revoked), _) => revoked,
             // A failure of the store must not make a revoked certificate valid.

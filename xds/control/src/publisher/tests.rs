@@ -65,7 +65,7 @@ impl TestPublisher {
     }
 
     fn is_published_as_revoked(&self, serial: &str) -> bool {
-        self.publisher.revoked.borrow().contains(serial)
+        self.publisher.revoked_serials.borrow().contains(serial)
     }
 }
 

@@ -13,7 +13,7 @@ use crate::load_balancer::Balancer;
 pub(crate) struct PlannedCluster {
     /// Stays the same as long as pooled connections to the cluster may be reused.
     pub(crate) id: u64,
-    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) settings: Arc<Cluster>,
     pub(crate) balancer: Balancer,
     pub(crate) tls: PlannedClusterTls,
     pub(super) secrets: PlannedClusterSecrets,

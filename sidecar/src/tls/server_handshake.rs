@@ -29,21 +29,19 @@ impl From<io::Error> for RefusedHandshake {
     }
 }
 
-impl TlsStream {
-    /// Performs the server side of a handshake.
-    ///
-    /// # Errors
-    /// When the handshake fails. The alert was sent as far as the socket accepted it. The caller must call
-    /// [`RefusedHandshake::close`], so that the client receives the alert.
-    pub(crate) async fn accept(
-        config: Arc<ServerConfig>,
-        tcp: TcpStream,
-    ) -> Result<Box<Self>, RefusedHandshake> {
-        let mut stream = Self::server(config, tcp)?;
-        match stream.handshake().await {
-            Ok(()) => Ok(stream),
-            Err(error) => Err(RefusedHandshake { error, stream: Some(stream) }),
-        }
+/// Performs the server side of a handshake.
+///
+/// # Errors
+/// When the handshake fails. The alert was sent as far as the socket accepted it. The caller must call
+/// [`RefusedHandshake::close`], so that the client receives the alert.
+pub(super) async fn server_handshake(
+    config: Arc<ServerConfig>,
+    tcp: TcpStream,
+) -> Result<Box<TlsStream>, RefusedHandshake> {
+    let mut stream = TlsStream::server(config, tcp)?;
+    match stream.handshake().await {
+        Ok(()) => Ok(stream),
+        Err(error) => Err(RefusedHandshake { error, stream: Some(stream) }),
     }
 }
 
