@@ -43,8 +43,10 @@ fn verify_mode_example_works_with_the_commands_in_its_head() {
         ca(&["issue", &format!("spiffe://mesh.local/ns/default/sa/{name}"), "--out", name]);
     }
     publish();
+    std::fs::create_dir(folder.path().join("www")).expect("the folder is writable");
     let mut files = in_folder(python());
-    let _files = Process::start("files", files.args(["-m", "http.server", "8081"]));
+    files.args(["-m", "http.server", "8081", "--bind", "127.0.0.1", "--directory", "www"]);
+    let _files = Process::start("files", &mut files);
     let mut sidecar = in_folder(weft());
     let _sidecar = Process::start("sidecar", sidecar.args(["sidecar", "-c", "verify-mode.yaml"]));
     let status = |words: &str| {
