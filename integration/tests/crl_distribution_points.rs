@@ -15,7 +15,7 @@ use weft_integration::process::run;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig};
 use weft_integration::tls_client::{TlsClient, client_config};
-use weft_integration::tls_contexts::ListenerTls;
+use weft_integration::tls_contexts::TestTls;
 use weft_integration::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -42,13 +42,12 @@ impl Publication {
             json!({"uri": "http://lists.test/mesh.crl", "cluster": "lists", "refresh_seconds": 1});
         let settings = json!({"mode": mode, "distribution_points": [point]});
         let tls = match other {
-            None => ListenerTls::verifying(&own, &signer.root()),
+            None => TestTls::listener(&own, &signer.root()),
             Some((other, crl)) => {
                 let roots = [signer.roots(), other.roots()].concat();
                 std::fs::write(signer.file("roots.pem"), roots).unwrap();
                 std::fs::write(signer.file("other.pem"), crl).unwrap();
-                ListenerTls::verifying(&own, &signer.file("roots.pem"))
-                    .crls(&signer.file("other.pem"))
+                TestTls::listener(&own, &signer.file("roots.pem")).crls(&signer.file("other.pem"))
             }
         };
         let mut config = SingleSidecarConfig::for_upstream(

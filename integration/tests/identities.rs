@@ -23,7 +23,7 @@ use weft_integration::port;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
-use weft_integration::tls_contexts::ListenerTls;
+use weft_integration::tls_contexts::TestTls;
 
 const WEB: &[u8] = b"spiffe://mesh.local/ns/default/sa/web";
 
@@ -90,7 +90,7 @@ impl TestSetup {
             serial: String::new(),
         };
         let trusted = write("roots.pem", &roots);
-        let tls = ListenerTls::verifying(&own, &trusted).socket();
+        let tls = TestTls::listener(&own, &trusted).socket();
         let guarded = port::free();
         let open = port::free();
         let admin = port::free();

@@ -21,7 +21,7 @@ use weft_integration::port;
 use weft_integration::process::{Process, weft};
 use weft_integration::single_sidecar::{SingleSidecarConfig, UpstreamHttp as Single};
 use weft_integration::tls_client::{TlsClient, client_config};
-use weft_integration::tls_contexts::{ClusterTls, ListenerTls, verify_mode};
+use weft_integration::tls_contexts::{TestTls, verify_mode};
 use weft_integration::wait::eventually;
 
 const DAY: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
@@ -188,17 +188,17 @@ impl KeyedSidecarConfig {
             .zip([&server, &second, &client, &other, &half])
             .map(|(name, identity)| KeyFragments::of(name, &identity.key))
             .collect();
-        let tls = ListenerTls::verifying(&signer.write_files("server", &server), &signer.root())
+        let tls = TestTls::listener(&signer.write_files("server", &server), &signer.root())
             .crls(&signer.crl_file());
         let inline =
             |identity: &PemIdentity| tls.clone().inline_certificate(&identity.chain, &identity.key);
         let client_files = signer.write_files("client", &client);
-        let upstream = ClusterTls::to_service(&client_files, &signer.root(), "server")
+        let upstream = TestTls::cluster(&client_files, &signer.root(), "server")
             .inline_certificate(&client.chain, &client.key);
         let mismatched = PemIdentity { key: other.key, ..second.clone() };
         let cut = half.key.len() - 40;
         let cut = PemIdentity { key: half.key.chars().take(cut).collect(), ..half };
-        let serve = |name, port, tls: ListenerTls| {
+        let serve = |name, port, tls: TestTls| {
             listener(name, port, http(&route_to("service", 15), &[]), Some(tls.socket()))
         };
         let listens = [port::free(), port::free()];

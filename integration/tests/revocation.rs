@@ -17,7 +17,7 @@ use weft_integration::scripted_server::{ScriptedServer, read_head};
 use weft_integration::sidecar_pair::{SidecarLaunch, TestSidecar};
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::tls_client::{TlsClient, client_config, client_config_trusting};
-use weft_integration::tls_contexts::{ClusterTls, ListenerTls, verify_mode};
+use weft_integration::tls_contexts::{TestTls, verify_mode};
 use weft_integration::wait::{eventually, pause};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -220,7 +220,7 @@ fn revoked_endpoint_gets_no_new_requests_and_its_connection_is_closed() {
     let service = start_as(&signer, &origin, &server);
     let ours = signer.write_files("client", &signer.sign("client", DAY));
     let wanted = |speaks| {
-        let tls = ClusterTls::to_service(&ours, &signer.root(), "server").crls(&signer.crl_file());
+        let tls = TestTls::cluster(&ours, &signer.root(), "server").crls(&signer.crl_file());
         let mut wanted =
             SingleSidecarConfig::for_upstream(service.port, speaks).with_one_worker(&[]);
         wanted.clusters = vec![cluster("service", &[service.port], speaks, Some(tls.socket()))];
@@ -270,7 +270,7 @@ fn clients_of_a_removed_root_are_disconnected() {
     std::fs::write(&roots, format!("{}{}", signer.roots(), stranger.roots())).unwrap();
     let server = signer.write_files("server", &signer.sign("server", DAY));
     let mut wanted = SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::AsClient);
-    wanted.tls = Some(ListenerTls::verifying(&server, &roots).socket());
+    wanted.tls = Some(TestTls::listener(&server, &roots).socket());
     let sidecar = wanted.start();
     let call = |identity: &PemIdentity, signed: &TestAuthority| {
         let config = client_config_trusting(signer.roots(), identity, "server", "http/1.1");
@@ -299,7 +299,7 @@ fn start_with_policy(
     let mut wanted =
         SingleSidecarConfig::for_upstream(origin.port, UpstreamHttp::Http1).with_one_worker(&[]);
     let server = signer.write_files("server", &signer.sign("server", DAY));
-    let tls = ListenerTls::verifying(&server, &signer.root()).crls(lists);
+    let tls = TestTls::listener(&server, &signer.root()).crls(lists);
     wanted.tls = Some(tls.revocation_policy(settings).socket());
     wanted.start()
 }

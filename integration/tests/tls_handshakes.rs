@@ -11,7 +11,7 @@ use weft_integration::process::run;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::tls_client::{TlsClient, client_config, client_config_trusting};
-use weft_integration::tls_contexts::{ListenerTls, verify_mode};
+use weft_integration::tls_contexts::{TestTls, verify_mode};
 
 fn start(
     root: &std::path::Path,
@@ -123,7 +123,7 @@ fn unverified_client_certificate_is_forwarded_whole_and_is_no_identity() {
             UpstreamHttp::Http1,
         )
         .with("forward_client_cert_details", json!("SANITIZE_SET"));
-        let tls = ListenerTls::verifying(&server, &hands.root()).unverified();
+        let tls = TestTls::listener(&server, &hands.root()).unverified();
         wanted.tls = Some(tls.requires_certificate(required).socket());
         wanted.filters = filters.to_vec();
         wanted.start()
@@ -216,7 +216,7 @@ fn key_exchange_uses_the_configured_groups() {
             ScriptedServer::echoing_heads().port,
             UpstreamHttp::Http1,
         );
-        let tls = ListenerTls::verifying(&server, &signer.root()).crls(&signer.crl_file());
+        let tls = TestTls::listener(&server, &signer.root()).crls(&signer.crl_file());
         wanted.tls = Some(tls.parameters(json!({"ecdh_curves": groups})).socket());
         let alone = wanted.start();
         let logged_group = || {

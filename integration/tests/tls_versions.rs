@@ -23,7 +23,7 @@ use weft_integration::process::{Process, python, run};
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
 use weft_integration::tls_client::TlsClient;
-use weft_integration::tls_contexts::ListenerTls;
+use weft_integration::tls_contexts::TestTls;
 use weft_integration::wait::eventually;
 use weft_model::{StringMatch, TlsParameters, TlsVersion};
 
@@ -36,7 +36,7 @@ fn listener_with(
     parameters: &Value,
     required: bool,
 ) -> SingleSidecar {
-    let tls = ListenerTls::verifying(server, &signer.root())
+    let tls = TestTls::listener(server, &signer.root())
         .crls(&signer.crl_file())
         .requires_certificate(required)
         .parameters(parameters.clone());
@@ -243,7 +243,7 @@ fn envoy_with_default_tls_parameters_interoperates_in_both_directions() {
     let caller = port::free();
     let callee = port::free();
     let admin = port::free();
-    let tls = ListenerTls::verifying(&server, &signer.root())
+    let tls = TestTls::listener(&server, &signer.root())
         .crls(&signer.crl_file())
         .requires_certificate(false)
         .parameters(json!({"tls_maximum_protocol_version": "TLSv1_2"}));

@@ -20,7 +20,7 @@ use weft_integration::process::Process;
 use weft_integration::scripted_server::ScriptedServer;
 use weft_integration::sidecar_pair::TestSidecar;
 use weft_integration::single_sidecar::{SingleSidecar, SingleSidecarConfig, UpstreamHttp};
-use weft_integration::tls_contexts::{ListenerTls, mutual_tls};
+use weft_integration::tls_contexts::{TestTls, mutual_tls};
 use weft_integration::wait::eventually;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -292,7 +292,7 @@ fn proxied_tcp_connection_is_logged_with_its_byte_counts() {
     let log = json!([{"name": "stdout", "typed_config":
         any("envoy.extensions.access_loggers.stream.v3.StdoutAccessLog", json!({}))}]);
     let proxy = json!({"cluster": "echo", "access_log": log});
-    let tls = ListenerTls::verifying(&python_pki.identity("good"), &python_pki.root())
+    let tls = TestTls::listener(&python_pki.identity("good"), &python_pki.root())
         .crls(&python_pki.crl_file())
         .requires_certificate(false);
     let listener = tcp_tls_listener("tcp", ([127, 0, 0, 1], at).into(), proxy, Some(tls.socket()));

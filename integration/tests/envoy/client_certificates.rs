@@ -10,7 +10,7 @@ use weft_integration::crafted_pki::{
 use weft_integration::http1::header;
 use weft_integration::mesh_pki::{IdentityFiles, MeshPki, spiffe_id};
 use weft_integration::tls_client::{TlsClient, client_config_trusting};
-use weft_integration::tls_contexts::ListenerTls;
+use weft_integration::tls_contexts::TestTls;
 
 use crate::comparison::{Service, Setup, serving};
 
@@ -107,7 +107,7 @@ fn client_certificate_header_equals_that_of_envoy() {
         serial: String::new(),
     };
     let trusted = write("roots.pem", &authority.pem());
-    let tls = ListenerTls::verifying(&own, &trusted).socket();
+    let tls = TestTls::listener(&own, &trusted).socket();
     let service = Service::start();
     let setup = Setup::secured(&service, &listeners, Some(&tls));
     let clients = clients(&issuing);
